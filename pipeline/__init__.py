@@ -1,0 +1,1 @@
+"""Raw scans to sealed Zarr datasets; knows nothing of models."""

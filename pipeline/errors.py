@@ -1,0 +1,45 @@
+"""The few errors that a user can cause and can mend."""
+
+from __future__ import annotations
+
+
+class NormscopeError(Exception):
+    """Something that the user can mend, said in one line.
+
+    Args:
+        item: The file, URL or setting at fault.
+        problem: What is wrong with it, the offending value included.
+        remedy: What to do next, as an imperative sentence.
+    """
+
+    def __init__(self, item: str, problem: str, remedy: str) -> None:
+        # All three reach Exception.args, so that the error pickles across processes.
+        super().__init__(item, problem, remedy)
+        self.item, self.problem, self.remedy = item, problem, remedy
+
+    def __str__(self) -> str:
+        return f"{self.item}: {self.problem}. {self.remedy}"
+
+
+class SourceError(NormscopeError):
+    """A slide, image, table or annotation that cannot be used."""
+
+
+class SchemaError(NormscopeError):
+    """A dataset that is not what its reader needs: unsealed, other version, other shape."""
+
+
+class StorageError(NormscopeError):
+    """A URL that cannot be read or written: bucket, credentials, endpoint, path."""
+
+
+class SettingsError(NormscopeError):
+    """Settings that contradict each other or the data."""
+
+
+class WeightsError(NormscopeError):
+    """A weight file that is missing or holds other layers than asked for."""
+
+
+class RegistryError(NormscopeError):
+    """A model version or alias that the registry does not have or cannot serve."""

@@ -1,0 +1,79 @@
+"""What the sources list: frozen records that pass between the rooms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Final, Literal, TypeAlias
+
+Split: TypeAlias = Literal["train", "validation", "test"]
+SPLITS: Final[tuple[Split, ...]] = ("train", "validation", "test")
+Scalar: TypeAlias = str | int | float | bool
+
+
+class Label(IntEnum):
+    """What is known of an image, slide or tile."""
+
+    NORMAL = 0
+    ANOMALOUS = 1
+    UNKNOWN = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Slide:
+    """One whole-slide image and what its archive says of it.
+
+    Args:
+        slide_id: Unique in the dataset; the group of all its tiles.
+        url: Where the file lies: plain path, `file://` or `s3://`.
+        version: Changes when the file does (size and time, or the object's ETag).
+        label: Of the slide as a whole.
+        split: The official split, or None where there is none.
+        annotation_url: Its lesion polygons (ASAP XML), or None.
+    """
+
+    slide_id: str
+    url: str
+    version: str
+    label: Label = Label.UNKNOWN
+    split: Split | None = None
+    annotation_url: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SourceImage:
+    """One file that holds one image: a radiograph, or a tile cut by somebody else.
+
+    Args:
+        image_id: Unique in the dataset.
+        group_id: The patient or slide it comes from; splits never divide a group.
+        url: Where the file lies: plain path, `file://` or `s3://`.
+        version: Changes when the file does (size and time, or the object's ETag).
+        label: Of the image.
+        split: The official split, or None where there is none.
+        columns: Further columns of the dataset, e.g. `view_position`, `age_years`.
+    """
+
+    image_id: str
+    group_id: str
+    url: str
+    version: str
+    label: Label = Label.UNKNOWN
+    split: Split | None = None
+    columns: Mapping[str, Scalar] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestEntry:
+    """What became of one item of a batch: nothing attempted goes unmentioned.
+
+    Args:
+        item: The file's URL, or the table row's image name.
+        state: `done`, `skipped` (left out on purpose, or absent) or `failed`.
+        reason: Why, for `skipped` and `failed`; empty for `done`.
+    """
+
+    item: str
+    state: Literal["done", "skipped", "failed"]
+    reason: str = ""

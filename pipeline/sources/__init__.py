@@ -1,0 +1,1 @@
+"""Where scans come from: each module reads one official layout."""

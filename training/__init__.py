@@ -1,0 +1,1 @@
+"""Sealed datasets to models, and models to scores."""

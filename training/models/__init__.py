@@ -1,0 +1,1 @@
+"""Networks, and the schedule by which they grow."""
