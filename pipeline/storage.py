@@ -1,0 +1,298 @@
+"""URLs to bytes, listings and Zarr stores: the project's only object-store I/O.
+
+A URL is a plain path, `file:///path`, `s3://bucket/key` or, for tests, `memory://name/key`.
+Credentials and the endpoint of S3 come from the usual `AWS_*` variables, which obstore and boto3
+read themselves: keys passed as arguments would end up in pickles.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Final, Literal
+from urllib.parse import unquote, urlsplit
+
+import obstore
+from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.store import LocalStore, MemoryStore, S3Store
+from zarr.storage import ObjectStore, StorePath
+
+from pipeline.errors import StorageError
+
+CREDENTIALS_REMEDY: Final = (
+    "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_ENDPOINT_URL for a server of your "
+    "own) where the work runs"
+)
+BUCKET_REMEDY: Final = "Create the bucket, or correct its name in the URL"
+_ABSENT_REMEDY: Final = "Check the spelling of the URL"
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """One file or object.
+
+    Args:
+        url: In the form of the URL that it was listed under.
+        size_bytes: Its size.
+        version: Changes when the content does: the ETag, or size and modification time.
+    """
+
+    url: str
+    size_bytes: int
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A parsed URL; `root` is the bucket or the memory store's name, empty for files."""
+
+    scheme: Literal["file", "s3", "memory"]
+    root: str
+    key: str
+
+
+def parse(url: str) -> Place:
+    """Take a URL apart.
+
+    Raises:
+        StorageError: It has another scheme.
+    """
+    if "://" not in url:
+        return Place("file", "", str(Path(url).absolute()))
+    parts = urlsplit(url, allow_fragments=False)
+    if parts.scheme == "file" and parts.netloc in {"", "localhost"}:
+        return Place("file", "", unquote(parts.path))
+    # A `?` is a legal character of an object's key, so the query is put back.
+    key = (parts.path + (f"?{parts.query}" if parts.query else "")).strip("/")
+    if parts.scheme == "s3" and parts.netloc:
+        return Place("s3", parts.netloc, key)
+    if parts.scheme == "memory" and parts.netloc:
+        return Place("memory", parts.netloc, key)
+    raise StorageError(
+        url, "not a URL that can be stored to", "Use a path, file:///path or s3://bucket/key"
+    )
+
+
+def join(url: str, *parts: str) -> str:
+    """Append path segments to a URL."""
+    return "/".join([url.rstrip("/"), *(part.strip("/") for part in parts)])
+
+
+def name_of(url: str) -> str:
+    """The last segment of a URL: the file's name."""
+    return parse(url).key.rpartition("/")[2]
+
+
+@lru_cache(maxsize=64)
+def _objects(scheme: Literal["s3", "memory"], root: str) -> S3Store | MemoryStore:
+    if scheme == "memory":
+        return MemoryStore()
+    return S3Store(root, client_options={"allow_http": True})
+
+
+def reset_connections() -> None:
+    """Forget every open connection and memory store, e.g. after `AWS_*` variables changed."""
+    _objects.cache_clear()
+
+
+@contextmanager
+def translated(url: str) -> Iterator[None]:
+    """Turn the libraries' errors into one line with a remedy."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except FileNotFoundError as error:
+        # obstore's NotFoundError is a FileNotFoundError too.
+        if "NoSuchBucket" in str(error):
+            raise StorageError(url, "the bucket does not exist", BUCKET_REMEDY) from error
+        raise StorageError(url, "no such file or object", _ABSENT_REMEDY) from error
+    except PermissionError as error:
+        raise StorageError(
+            url, "access denied", "Check the credentials and their rights"
+        ) from error
+    except (BaseError, OSError) as error:
+        text = str(error)
+        if "169.254.169.254" in text:
+            raise StorageError(url, "no credentials for S3", CREDENTIALS_REMEDY) from error
+        if "403 Forbidden" in text or "InvalidAccessKeyId" in text or "AccessDenied" in text:
+            raise StorageError(url, "access denied by S3", CREDENTIALS_REMEDY) from error
+        first = text.splitlines()[0] if text else type(error).__name__
+        raise StorageError(
+            url, f"storage failed ({first})", "Check that the server or disk answers, then rerun"
+        ) from error
+
+
+def _local_version(status: os.stat_result) -> str:
+    return f"{status.st_size}-{status.st_mtime_ns}"
+
+
+def list_objects(url: str) -> list[ObjectInfo]:
+    """List every file below a folder or prefix, sorted by URL.
+
+    Args:
+        url: A folder, a prefix ending at a `/`, or one file, which is then the only entry.
+
+    Returns:
+        The files; empty if there are none.
+
+    Raises:
+        StorageError: The bucket, the credentials or the folder cannot be read.
+    """
+    place = parse(url)
+    with translated(url):
+        if place.scheme == "file":
+            return sorted(_walk(url, Path(place.key)), key=lambda info: info.url)
+        store = _objects(place.scheme, place.root)
+        base = f"{place.scheme}://{place.root}"
+        found = [
+            ObjectInfo(f"{base}/{meta['path']}", meta["size"], meta["e_tag"] or "")
+            for batch in obstore.list(store, prefix=place.key or None)
+            for meta in batch
+        ]
+        if not found and place.key:
+            with suppress(FileNotFoundError):
+                found = [_head(url, place)]
+    return sorted(found, key=lambda info: info.url)
+
+
+def _walk(url: str, root: Path) -> Iterator[ObjectInfo]:
+    if root.is_file():
+        yield ObjectInfo(url, root.stat().st_size, _local_version(root.stat()))
+        return
+    for folder, _, names in os.walk(root, followlinks=True):
+        for name in names:
+            path = Path(folder, name)
+            with suppress(FileNotFoundError):  # removed meanwhile, or a link to nowhere
+                status = path.stat()
+                child = join(url, path.relative_to(root).as_posix())
+                yield ObjectInfo(child, status.st_size, _local_version(status))
+
+
+def _head(url: str, place: Place) -> ObjectInfo:
+    if place.scheme == "file":
+        status = Path(place.key).stat()
+        return ObjectInfo(url, status.st_size, _local_version(status))
+    meta = obstore.head(_objects(place.scheme, place.root), place.key)
+    return ObjectInfo(url, meta["size"], meta["e_tag"] or "")
+
+
+def describe(url: str) -> ObjectInfo:
+    """Size and version of one file.
+
+    Raises:
+        StorageError: It does not exist or cannot be reached.
+    """
+    with translated(url):
+        return _head(url, parse(url))
+
+
+def exists(url: str) -> bool:
+    """Whether the URL names a file or object (not a folder or prefix)."""
+    place = parse(url)
+    if place.scheme == "file":
+        return Path(place.key).is_file()
+    with translated(url):
+        try:
+            _head(url, place)
+        except FileNotFoundError:
+            return False
+    return True
+
+
+def read_bytes(url: str) -> bytes:
+    """Read one whole file.
+
+    Raises:
+        StorageError: It does not exist or cannot be reached.
+    """
+    place = parse(url)
+    with translated(url):
+        if place.scheme == "file":
+            return Path(place.key).read_bytes()
+        return bytes(obstore.get(_objects(place.scheme, place.root), place.key).bytes())
+
+
+def write_bytes(url: str, data: bytes) -> None:
+    """Write one whole file: readers see the old content or the new, never a part.
+
+    Raises:
+        StorageError: The place cannot be written.
+    """
+    place = parse(url)
+    with translated(url):
+        if place.scheme != "file":
+            obstore.put(_objects(place.scheme, place.root), place.key, data)
+            return
+        with _beside(Path(place.key), data) as temporary:
+            temporary.replace(place.key)
+
+
+def create_bytes(url: str, data: bytes) -> bool:
+    """Write one whole file unless there is one: of many writers exactly one wins.
+
+    Returns:
+        Whether this call created it.
+
+    Raises:
+        StorageError: The place cannot be written.
+    """
+    place = parse(url)
+    with translated(url):
+        try:
+            if place.scheme != "file":
+                obstore.put(_objects(place.scheme, place.root), place.key, data, mode="create")
+                return True
+            with _beside(Path(place.key), data) as temporary:
+                os.link(temporary, place.key)
+        except (AlreadyExistsError, FileExistsError):
+            return False
+    return True
+
+
+@contextmanager
+def _beside(target: Path, data: bytes) -> Iterator[Path]:
+    """A temporary file with the data, in the target's folder so that a rename is atomic."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def delete(url: str) -> None:
+    """Delete one file or object; one that is absent is no error."""
+    place = parse(url)
+    with translated(url):
+        if place.scheme == "file":
+            Path(place.key).unlink(missing_ok=True)
+            return
+        with suppress(FileNotFoundError):
+            obstore.delete(_objects(place.scheme, place.root), place.key)
+
+
+def open_zarr_store(url: str, *, read_only: bool) -> StorePath:
+    """Where zarr-python finds or makes the group at a URL; picklable unless in memory.
+
+    Raises:
+        StorageError: The folder cannot be made.
+    """
+    place = parse(url)
+    with translated(url):
+        if place.scheme != "file":
+            store: S3Store | MemoryStore = _objects(place.scheme, place.root)
+            return StorePath(ObjectStore(store, read_only=read_only), place.key)
+        folder = LocalStore(place.key, mkdir=not read_only)
+        return StorePath(ObjectStore(folder, read_only=read_only))
