@@ -1,0 +1,60 @@
+"""Micrometres a pixel (mpp), from what a slide file says of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final, Literal, TypeAlias
+
+from pipeline.errors import SourceError
+
+MppSource: TypeAlias = Literal["vendor property", "TIFF resolution tags", "settings"]
+
+# Outside of these no microscope scans: 72 dots per inch, a writer's default, is 352.8 um/px.
+_MPP_LIMITS_UM: Final = (0.01, 100.0)
+_UM_PER_RESOLUTION_UNIT: Final[Mapping[str, float]] = {"inch": 25_400.0, "centimeter": 10_000.0}
+_MPP_REMEDY: Final = "Give the slide's um/px in the setting `mpp_override_um`"
+
+
+def find_mpp(
+    properties: Mapping[str, str], override_um: float | None, item: str
+) -> tuple[tuple[float, float], MppSource]:
+    """Micrometres per level-0 pixel, and where the value comes from: refused rather than guessed.
+
+    Args:
+        properties: OpenSlide's, of the slide.
+        override_um: Of the user, for both axes; wins over the properties.
+        item: The slide's name, for errors.
+
+    Returns:
+        (y, x) in um/px, and its source.
+
+    Raises:
+        SourceError: There is no value, or it is impossible.
+    """
+    if override_um is not None:
+        return _checked_mpp((override_um, override_um), "settings", item), "settings"
+    source: MppSource = "vendor property"
+    texts = [properties.get(f"openslide.mpp-{axis}") for axis in "yx"]
+    per_unit = _UM_PER_RESOLUTION_UNIT.get(properties.get("tiff.ResolutionUnit", ""))
+    if properties.get("openslide.vendor") == "generic-tiff":
+        source = "TIFF resolution tags"  # which is where OpenSlide takes it from
+    elif None in texts and per_unit is not None:
+        source = "TIFF resolution tags"
+        tags = [float(properties.get(f"tiff.{axis}Resolution", 0)) for axis in "YX"]
+        texts = [str(per_unit / tag) if tag > 0 else None for tag in tags]
+    if texts[0] is None or texts[1] is None:
+        power = properties.get("openslide.objective-power")
+        known = f", only an objective power of {power}, which does not fix it" if power else ""
+        raise SourceError(item, f"no um/px (mpp) in the file{known}", _MPP_REMEDY)
+    return _checked_mpp((float(texts[0]), float(texts[1])), source, item), source
+
+
+def _checked_mpp(mpp_yx: tuple[float, float], source: MppSource, item: str) -> tuple[float, float]:
+    low, high = _MPP_LIMITS_UM
+    if not all(low <= mpp <= high for mpp in mpp_yx):
+        raise SourceError(
+            item,
+            f"{mpp_yx[0]:g} x {mpp_yx[1]:g} um/px (mpp, from {source}) is impossible for a slide",
+            _MPP_REMEDY,
+        )
+    return mpp_yx
