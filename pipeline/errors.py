@@ -33,6 +33,10 @@ class StorageError(NormscopeError):
     """A URL that cannot be read or written: bucket, credentials, endpoint, path."""
 
 
+class AbsentError(StorageError):
+    """A file or object that is not there, on a disk or server that answers."""
+
+
 class SettingsError(NormscopeError):
     """Settings that contradict each other or the data."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final, Literal, TypeAlias
@@ -10,6 +10,11 @@ from typing import Final, Literal, TypeAlias
 Split: TypeAlias = Literal["train", "validation", "test"]
 SPLITS: Final[tuple[Split, ...]] = ("train", "validation", "test")
 Scalar: TypeAlias = str | int | float | bool
+Progress: TypeAlias = Callable[[int, int], None]  # (done, in all)
+
+
+def ignore_progress(done: int, total: int) -> None:
+    """Show nothing."""
 
 
 class Label(IntEnum):

@@ -1,4 +1,4 @@
-"""URLs to bytes, listings and Zarr stores: the project's only object-store I/O.
+"""URLs to bytes, listings and Zarr stores.
 
 A URL is a plain path, `file:///path`, `s3://bucket/key` or, for tests, `memory://name/key`.
 Credentials and the endpoint of S3 come from the usual `AWS_*` variables, which obstore and boto3
@@ -22,7 +22,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, MemoryStore, S3Store
 from zarr.storage import ObjectStore, StorePath
 
-from pipeline.errors import StorageError
+from pipeline.errors import AbsentError, StorageError
 
 CREDENTIALS_REMEDY: Final = (
     "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_ENDPOINT_URL for a server of your "
@@ -96,7 +96,7 @@ def _objects(scheme: Literal["s3", "memory"], root: str) -> S3Store | MemoryStor
 
 
 def reset_connections() -> None:
-    """Forget every open connection and memory store, e.g. after `AWS_*` variables changed."""
+    """Forget connections and memory stores, e.g. after `AWS_*` variables changed."""
     _objects.cache_clear()
 
 
@@ -111,7 +111,7 @@ def translated(url: str) -> Iterator[None]:
         # obstore's NotFoundError is a FileNotFoundError too.
         if "NoSuchBucket" in str(error):
             raise StorageError(url, "the bucket does not exist", BUCKET_REMEDY) from error
-        raise StorageError(url, "no such file or object", _ABSENT_REMEDY) from error
+        raise AbsentError(url, "no such file or object", _ABSENT_REMEDY) from error
     except PermissionError as error:
         raise StorageError(
             url, "access denied", "Check the credentials and their rights"
@@ -123,9 +123,8 @@ def translated(url: str) -> Iterator[None]:
         if "403 Forbidden" in text or "InvalidAccessKeyId" in text or "AccessDenied" in text:
             raise StorageError(url, "access denied by S3", CREDENTIALS_REMEDY) from error
         first = text.splitlines()[0] if text else type(error).__name__
-        raise StorageError(
-            url, f"storage failed ({first})", "Check that the server or disk answers, then rerun"
-        ) from error
+        remedy = "Check that the server or disk answers, then rerun"
+        raise StorageError(url, f"storage failed ({first})", remedy) from error
 
 
 def _local_version(status: os.stat_result) -> str:
@@ -133,13 +132,10 @@ def _local_version(status: os.stat_result) -> str:
 
 
 def list_objects(url: str) -> list[ObjectInfo]:
-    """List every file below a folder or prefix, sorted by URL.
+    """List every file below a folder or prefix, sorted by URL; empty if there are none.
 
     Args:
         url: A folder, a prefix ending at a `/`, or one file, which is then the only entry.
-
-    Returns:
-        The files; empty if there are none.
 
     Raises:
         StorageError: The bucket, the credentials or the folder cannot be read.
@@ -186,7 +182,8 @@ def describe(url: str) -> ObjectInfo:
     """Size and version of one file.
 
     Raises:
-        StorageError: It does not exist or cannot be reached.
+        AbsentError: It does not exist.
+        StorageError: It cannot be reached.
     """
     with translated(url):
         return _head(url, parse(url))
@@ -209,7 +206,8 @@ def read_bytes(url: str) -> bytes:
     """Read one whole file.
 
     Raises:
-        StorageError: It does not exist or cannot be reached.
+        AbsentError: It does not exist.
+        StorageError: It cannot be reached.
     """
     place = parse(url)
     with translated(url):
@@ -287,6 +285,7 @@ def open_zarr_store(url: str, *, read_only: bool) -> StorePath:
     """Where zarr-python finds or makes the group at a URL; picklable unless in memory.
 
     Raises:
+        AbsentError: There is no such folder to read.
         StorageError: The folder cannot be made.
     """
     place = parse(url)
@@ -294,5 +293,7 @@ def open_zarr_store(url: str, *, read_only: bool) -> StorePath:
         if place.scheme != "file":
             store: S3Store | MemoryStore = _objects(place.scheme, place.root)
             return StorePath(ObjectStore(store, read_only=read_only), place.key)
+        if read_only and not Path(place.key).is_dir():
+            raise AbsentError(url, "no such folder", _ABSENT_REMEDY)
         folder = LocalStore(place.key, mkdir=not read_only)
         return StorePath(ObjectStore(folder, read_only=read_only))

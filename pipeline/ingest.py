@@ -1,0 +1,200 @@
+"""Plan -> write shards -> seal: the one way in which any dataset is made.
+
+A plan fixes every image's place first. Then each task makes one whole shard, and nothing else
+writes there. A shard is made again only if its key of work has changed: the versions of its
+sources, the reader and its parameters, the rows, the code. The root document is written last and
+seals the dataset; whoever is killed before leaves an unsealed one, and a rerun finishes it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+
+from pipeline import storage
+from pipeline.engines import MapWork
+from pipeline.errors import SchemaError, SourceError
+from pipeline.manifest import account_for, write_manifest
+from pipeline.plan import Plan, Reader
+from pipeline.records import ManifestEntry, Progress, ignore_progress
+from pipeline.schema import JSON, DatasetSpec, open_dataset, write_documents
+from pipeline.shards import Commit, cut_shards, make_shard
+from pipeline.staging import require_reachable
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class IngestReport:
+    """The outcome of an ingest.
+
+    Args:
+        url: Of the sealed dataset.
+        fingerprint: Of its content and parameters.
+        image_count: Rows, unreadable ones included.
+        unreadable_count: Rows marked unreadable.
+        shards_made: Shards written by this run.
+        shards_kept: Shards that an earlier run had made from the same input.
+        manifest: What became of every item.
+        seconds: Wall time.
+    """
+
+    url: str
+    fingerprint: str
+    image_count: int
+    unreadable_count: int
+    shards_made: int
+    shards_kept: int
+    manifest: tuple[ManifestEntry, ...]
+    seconds: float
+
+    @property
+    def failures(self) -> tuple[ManifestEntry, ...]:
+        """The items that failed."""
+        return tuple(entry for entry in self.manifest if entry.state == "failed")
+
+
+def ingest(
+    url: str,
+    plan: Plan,
+    reader: Reader[Any],
+    map_work: MapWork,
+    *,
+    on_progress: Progress = ignore_progress,
+) -> IngestReport:
+    """Write and seal a dataset; run again after any interruption to finish it.
+
+    Args:
+        url: Of the dataset.
+        plan: What to write.
+        reader: How to read it.
+        map_work: An engine of `pipeline.engines`.
+        on_progress: Called with images done and in all.
+
+    Raises:
+        StorageError: The destination cannot be written.
+        SourceError: The plan is empty.
+    """
+    began = time.monotonic()
+    spec = plan.spec
+    if spec.image_count == 0:
+        reason = plan.rejected[0].reason if plan.rejected else "nothing was listed"
+        raise SourceError(
+            url, f"no image to write ({reason})", "Check the source's URL and filters"
+        )
+    require_reachable(url)
+    before = _read_commits(url)
+    tasks = list(cut_shards(plan, reader))
+    commits = {
+        task.shard: before[task.shard]
+        for task in tasks
+        if task.shard in before and before[task.shard].key == task.key
+    }
+    pending = [task for task in tasks if task.shard not in commits]
+    logger.info(
+        "%s: %d images in %d shards (%.1f MiB raw), %d shards to make",
+        url, spec.image_count, len(tasks), spec.raw_bytes / 2**20, len(pending),
+    )  # fmt: skip
+    if pending:
+        _write_changed(url, write_documents(spec, None))
+        _sweep(url, spec)
+    done = spec.image_count - sum(len(task.source_index) for task in pending)
+    on_progress(done, spec.image_count)
+    for commit in map_work(partial(make_shard, url, reader), pending):
+        commits[commit.shard] = commit
+        done += len(tasks[commit.shard].source_index)
+        on_progress(done, spec.image_count)
+    ordered = [commits[shard] for shard in range(spec.shard_count)]
+    fingerprint = _seal(url, plan, ordered)
+    unreadable = dict(pair for commit in ordered for pair in commit.unreadable)
+    manifest = account_for(plan.sources, plan.source_index, unreadable, plan.rejected)
+    report = IngestReport(
+        url, fingerprint, spec.image_count, len(unreadable), len(pending),
+        len(tasks) - len(pending), manifest, time.monotonic() - began,
+    )  # fmt: skip
+    write_manifest(storage.join(url, "manifest.json"), manifest, sealed_at=datetime.now(UTC))
+    return report
+
+
+def _read_commits(url: str) -> dict[int, Commit]:
+    """Commits of earlier runs; none where there is no dataset of this schema."""
+    try:
+        texts = open_dataset(url, allow_unsealed=True).read_commits()
+    except SchemaError:
+        return {}
+    return {shard: Commit.from_json(shard, text) for shard, text in enumerate(texts) if text}
+
+
+def _write_changed(url: str, documents: Mapping[str, bytes]) -> None:
+    """Write metadata documents, leaving alone what is already so.
+
+    The root comes first, so that a dataset is unsealed before anything else in it changes; when
+    sealing, only the root differs.
+    """
+    for key, data in sorted(documents.items(), key=lambda item: item[0].count("/")):
+        target = storage.join(url, key)
+        if not storage.exists(target) or storage.read_bytes(target) != data:
+            storage.write_bytes(target, data)
+
+
+def _sweep(url: str, spec: DatasetSpec) -> None:
+    """Delete what no reader would see: shards beyond the end, leftovers of a killed writer."""
+    kept = set(write_documents(spec, None)) | {"manifest.json"}
+    last = spec.shard_count
+    for info in storage.list_objects(url):
+        key = info.url[len(url.rstrip("/")) + 1 :]
+        array, _, chunk = key.partition("/c/")
+        number = chunk.split("/")[0]
+        is_shard = f"{array}/zarr.json" in kept and number.isdecimal() and int(number) < last
+        if key not in kept and not is_shard and not key.startswith("review/"):
+            storage.delete(info.url)
+
+
+def _seal(url: str, plan: Plan, commits: Sequence[Commit]) -> str:
+    """Write the sealed root document and return the fingerprint."""
+    identity = {
+        key: value for key, value in plan.spec.attributes().items() if key != "code_version"
+    }
+    digests: list[JSON] = [commit.digest for commit in commits]
+    facts = {**identity, "shard_images": plan.spec.shard_images, "shards": digests}
+    fingerprint = sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    unreadable = [row for commit in commits for row, _ in commit.unreadable]
+    seal: dict[str, JSON] = {
+        "fingerprint": fingerprint,
+        "coverage": settle_coverage(plan, unreadable),
+        "unreadable_count": len(unreadable),
+    }
+    _write_changed(url, write_documents(plan.spec, seal))
+    return fingerprint
+
+
+def settle_coverage(plan: Plan, unreadable: Sequence[int]) -> dict[str, dict[str, float]]:
+    """Move the area of unreadable rows from `tiled` to `unreadable`, group by group.
+
+    Args:
+        plan: With the account as planned.
+        unreadable: Rows of the dataset.
+
+    Returns:
+        The account, whose parts still add up to what they did; empty where none was planned.
+    """
+    account = {
+        group: {"unreadable": 0.0, **parts} for group, parts in (plan.coverage or {}).items()
+    }
+    if plan.weight is None:
+        return account
+    for row in unreadable:
+        parts = account[str(plan.columns["group_id"][row])]
+        area = float(np.float64(plan.weight[row]))
+        parts["tiled"] -= area
+        parts["unreadable"] += area
+    return account

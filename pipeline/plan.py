@@ -1,0 +1,84 @@
+"""What a dataset is made from: the plan, its sources, and how a source is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.records import ManifestEntry
+from pipeline.schema import Array, DatasetSpec
+
+
+class Source(Protocol):
+    """A file that images are read from: `records.Slide` or `records.SourceImage`."""
+
+    @property
+    def url(self) -> str:
+        """Where it lies."""
+
+    @property
+    def version(self) -> str:
+        """Changes when the file does."""
+
+
+@dataclass(frozen=True)
+class SourceRead:
+    """What a reader made of the rows of one source.
+
+    Args:
+        images: uint8 (rows, H, W, C); whatever stands at unreadable rows is dropped.
+        reasons: For each row why it is unreadable, or None.
+        columns: Columns measured while reading, each (rows, ...).
+        digest: SHA-256 of the source's bytes, hexadecimal.
+    """
+
+    images: NDArray[np.uint8]
+    reasons: tuple[str | None, ...]
+    columns: Mapping[str, Array]
+    digest: str
+
+
+S_contra = TypeVar("S_contra", bound=Source, contravariant=True)
+
+
+class Reader(Protocol[S_contra]):
+    """Reads rows of one source. Picklable; its `repr` states every parameter."""
+
+    def read(self, source: S_contra, rows: Mapping[str, Array]) -> SourceRead:
+        """Read rows.
+
+        Args:
+            source: Where they come from.
+            rows: The planned columns of these rows, each (rows, ...).
+
+        Raises:
+            SourceError: None of the rows can be read.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every image's place, fixed before any is read.
+
+    Args:
+        spec: Of the dataset.
+        sources: The files.
+        source_index: int (image,), non-decreasing: which source each row comes from.
+        columns: Columns known now, each (image, ...).
+        rejected: Items that never got a place, with the reason.
+        coverage: For each group: area by fate; `tiled` is what got a place.
+        weight: float (image,): the area of each row in the coverage account.
+    """
+
+    spec: DatasetSpec
+    sources: tuple[Any, ...]
+    source_index: NDArray[np.integer[Any]]
+    columns: Mapping[str, Array]
+    rejected: tuple[ManifestEntry, ...] = ()
+    coverage: Mapping[str, Mapping[str, float]] | None = None
+    weight: NDArray[np.floating[Any]] | None = None

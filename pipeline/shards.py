@@ -1,0 +1,183 @@
+"""The shard: the unit of work, of retry and of commit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from pipeline.errors import AbsentError, SchemaError, SourceError
+from pipeline.plan import Plan, Reader, SourceRead
+from pipeline.schema import Array, DatasetSpec, fill_value
+from pipeline.storage import open_zarr_store
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """One shard's work: rows `start` to `stop`, and all that is needed to make them."""
+
+    shard: int
+    start: int
+    sources: tuple[Any, ...]
+    source_index: NDArray[np.integer[Any]]
+    columns: Mapping[str, Array]
+    spec: DatasetSpec
+    key: str
+
+
+@dataclass(frozen=True)
+class Commit:
+    """What a finished shard was made from and what came of it.
+
+    Args:
+        shard: Its number.
+        key: The key of work.
+        digest: SHA-256 of its images and columns, uncompressed.
+        unreadable: (row in the dataset, reason) of each unreadable row.
+    """
+
+    shard: int
+    key: str
+    digest: str
+    unreadable: tuple[tuple[int, str], ...]
+
+    def to_json(self) -> str:
+        """As kept in the `commit` array."""
+        return json.dumps([self.key, self.digest, self.unreadable], separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, shard: int, text: str) -> Commit:
+        """The reverse of `to_json`."""
+        key, digest, unreadable = json.loads(text)
+        return cls(shard, key, digest, tuple((row, reason) for row, reason in unreadable))
+
+
+def cut_shards(plan: Plan, reader: Reader[Any]) -> Iterator[ShardTask]:
+    """Cut a plan into shards, each with its key of work."""
+    size = plan.spec.shard_images
+    for shard, start in enumerate(range(0, plan.spec.image_count, size)):
+        index = plan.source_index[start : start + size]
+        first, last = int(index[0]), int(index[-1])
+        columns = {name: values[start : start + size] for name, values in plan.columns.items()}
+        sources = plan.sources[first : last + 1]
+        key = _key_of_work(plan.spec, reader, sources, index - first, columns)
+        yield ShardTask(shard, start, sources, index - first, columns, plan.spec, key)
+
+
+def _key_of_work(
+    spec: DatasetSpec,
+    reader: Reader[Any],
+    sources: tuple[Any, ...],
+    source_index: NDArray[np.integer[Any]],
+    columns: Mapping[str, Array],
+) -> str:
+    facts = {
+        **spec.attributes(),
+        "shape": spec.image_shape,
+        "shard_images": spec.shard_images,
+        "chunk_images": spec.chunk_images,
+        "columns": {name: str(dtype) for name, dtype in sorted(spec.columns.items())},
+        "reader": repr(reader),
+        "versions": [source.version for source in sources],
+        "rows": _digest(source_index, columns),
+    }
+    return sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _digest(first: Array, columns: Mapping[str, Array]) -> str:
+    digest = sha256(np.ascontiguousarray(first).tobytes())
+    for name, values in sorted(columns.items()):
+        digest.update(name.encode())
+        if values.dtype.kind in "TUO":
+            digest.update(json.dumps(values.tolist()).encode())
+        else:
+            digest.update(np.ascontiguousarray(values).tobytes())
+    return digest.hexdigest()
+
+
+def make_shard(url: str, reader: Reader[Any], task: ShardTask) -> Commit:
+    """Read and write one whole shard, the commit last.
+
+    Args:
+        url: Of the dataset, whose metadata is already there.
+        reader: How to read its sources.
+        task: Which rows.
+
+    Returns:
+        What was made; also kept in the dataset.
+    """
+    count = len(task.source_index)
+    images = np.zeros((count, *task.spec.image_shape), np.uint8)
+    columns = {name: _empty_column(task.spec, name, count) for name in task.spec.columns}
+    columns |= {name: np.array(values) for name, values in task.columns.items()}
+    columns["readable"] = np.zeros(count, bool)
+    unreadable: list[tuple[int, str]] = []
+    for source, begin, end in _runs(task):
+        rows = {name: values[begin:end] for name, values in task.columns.items()}
+        read = _read_or_mark(reader, source, rows, end - begin, task.spec.image_shape)
+        readable = np.array([reason is None for reason in read.reasons])
+        images[begin:end][readable] = read.images[readable]
+        columns["readable"][begin:end] = readable
+        columns["source_digest"][begin:end] = read.digest
+        for name, values in read.columns.items():
+            columns[name][begin:end] = values
+        unreadable += [
+            (task.start + begin + row, reason)
+            for row, reason in enumerate(read.reasons)
+            if reason is not None
+        ]
+    commit = Commit(task.shard, task.key, _digest(images, columns), tuple(unreadable))
+    _write_shard(url, task, images, columns, commit)
+    return commit
+
+
+def _write_shard(
+    url: str,
+    task: ShardTask,
+    images: NDArray[np.uint8],
+    columns: Mapping[str, Array],
+    commit: Commit,
+) -> None:
+    group = zarr.open_group(open_zarr_store(url, read_only=False), mode="r+")
+    place = slice(task.start, task.start + len(images))
+    for name, values in {"image": images, **columns}.items():
+        array = group[name]
+        if not isinstance(array, zarr.Array):
+            raise SchemaError(url, f"{name!r} is no array", "Choose an empty destination")
+        array[place] = values
+    commits = group["commit"]
+    if isinstance(commits, zarr.Array):
+        commits[task.shard : task.shard + 1] = np.array([commit.to_json()], dtype=object)
+
+
+def _empty_column(spec: DatasetSpec, name: str, count: int) -> Array:
+    dtype = spec.columns[name]
+    shape = (count, 2) if name.endswith("_yx") else (count,)
+    return np.full(shape, fill_value(name, dtype), object if dtype.kind in "TUO" else dtype)
+
+
+def _runs(task: ShardTask) -> Iterator[tuple[Any, int, int]]:
+    """Each source with the begin and end of its rows in the shard."""
+    edges = np.flatnonzero(np.diff(task.source_index)) + 1
+    for begin, end in zip([0, *edges], [*edges, len(task.source_index)], strict=True):
+        yield task.sources[int(task.source_index[begin])], int(begin), int(end)
+
+
+def _read_or_mark(
+    reader: Reader[Any],
+    source: Any,
+    rows: Mapping[str, Array],
+    count: int,
+    shape: tuple[int, int, int],
+) -> SourceRead:
+    """Read, or mark every row of a source that cannot be read; broken storage is no such case."""
+    try:
+        return reader.read(source, rows)
+    except (SourceError, AbsentError) as error:
+        return SourceRead(np.zeros((count, *shape), np.uint8), (str(error),) * count, {}, "")

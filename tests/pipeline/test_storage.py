@@ -1,0 +1,124 @@
+"""One contract over every store: memory, files, a mocked S3 and a real one."""
+
+from __future__ import annotations
+
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from pipeline import storage
+from pipeline.errors import AbsentError, StorageError
+from pipeline.staging import require_reachable, stage
+
+ODD_NAME = "b/ü [1] 50%#.png"
+
+
+def test_what_is_written_is_read_and_listed(store_url: str) -> None:
+    place = storage.join(store_url, "a")
+    storage.write_bytes(storage.join(place, "two.txt"), b"2")
+    storage.write_bytes(storage.join(place, "one.txt"), b"first")
+    storage.write_bytes(storage.join(place, "one.txt"), b"1")
+    storage.write_bytes(storage.join(store_url, "ab.txt"), b"not below a")
+    listed = storage.list_objects(place)
+    assert [info.url for info in listed] == [f"{place}/one.txt", f"{place}/two.txt"]
+    assert [info.size_bytes for info in listed] == [1, 1]
+    assert storage.read_bytes(listed[0].url) == b"1"
+    assert storage.list_objects(listed[0].url) == [storage.describe(listed[0].url)]
+    assert storage.list_objects(storage.join(store_url, "nothing")) == []
+
+
+def test_names_need_no_care(store_url: str) -> None:
+    url = storage.join(store_url, ODD_NAME)
+    storage.write_bytes(url, b"x")
+    assert [info.url for info in storage.list_objects(store_url)] == [url]
+    assert storage.read_bytes(url) == b"x"
+    assert storage.name_of(url) == "ü [1] 50%#.png"
+
+
+def test_a_version_changes_with_the_content(store_url: str) -> None:
+    url = storage.join(store_url, "x")
+    storage.write_bytes(url, b"one")
+    before = storage.describe(url)
+    assert storage.describe(url) == before
+    storage.write_bytes(url, b"four")
+    assert storage.describe(url).version != before.version
+
+
+def test_of_many_creators_one_wins(store_url: str) -> None:
+    url = storage.join(store_url, "lock")
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(lambda n: storage.create_bytes(url, b"%d" % n), range(8)))
+    assert won.count(True) == 1
+    assert storage.read_bytes(url) == b"%d" % won.index(True)
+
+
+def test_absent_and_deleted(store_url: str) -> None:
+    url = storage.join(store_url, "x")
+    assert not storage.exists(url)
+    with pytest.raises(AbsentError, match="no such file or object"):
+        storage.read_bytes(url)
+    with pytest.raises(AbsentError):
+        storage.describe(url)
+    storage.write_bytes(url, b"")
+    assert storage.exists(url)
+    storage.delete(url)
+    storage.delete(url)
+    assert not storage.exists(url)
+
+
+def test_staging_gives_the_bytes_and_notices_a_change(store_url: str) -> None:
+    url = storage.join(store_url, "slide.tif")
+    storage.write_bytes(url, b"pixels")
+    version = storage.describe(url).version
+    for _ in range(2):
+        with stage(url, version) as path:
+            assert path.read_bytes() == b"pixels"
+            assert path.suffix == ".tif"
+    storage.write_bytes(url, b"other pixels")
+    with pytest.raises(StorageError, match="changed since"), stage(url, version):
+        pass
+
+
+def test_places_that_cannot_be_stored_to() -> None:
+    for url in ("http://host/x", "s3:///key", "file://host/x"):
+        with pytest.raises(StorageError, match="s3://bucket/key"):
+            storage.list_objects(url)
+
+
+def test_a_file_url_is_a_path(tmp_path: Path) -> None:
+    storage.write_bytes(f"file://{tmp_path}/a%20b", b"1")
+    assert (tmp_path / "a b").read_bytes() == b"1"
+
+
+def test_a_file_store_pickles(tmp_path: Path) -> None:
+    store = storage.open_zarr_store(str(tmp_path / "x"), read_only=False)
+    assert pickle.loads(pickle.dumps(store)) == store  # noqa: S301 -- our own bytes
+
+
+def test_a_wrong_bucket_is_named(s3_url: str) -> None:
+    require_reachable(s3_url)
+    with pytest.raises(StorageError, match="no bucket 'no-such-bucket'"):
+        require_reachable("s3://no-such-bucket/x")
+
+
+def test_wrong_credentials_are_named(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
+    storage.reset_connections()
+    try:
+        if "moto" in s3_url:
+            pytest.skip("moto lets everybody in")
+        with pytest.raises(StorageError, match="AWS_ACCESS_KEY_ID"):
+            require_reachable(s3_url)
+        with pytest.raises(StorageError, match="AWS_ACCESS_KEY_ID"):
+            storage.list_objects(s3_url)
+    finally:
+        storage.reset_connections()
+
+
+def test_missing_credentials_are_named(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    with pytest.raises(StorageError, match="Set AWS_ACCESS_KEY_ID"):
+        require_reachable(s3_url)
