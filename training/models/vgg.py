@@ -63,13 +63,8 @@ class VggFeatures(nn.Module):
         self.padding: Padding = padding
         for name in convolutions_needed(self.layers):
             self.add_module(f"conv{name}", _frozen_conv(weights, f"conv{name}", padding))
-        self.normalizations = nn.ModuleDict(
-            {
-                layer: ChannelNormalization(*pair)
-                for layer, pair in (statistics or {}).items()
-                if layer in self.layers
-            }
-        )
+        self.normalizations = nn.ModuleDict()
+        self.normalize_by(statistics or {})
         # Colours in [-1, 1] -> ImageNet's normalisation, as one multiplication and one addition.
         mean, std = (torch.tensor(value).view(1, 3, 1, 1) for value in (IMAGE_MEAN, IMAGE_STD))
         self.register_buffer("input_gain", 0.5 / std, persistent=False)
@@ -98,6 +93,24 @@ class VggFeatures(nn.Module):
                 is_normalized = layer in self.normalizations
                 found[layer] = self.normalizations[layer](features) if is_normalized else features
         return found
+
+    def normalize_by(self, statistics: Statistics) -> None:
+        """Normalise the layers that these statistics speak of, by mean and scale.
+
+        Raises:
+            ValueError: If a layer has another number of channels than its statistics.
+        """
+        for layer in self.layers:
+            if layer in statistics:
+                mean, scale = statistics[layer]
+                conv = self.get_submodule(f"conv{layer.removeprefix('relu')}")
+                if not mean.numel() == scale.numel() == conv.out_channels:
+                    raise ValueError(
+                        f"{layer} has {conv.out_channels} channels here, "
+                        f"{mean.numel()} in its statistics"
+                    )
+                normalization = ChannelNormalization(mean, scale)
+                self.normalizations[layer] = normalization.to(self.input_gain.device)
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor], *, layers: Sequence[str]) -> VggFeatures:
@@ -141,6 +154,48 @@ def convolutions_needed(layers: Iterable[str]) -> tuple[str, ...]:
             raise ValueError(f"VGG19 has no layer {layer!r}: choose {', '.join(LAYERS)}")
         depth = max(depth, LAYERS.index(layer) + 1)
     return CONVOLUTIONS[:depth]
+
+
+@torch.no_grad()
+def measure_statistics(
+    features: VggFeatures, batches: Iterable[Tensor]
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Measure mean and standard deviation of every channel, over images and positions.
+
+    Args:
+        features: The extractor, not normalised.
+        batches: (N, 1 or 3, H, W) float in [-1, 1]; same batches, same statistics.
+
+    Returns:
+        For each of the extractor's layers two (1, C, 1, 1) tensors for `normalize_by`. A channel
+        that never moves gets the scale 1.
+
+    Raises:
+        ValueError: If the extractor normalises already, or there is no batch.
+    """
+    if len(features.normalizations):
+        raise ValueError("the features are normalised already: measure an extractor without")
+    sums: dict[str, Tensor] = {}
+    for batch in batches:
+        for layer, values in features(batch).items():
+            moments = _moments(values.double())
+            sums[layer] = moments if layer not in sums else sums[layer] + moments
+    if not sums:
+        raise ValueError("no images to measure features of: give at least one batch")
+    return {layer: _mean_and_deviation(total) for layer, total in sums.items()}
+
+
+def _moments(values: Tensor) -> Tensor:
+    count = torch.full_like(values[0, :, 0, 0], values.numel() / values.shape[1])
+    return torch.stack([count, values.sum((0, 2, 3)), values.square().sum((0, 2, 3))])
+
+
+def _mean_and_deviation(moments: Tensor) -> tuple[Tensor, Tensor]:
+    count, total, squares = moments
+    mean = total / count
+    deviation = (squares / count - mean.square()).clamp_min(0).sqrt()
+    deviation = torch.where(deviation > 1e-6, deviation, torch.ones_like(deviation))
+    return mean.float().view(1, -1, 1, 1), deviation.float().view(1, -1, 1, 1)
 
 
 def random_vgg_weights(*, seed: int, layers: Sequence[str], width: int = 64) -> dict[str, Tensor]:
