@@ -1,0 +1,125 @@
+"""Splits: whole groups, no anomaly in training, and nobody moves when others come."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.errors import SchemaError
+from pipeline.splits import assign_splits, prove_disjoint
+
+IMAGES = st.lists(st.tuples(st.integers(0, 60).map(str), st.sampled_from([-1, 0, 1])), min_size=1)
+
+
+def assign(
+    images: list[tuple[str, int]],
+    official: list[str] | None = None,
+    *,
+    seed: int = 3,
+    validation: float = 0.2,
+    test: float = 0.3,
+) -> list[str]:
+    splits = assign_splits(
+        [group for group, _ in images],
+        [label for _, label in images],
+        official or [""] * len(images),
+        seed=seed,
+        validation_fraction=validation,
+        test_fraction=test,
+    )
+    return [str(split) for split in splits]
+
+
+@given(IMAGES, st.integers(0, 5))
+def test_no_group_is_divided_and_no_anomaly_is_trained_on(
+    images: list[tuple[str, int]], seed: int
+) -> None:
+    splits = assign(images, seed=seed)
+    prove_disjoint([group for group, _ in images], splits)
+    assert set(splits) <= {"train", "validation", "test"}
+    assert all(
+        split != "train" for (_, label), split in zip(images, splits, strict=True) if label == 1
+    )
+
+
+@given(IMAGES, st.data())
+def test_an_official_split_is_kept_for_the_whole_group(
+    images: list[tuple[str, int]], data: st.DataObject
+) -> None:
+    named = data.draw(st.sampled_from(["validation", "test"]))
+    first = images[0][0]
+    official = [named, *[""] * (len(images) - 1)]
+    splits = assign(images, official)
+    assert {split for (g, _), split in zip(images, splits, strict=True) if g == first} == {named}
+
+
+@given(IMAGES, IMAGES)
+def test_new_groups_move_nobody(images: list[tuple[str, int]], more: list[tuple[str, int]]) -> None:
+    # A normal that is officially in validation, so that nothing is carved from training.
+    known = [("anchor", 0), *images]
+    newcomers = [(f"new-{group}", label) for group, label in more]
+    official = ["validation", *[""] * len(images)]
+    before = assign(known, official)
+    after = assign(known + newcomers, official + [""] * len(newcomers))
+    assert after[: len(before)] == before
+
+
+def test_the_order_of_the_images_does_not_matter() -> None:
+    images = [(str(number), number % 5 == 0) for number in range(50)]
+    backwards = assign([(g, int(label)) for g, label in reversed(images)])
+    assert assign([(g, int(label)) for g, label in images]) == backwards[::-1]
+
+
+def test_fractions_and_seed_are_followed() -> None:
+    images = [(f"patient {number}", 0) for number in range(4000)]
+    splits = np.array(assign(images, validation=0.1, test=0.25))
+    shares = [float(np.mean(splits == name)) for name in ("train", "validation", "test")]
+    assert shares == pytest.approx([0.65, 0.1, 0.25], abs=0.03)
+    assert assign(images, seed=4) != assign(images, seed=5)
+
+
+def test_anomalies_are_held_out_in_the_ratio_of_the_fractions() -> None:
+    splits = np.array(assign([(str(n), 1) for n in range(4000)], validation=0.1, test=0.3))
+    assert float(np.mean(splits == "validation")) == pytest.approx(0.25, abs=0.03)
+    assert set(assign([("a", 1)], validation=0, test=0)) == {"test"}
+
+
+def test_validation_gets_normals_from_official_training_groups() -> None:
+    # Two images a group; validation holds one anomaly and no normal, as in PatchCamelyon's folder.
+    images = [(str(n // 2), 0) for n in range(400)] + [("tumour", 1), ("held", 0)]
+    splits = assign(images, ["train"] * 400 + ["validation", "test"], validation=0.1)
+    prove_disjoint([group for group, _ in images], splits)
+    carved = splits[:400].count("validation")
+    assert 20 <= carved <= 70
+    assert splits[400:] == ["validation", "test"]
+    assert assign(images[:4], ["train"] * 4, validation=0.01).count("validation") == 2
+
+
+def test_nothing_is_carved_where_none_is_wanted_or_one_group_is_all() -> None:
+    images = [("a", 0), ("a", 0), ("b", 0)]
+    assert assign(images, ["train"] * 3, validation=0) == ["train"] * 3
+    assert assign(images[:2], ["train"] * 2) == ["train"] * 2
+
+
+def test_an_anomaly_officially_in_train_stays_there() -> None:
+    assert assign([("a", 1), ("b", 0)], ["train", "validation"]) == ["train", "validation"]
+
+
+def test_a_divided_group_is_named() -> None:
+    with pytest.raises(SchemaError, match=r"1 of 2 groups .* p7 \(test, train\)"):
+        prove_disjoint(["p7", "p7", "p8"], ["train", "test", "test"])
+    with pytest.raises(SchemaError, match="official splits: 1 of 1 groups"):
+        assign([("p7", 0), ("p7", 0)], ["train", "test"])
+    with pytest.raises(SchemaError, match="and 4 more"):
+        prove_disjoint([str(n) for n in range(9)] * 2, ["train"] * 9 + ["test"] * 9)
+
+
+def test_impossible_arguments_are_refused() -> None:
+    with pytest.raises(SchemaError, match="unknown split `tuning`"):
+        assign([("a", 0)], ["tuning"])
+    with pytest.raises(ValueError, match="at most 1"):
+        assign([("a", 0)], validation=0.7, test=0.4)
+    with pytest.raises(ValueError, match="1 group ids, 2 labels"):
+        assign_splits(["a"], [0, 1], [""], seed=0, validation_fraction=0.1, test_fraction=0.1)
