@@ -1,0 +1,172 @@
+"""Where things lie and which servers to use: the only reader of environment variables."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from pydantic import Field, PositiveInt, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+QUIET: Final[Mapping[str, str]] = {
+    # Nothing here calls home unless its user asks for it.
+    "DO_NOT_TRACK": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray Train's current interface, and its current rule for visible devices.
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # S3 servers other than Amazon's refuse the checksum trailers that SDKs now send.
+    "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
+    "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
+    # Our own log lines reach Prefect's pages; outside a run they only reach the console.
+    "PREFECT_LOGGING_EXTRA_LOGGERS": "pipeline,training,flows",
+    "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+}
+"""Defaults for the libraries beneath us; a variable that is already set wins."""
+
+_LOOPBACK: Final = ("127.0.0.1", "localhost", "local", "ray://127.0.0.1", "ray://localhost")
+
+
+class Settings(BaseSettings):
+    """Everything that the surroundings may decide, read once from environment variables.
+
+    An argument by its field's name wins over the variable; an empty variable counts as unset.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="NORMSCOPE_",
+        env_ignore_empty=True,
+        validate_by_name=True,
+        extra="ignore",
+        frozen=True,
+    )
+
+    home: Path = Field(
+        default=Path(".normscope"),
+        description="NORMSCOPE_HOME: folder of all local state: databases, artifacts, datasets of "
+        "the demo, logs. Relative to the current directory.",
+    )
+    workers: PositiveInt = Field(
+        default_factory=lambda: min(os.cpu_count() or 1, 4),
+        description="NORMSCOPE_WORKERS: processes or threads that one command uses on this "
+        "machine; the number of cores, at most 4, by default.",
+    )
+    dask_address: str | None = Field(
+        default=None,
+        description="NORMSCOPE_DASK_ADDRESS: a Dask scheduler, e.g. `tcp://scheduler:8786`; "
+        "without it ingest starts its own workers here.",
+    )
+    prefect_api_url: str | None = Field(
+        default=None,
+        validation_alias="PREFECT_API_URL",
+        description="PREFECT_API_URL: a Prefect server, e.g. `http://127.0.0.1:4200/api`; without "
+        "it a command starts one on loopback and stops it again.",
+    )
+    mlflow_tracking_uri: str = Field(
+        default_factory=lambda data: f"sqlite:///{data['home'] / 'mlflow' / 'mlflow.db'}",
+        validation_alias="MLFLOW_TRACKING_URI",
+        description="MLFLOW_TRACKING_URI: an MLflow server or database; by default an SQLite file "
+        "below the home folder.",
+    )
+    ray_address: str | None = Field(
+        default=None,
+        validation_alias="RAY_ADDRESS",
+        description="RAY_ADDRESS: a Ray cluster, e.g. `127.0.0.1:6379`; without it training "
+        "starts Ray here and stops it again.",
+    )
+    aws_endpoint_url: str | None = Field(
+        default=None,
+        validation_alias="AWS_ENDPOINT_URL",
+        description="AWS_ENDPOINT_URL: an S3 server other than Amazon's, e.g. "
+        "`http://127.0.0.1:9103`. Keys and region come from the usual AWS variables.",
+    )
+
+    @field_validator("home", mode="after")
+    @classmethod
+    def _make_absolute(cls, home: Path) -> Path:
+        return home.expanduser().absolute()
+
+    @property
+    def mlflow_artifact_root(self) -> Path | None:
+        """Where artifacts of a database without a server go; None where a server decides."""
+        if self.mlflow_tracking_uri.startswith(("http://", "https://")):
+            return None
+        return self.home / "mlflow" / "artifacts"
+
+
+def library_environment(settings: Settings) -> dict[str, str]:
+    """The variables that the libraries beneath us read, for this process and those it starts.
+
+    Args:
+        settings: Decides the home folder and the S3 endpoint.
+
+    Returns:
+        Names and values; none of them is meant to replace one that is already set.
+    """
+    variables = dict(QUIET)
+    variables["NORMSCOPE_HOME"] = str(settings.home)
+    variables["PREFECT_HOME"] = str(settings.home / "prefect")
+    if _has_own_ray_token(settings):
+        variables["RAY_AUTH_MODE"] = "token"
+        variables["RAY_AUTH_TOKEN_PATH"] = str(settings.home / "ray" / "token")
+    if settings.mlflow_artifact_root is not None:
+        # MLflow's own default is a folder `mlruns` wherever the process happens to stand.
+        variables["_MLFLOW_SERVER_ARTIFACT_ROOT"] = settings.mlflow_artifact_root.as_uri()
+    if settings.aws_endpoint_url is not None:
+        variables["MLFLOW_S3_ENDPOINT_URL"] = settings.aws_endpoint_url
+        variables["AWS_EC2_METADATA_DISABLED"] = "true"
+        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION", "us-east-1")
+        variables["AWS_REGION"] = variables["AWS_DEFAULT_REGION"] = region
+        if settings.aws_endpoint_url.startswith("http://"):
+            variables["AWS_ALLOW_HTTP"] = "true"
+    return variables
+
+
+def prepare_environment(settings: Settings) -> None:
+    """Set the libraries' variables in this process; call it before importing those libraries.
+
+    Makes the home folder and, where Ray has no token yet, a token that only this user may read.
+
+    Args:
+        settings: Decides the home folder and the S3 endpoint.
+    """
+    for folder in ("mlflow", "prefect", "ray"):
+        (settings.home / folder).mkdir(parents=True, exist_ok=True)
+    if _has_own_ray_token(settings):
+        _create_token(settings.home / "ray" / "token")
+    for name, value in library_environment(settings).items():
+        os.environ.setdefault(name, value)
+
+
+def child_environment(settings: Settings, **variables: str) -> dict[str, str]:
+    """The whole environment for a process that we start.
+
+    Args:
+        settings: Decides the home folder and the S3 endpoint.
+        **variables: Win over everything else.
+
+    Returns:
+        The libraries' defaults, over them this process's own variables, over them `variables`.
+    """
+    return {**library_environment(settings), **os.environ, **variables}
+
+
+def _has_own_ray_token(settings: Settings) -> bool:
+    """Whether Ray is ours to guard: on this machine, and its user has arranged nothing else."""
+    if {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+        return False
+    return settings.ray_address is None or settings.ray_address.startswith(_LOOPBACK)
+
+
+def _create_token(path: Path) -> None:
+    """Write a random token, unless one is there."""
+    with contextlib.suppress(FileExistsError):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_hex(32))
