@@ -30,11 +30,15 @@ class SchemaError(NormscopeError):
 
 
 class StorageError(NormscopeError):
-    """A URL that cannot be read or written: bucket, credentials, endpoint, path."""
+    """A URL that cannot be read or written. In this plain form it may pass by itself."""
 
 
 class AbsentError(StorageError):
     """A file or object that is not there, on a disk or server that answers."""
+
+
+class DeniedError(StorageError):
+    """A bucket that does not exist, or credentials that it does not accept."""
 
 
 class SettingsError(NormscopeError):

@@ -17,7 +17,7 @@ import boto3
 import botocore.exceptions
 from botocore.config import Config
 
-from pipeline.errors import StorageError
+from pipeline.errors import DeniedError, SourceError, StorageError
 from pipeline.storage import (
     BUCKET_REMEDY,
     CREDENTIALS_REMEDY,
@@ -45,10 +45,10 @@ def require_reachable(url: str) -> None:
     except botocore.exceptions.ClientError as error:
         code = error.response.get("Error", {}).get("Code", "")
         if code in {"404", "NoSuchBucket"}:
-            raise StorageError(url, f"no bucket {place.root!r}", BUCKET_REMEDY) from error
-        raise StorageError(url, f"S3 refuses us ({code})", CREDENTIALS_REMEDY) from error
+            raise DeniedError(url, f"no bucket {place.root!r}", BUCKET_REMEDY) from error
+        raise DeniedError(url, f"S3 refuses us ({code})", CREDENTIALS_REMEDY) from error
     except botocore.exceptions.NoCredentialsError as error:
-        raise StorageError(url, "no credentials for S3", CREDENTIALS_REMEDY) from error
+        raise DeniedError(url, "no credentials for S3", CREDENTIALS_REMEDY) from error
     except botocore.exceptions.BotoCoreError as error:
         raise StorageError(
             url, f"S3 does not answer ({error})", "Check AWS_ENDPOINT_URL and the server"
@@ -72,12 +72,14 @@ def stage(url: str, version: str) -> Iterator[Path]:
         version: As listed; a file that has changed since is refused.
 
     Raises:
-        StorageError: It is gone, has changed, or cannot be fetched.
+        SourceError: It has changed.
+        AbsentError: It is gone.
+        StorageError: It cannot be fetched.
     """
     place = parse(url)
     now = describe(url)
     if now.version != version:
-        raise StorageError(
+        raise SourceError(
             url, f"changed since it was listed ({version} -> {now.version})", "Run again"
         )
     if place.scheme == "file":

@@ -22,7 +22,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, MemoryStore, S3Store
 from zarr.storage import ObjectStore, StorePath
 
-from pipeline.errors import AbsentError, StorageError
+from pipeline.errors import AbsentError, DeniedError, StorageError
 
 CREDENTIALS_REMEDY: Final = (
     "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_ENDPOINT_URL for a server of your "
@@ -73,7 +73,7 @@ def parse(url: str) -> Place:
         return Place("s3", parts.netloc, key)
     if parts.scheme == "memory" and parts.netloc:
         return Place("memory", parts.netloc, key)
-    raise StorageError(
+    raise DeniedError(
         url, "not a URL that can be stored to", "Use a path, file:///path or s3://bucket/key"
     )
 
@@ -110,18 +110,16 @@ def translated(url: str) -> Iterator[None]:
     except FileNotFoundError as error:
         # obstore's NotFoundError is a FileNotFoundError too.
         if "NoSuchBucket" in str(error):
-            raise StorageError(url, "the bucket does not exist", BUCKET_REMEDY) from error
+            raise DeniedError(url, "the bucket does not exist", BUCKET_REMEDY) from error
         raise AbsentError(url, "no such file or object", _ABSENT_REMEDY) from error
     except PermissionError as error:
-        raise StorageError(
-            url, "access denied", "Check the credentials and their rights"
-        ) from error
+        raise DeniedError(url, "access denied", "Check the credentials and their rights") from error
     except (BaseError, OSError) as error:
         text = str(error)
         if "169.254.169.254" in text:
-            raise StorageError(url, "no credentials for S3", CREDENTIALS_REMEDY) from error
+            raise DeniedError(url, "no credentials for S3", CREDENTIALS_REMEDY) from error
         if "403 Forbidden" in text or "InvalidAccessKeyId" in text or "AccessDenied" in text:
-            raise StorageError(url, "access denied by S3", CREDENTIALS_REMEDY) from error
+            raise DeniedError(url, "access denied by S3", CREDENTIALS_REMEDY) from error
         first = text.splitlines()[0] if text else type(error).__name__
         remedy = "Check that the server or disk answers, then rerun"
         raise StorageError(url, f"storage failed ({first})", remedy) from error

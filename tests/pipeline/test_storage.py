@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import storage
-from pipeline.errors import AbsentError, StorageError
+from pipeline.errors import AbsentError, SourceError, StorageError
 from pipeline.staging import require_reachable, stage
 
 ODD_NAME = "b/ü [1] 50%#.png"
@@ -77,7 +77,7 @@ def test_staging_gives_the_bytes_and_notices_a_change(store_url: str) -> None:
             assert path.read_bytes() == b"pixels"
             assert path.suffix == ".tif"
     storage.write_bytes(url, b"other pixels")
-    with pytest.raises(StorageError, match="changed since"), stage(url, version):
+    with pytest.raises(SourceError, match="changed since"), stage(url, version):
         pass
 
 
