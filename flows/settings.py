@@ -140,7 +140,12 @@ def prepare_environment(settings: Settings) -> None:
         (settings.home / folder).mkdir(parents=True, exist_ok=True)
     if _has_own_ray_token(settings):
         _create_token(settings.home / "ray" / "token")
-    for name, value in library_environment(settings).items():
+    adopt_environment(library_environment(settings))
+
+
+def adopt_environment(variables: Mapping[str, str]) -> None:
+    """Set variables in this process, e.g. a running stack's addresses; those already set win."""
+    for name, value in variables.items():
         os.environ.setdefault(name, value)
 
 
