@@ -149,6 +149,16 @@ def adopt_environment(variables: Mapping[str, str]) -> None:
         os.environ.setdefault(name, value)
 
 
+def adopt_environment(variables: Mapping[str, str]) -> None:
+    """Set variables in this process, unless they are set already.
+
+    Args:
+        variables: Names and values, e.g. the addresses of a running stack.
+    """
+    for name, value in variables.items():
+        os.environ.setdefault(name, value)
+
+
 def child_environment(settings: Settings, **variables: str) -> dict[str, str]:
     """The whole environment for a process that we start.
 
