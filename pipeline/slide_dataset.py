@@ -1,0 +1,180 @@
+"""Slides to a plan: survey each, split them by slide, and give every tile its place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import pairwise
+from typing import Any, Final
+
+import numpy as np
+
+from pipeline.engines import MapWork
+from pipeline.errors import NormscopeError
+from pipeline.plan import Plan
+from pipeline.quality import QUALITY_COLUMNS
+from pipeline.records import Label, ManifestEntry, Slide
+from pipeline.schema import BASE_COLUMNS, Array, DatasetSpec, code_version
+from pipeline.slide_settings import SlideSettings
+from pipeline.slide_survey import SlideSurvey, survey_slide
+from pipeline.splits import assign_splits
+from pipeline.storage import join
+from pipeline.tile_reader import SlideTileReader
+
+__all__ = ["SlideSettings", "SlideTileReader", "make_reader", "plan_slides"]
+
+_FLOAT: Final = np.dtype("float32")
+SLIDE_COLUMNS: Final[Mapping[str, np.dtype[Any]]] = {
+    **BASE_COLUMNS,
+    "origin_yx": np.dtype("int64"),
+    "mpp_yx": np.dtype("float64"),
+    "mpp_source": np.dtypes.StringDType(),
+    "tissue_fraction": _FLOAT,
+    "lesion_fraction": _FLOAT,
+    **dict.fromkeys(QUALITY_COLUMNS, _FLOAT),
+}
+
+
+def make_reader(settings: SlideSettings) -> SlideTileReader:
+    """The reader of the tiles that `plan_slides` plans."""
+    return SlideTileReader(settings.tile_size_px, settings.mpp_um, settings.mpp_override_um)
+
+
+def plan_slides(
+    slides: Sequence[Slide],
+    settings: SlideSettings,
+    map_work: MapWork,
+    *,
+    source: str,
+    rejected: Sequence[ManifestEntry] = (),
+    review_url: str | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Plan:
+    """Plan a dataset of tiles: survey every slide, split them, fix every tile's place.
+
+    A slide that cannot be used is listed as failed and the rest goes on. One without a tile is
+    listed as skipped, and its account says what became of its tissue.
+
+    Args:
+        slides: What to tile; every `slide_id` once.
+        settings: How.
+        map_work: An engine of `pipeline.engines`; surveys run on it, one slide an item.
+        source: Name of the dataset's source, e.g. `camelyon16`.
+        rejected: What the source itself could not list.
+        review_url: Folder for one review picture a slide, or None for none.
+        on_progress: Called with slides surveyed and in all.
+
+    Returns:
+        The plan, in order of slide id. Its coverage account is in um^2 of tissue.
+
+    Raises:
+        ValueError: Two slides share an id.
+    """
+    ordered = sorted(slides, key=lambda slide: slide.slide_id)
+    for first, second in pairwise(ordered):
+        if first.slide_id == second.slide_id:
+            raise ValueError(
+                f"slide_id {first.slide_id!r} names {first.url} and {second.url}: make ids unique"
+            )
+    outcomes: dict[str, SlideSurvey | ManifestEntry] = {}
+    survey = partial(_try_survey, settings=settings, review_url=review_url)
+    for slide_id, outcome in map_work(survey, ordered):
+        outcomes[slide_id] = outcome
+        if on_progress:
+            on_progress(len(outcomes), len(ordered))
+    in_order = [outcomes[slide.slide_id] for slide in ordered]
+    surveys = [outcome for outcome in in_order if isinstance(outcome, SlideSurvey)]
+    failed = [outcome for outcome in in_order if isinstance(outcome, ManifestEntry)]
+    tiled = [found for found in surveys if len(found.origins_yx)]
+    skipped = [_explain_skip(found) for found in surveys if not len(found.origins_yx)]
+    counts = [len(found.origins_yx) for found in tiled]
+    return Plan(
+        spec=_specify(settings, source, sum(counts)),
+        sources=tuple(found.slide for found in tiled),
+        source_index=np.repeat(np.arange(len(tiled), dtype=np.int32), counts),
+        columns=_make_columns(tiled, settings),
+        rejected=(*rejected, *failed, *skipped),
+        coverage={found.slide.slide_id: found.coverage for found in surveys},
+        weight=_join([found.tissue_um2 for found in tiled], np.dtype("float64")),
+    )
+
+
+def _try_survey(
+    slide: Slide, *, settings: SlideSettings, review_url: str | None
+) -> tuple[str, SlideSurvey | ManifestEntry]:
+    picture_url = join(review_url, f"{slide.slide_id}.png") if review_url else None
+    try:
+        return slide.slide_id, survey_slide(slide, settings, review_url=picture_url)
+    except NormscopeError as error:
+        return slide.slide_id, ManifestEntry(slide.url, "failed", str(error))
+
+
+def _explain_skip(found: SlideSurvey) -> ManifestEntry:
+    tissue_um2 = found.coverage["tissue"]
+    reason = (
+        f"no tile holds enough of its {tissue_um2:.0f} um^2 of tissue"
+        if tissue_um2
+        else "no tissue found"
+    )
+    return ManifestEntry(found.slide.url, "skipped", reason)
+
+
+def _specify(settings: SlideSettings, source: str, image_count: int) -> DatasetSpec:
+    side = settings.tile_size_px
+    return DatasetSpec(
+        modality="histology",
+        source=source,
+        image_shape=(side, side, 3),
+        image_count=image_count,
+        shard_images=settings.shard_images,
+        chunk_images=settings.chunk_images,
+        columns=SLIDE_COLUMNS,
+        mpp_um=settings.mpp_um,
+        parameters=settings.model_dump(mode="json"),
+        code_version=code_version(),
+    )
+
+
+def _make_columns(surveys: Sequence[SlideSurvey], settings: SlideSettings) -> dict[str, Array]:
+    """What is known of every tile before it is read."""
+    splits = assign_splits(
+        [found.slide.slide_id for found in surveys],
+        [_label_slide(found) for found in surveys],
+        [found.slide.split or "" for found in surveys],
+        seed=settings.seed,
+        validation_fraction=settings.validation_fraction,
+        test_fraction=settings.test_fraction,
+    )
+    counts = [len(found.origins_yx) for found in surveys]
+    names = np.array([found.slide.slide_id for found in surveys], dtype=object)
+    origins_yx = _join([found.origins_yx for found in surveys], np.dtype("int64"), (2,))
+    group_id = np.repeat(names, counts)
+    return {
+        "image_id": np.array(
+            [f"{name}_y{y}_x{x}" for name, (y, x) in zip(group_id, origins_yx, strict=True)],
+            dtype=object,
+        ),
+        "group_id": group_id,
+        "split": np.repeat(splits.astype(object), counts),
+        "label": _join([found.label for found in surveys], np.dtype("int8")),
+        "origin_yx": origins_yx,
+        "mpp_yx": np.repeat(
+            np.array([found.mpp_yx for found in surveys], np.float64).reshape(-1, 2), counts, axis=0
+        ),
+        "mpp_source": np.repeat(
+            np.array([found.mpp_source for found in surveys], dtype=object), counts
+        ),
+        "tissue_fraction": _join([found.tissue_fraction for found in surveys], _FLOAT),
+        "lesion_fraction": _join([found.lesion_fraction for found in surveys], _FLOAT),
+    }
+
+
+def _label_slide(found: SlideSurvey) -> int:
+    """The slide's own label or, where it has none, the worst of its tiles'."""
+    if found.slide.label is not Label.UNKNOWN:
+        return int(found.slide.label)
+    return int(found.label.max())
+
+
+def _join(parts: Sequence[Array], dtype: np.dtype[Any], tail: tuple[int, ...] = ()) -> Array:
+    return np.concatenate([np.empty((0, *tail), dtype), *parts])

@@ -1,0 +1,118 @@
+"""Reads the planned tiles of a slide: the right level, the wanted um/px, corrupt ones apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.errors import SourceError
+from pipeline.plan import SourceRead
+from pipeline.quality import QUALITY_COLUMNS, measure_quality
+from pipeline.records import Slide
+from pipeline.schema import Array
+from pipeline.slides import SlideReader, digest_slide, open_slide
+from pipeline.staging import stage
+from pipeline.tiling import PairYX, choose_level, measure_tile_extent_yx
+
+# Quality is measured on so many tiles at once: its float arrays stay small.
+_QUALITY_BATCH: Final = 64
+
+
+@dataclass(frozen=True)
+class SlideTileReader:
+    """A `plan.Reader` of `records.Slide`.
+
+    Args:
+        tile_size_px: Height and width of a tile.
+        mpp_um: um per tile pixel.
+        mpp_override_um: um per level-0 pixel in place of what the slide says, or None.
+    """
+
+    tile_size_px: int
+    mpp_um: float
+    mpp_override_um: float | None = None
+
+    def read(self, source: Slide, rows: Mapping[str, Array]) -> SourceRead:
+        """Read tiles of one slide.
+
+        Args:
+            source: The slide.
+            rows: `origin_yx`, (n, 2) int64, level-0 pixels.
+
+        Returns:
+            The tiles, their quality, and which of them are corrupt.
+
+        Raises:
+            SourceError: The slide cannot be opened.
+            StorageError: The slide cannot be fetched, or has changed since it was planned.
+        """
+        with (
+            stage(source.url, source.version) as path,
+            open_slide(path, item=source.url, mpp_override_um=self.mpp_override_um) as slide,
+        ):
+            images, reasons = self._read_tiles(slide, rows["origin_yx"])
+            digest = digest_slide(path)
+        is_readable = np.array([reason is None for reason in reasons], np.bool_)
+        return SourceRead(images, tuple(reasons), _measure(images, is_readable), digest)
+
+    def _read_tiles(
+        self, slide: SlideReader, origins_yx: NDArray[np.int64]
+    ) -> tuple[NDArray[np.uint8], list[str | None]]:
+        extent_yx = measure_tile_extent_yx(slide.mpp_yx, self.mpp_um, self.tile_size_px)
+        level, shape_yx = choose_read(slide, extent_yx, self.tile_size_px)
+        side = self.tile_size_px
+        images = np.zeros((len(origins_yx), side, side, 3), np.uint8)
+        reasons: list[str | None] = [None] * len(origins_yx)
+        for row, (y, x) in enumerate(origins_yx.tolist()):
+            try:
+                region = slide.read_region_yx((y, x), level, shape_yx)
+            except SourceError as error:
+                reasons[row] = str(error)
+            else:
+                images[row] = resample(region, side)
+        return images, reasons
+
+
+def choose_read(slide: SlideReader, extent_yx: PairYX, tile_size_px: int) -> tuple[int, PairYX]:
+    """Which level to read tiles from, and how many of its pixels.
+
+    Args:
+        slide: An open slide.
+        extent_yx: Of a tile, level-0 pixels.
+        tile_size_px: Height and width of the finished tile.
+
+    Returns:
+        The level, and (height, width) of a tile in its pixels.
+    """
+    wanted = (extent_yx[0] / tile_size_px, extent_yx[1] / tile_size_px)
+    level = choose_level(slide.level_downsamples_yx, wanted)
+    height, width = (
+        max(1, round(extent / downsample))
+        for extent, downsample in zip(extent_yx, slide.level_downsamples_yx[level], strict=True)
+    )
+    return level, (height, width)
+
+
+def resample(region: NDArray[np.uint8], side_px: int) -> NDArray[np.uint8]:
+    """Average a region down to a square tile; one that has the size already is left as it is."""
+    if region.shape[:2] == (side_px, side_px):
+        return region
+    return np.asarray(Image.fromarray(region).resize((side_px, side_px), Image.Resampling.BOX))
+
+
+def _measure(
+    images: NDArray[np.uint8], is_readable: NDArray[np.bool_]
+) -> dict[str, NDArray[np.float32]]:
+    """Quality of each tile; NaN for the unreadable ones."""
+    columns = {name: np.full(len(images), np.nan, np.float32) for name in QUALITY_COLUMNS}
+    readable = np.flatnonzero(is_readable)
+    for start in range(0, len(readable), _QUALITY_BATCH):
+        batch = readable[start : start + _QUALITY_BATCH]
+        for name, values in measure_quality(images[batch]).items():
+            columns[name][batch] = values
+    return columns
