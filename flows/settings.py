@@ -144,12 +144,6 @@ def prepare_environment(settings: Settings) -> None:
 
 
 def adopt_environment(variables: Mapping[str, str]) -> None:
-    """Set variables in this process, e.g. a running stack's addresses; those already set win."""
-    for name, value in variables.items():
-        os.environ.setdefault(name, value)
-
-
-def adopt_environment(variables: Mapping[str, str]) -> None:
     """Set variables in this process, unless they are set already.
 
     Args:
