@@ -9,25 +9,20 @@ the same throughout a phase.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, TypeAlias
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.models.blocks import (
-    SLOPE,
-    ResidualBlock,
-    Upsample,
-    double,
-    halve,
-    plain_conv,
-    residual_conv,
-)
+from training.models.blocks import double, halve
+from training.models.forms import PlainForm, ResidualForm, Widths
 from training.models.growth import resolutions_between
 
 Form: TypeAlias = Literal["residual18", "residual9", "regular"]
 Alpha: TypeAlias = float | Tensor | None
+
+_EXTRA = {"residual18": 1, "residual9": 0}
 
 
 class Autoencoder(nn.Module):
@@ -57,21 +52,15 @@ class Autoencoder(nn.Module):
         form: Form = "residual18",
     ) -> None:
         super().__init__()
-        per_resolution = channels_by_resolution(final_resolution, latent_resolution, channels)
-        self.encoder = Encoder(
-            per_resolution,
-            image_channels=image_channels,
+        widths = Widths(
+            by_resolution=channels_by_resolution(final_resolution, latent_resolution, channels),
+            image=image_channels,
+            latent=latent_channels,
             latent_resolution=latent_resolution,
-            latent_channels=latent_channels,
-            form=form,
         )
-        self.decoder = Decoder(
-            per_resolution,
-            image_channels=image_channels,
-            latent_resolution=latent_resolution,
-            latent_channels=latent_channels,
-            form=form,
-        )
+        made = PlainForm(widths) if form == "regular" else ResidualForm(widths, _EXTRA[form])
+        self.encoder = Encoder(made)
+        self.decoder = Decoder(made)
 
     def forward(self, images: Tensor, *, resolution: int, alpha: Alpha = None) -> Tensor:
         """Reconstruct images.
@@ -111,39 +100,15 @@ class Autoencoder(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Images -> latents; with a latent of one value, the published discriminator."""
+    """Images -> latents; with a latent of one value it is the published discriminator."""
 
-    def __init__(
-        self,
-        channels: dict[int, int],
-        *,
-        image_channels: int,
-        latent_resolution: int,
-        latent_channels: int,
-        form: Form,
-    ) -> None:
+    def __init__(self, form: ResidualForm | PlainForm) -> None:
         super().__init__()
-        self.resolutions = tuple(sorted(channels))
-        self.from_image = nn.ModuleDict()
-        self.blocks = nn.ModuleDict()
-        for resolution in self.resolutions:
-            # The plain form changes channels one resolution later than the residual ones.
-            wide = channels[min(2 * resolution, self.resolutions[-1])]
-            here, key = channels[resolution], str(resolution)
-            if form == "regular":
-                self.from_image[key] = plain_conv(image_channels, wide, 1)
-            else:
-                self.from_image[key] = _residual_from_image(image_channels, here, form)
-            if resolution > self.resolutions[0]:
-                self.blocks[key] = (
-                    _plain_block(wide, here, nn.AvgPool2d(2))
-                    if form == "regular"
-                    else _residual_block(here, channels[resolution // 2], "halve", form)
-                )
-            elif form == "regular":
-                self.blocks[key] = _plain_to_latent(wide, here, latent_channels, latent_resolution)
-            else:
-                self.blocks[key] = _residual_to_latent(here, latent_channels, latent_resolution)
+        smallest, *larger = self.resolutions = tuple(sorted(form.widths.by_resolution))
+        self.from_image = nn.ModuleDict(_parts(form.from_image, self.resolutions))
+        self.blocks = nn.ModuleDict(
+            _parts(form.to_latent, [smallest]) | _parts(form.halving, larger)
+        )
 
     def forward(self, images: Tensor, *, resolution: int, alpha: Alpha = None) -> Tensor:
         """Map (N, C, resolution, resolution) to latents."""
@@ -159,49 +124,19 @@ class Encoder(nn.Module):
 
     def parts_at(self, resolution: int, *, is_fading: bool) -> list[nn.Module]:
         """List the parts that a call at this resolution uses."""
-        images = [resolution // 2, resolution] if is_fading else [resolution]
-        return [
-            *(self.from_image[str(r)] for r in images),
-            *(self.blocks[str(r)] for r in self.resolutions if r <= resolution),
-        ]
+        return _parts_at(self.blocks, self.from_image, resolution, is_fading=is_fading)
 
 
 class Decoder(nn.Module):
     """Latents -> images."""
 
-    def __init__(
-        self,
-        channels: dict[int, int],
-        *,
-        image_channels: int,
-        latent_resolution: int,
-        latent_channels: int,
-        form: Form,
-    ) -> None:
+    def __init__(self, form: ResidualForm | PlainForm) -> None:
         super().__init__()
-        self.resolutions = tuple(sorted(channels))
-        self.to_image = nn.ModuleDict()
-        self.blocks = nn.ModuleDict()
-        for resolution in self.resolutions:
-            here, key = channels[resolution], str(resolution)
-            if resolution > self.resolutions[0]:
-                below = channels[resolution // 2]
-                self.blocks[key] = (
-                    nn.Sequential(Upsample(), *_plain_block(below, here))
-                    if form == "regular"
-                    else _residual_block(below, here, "double", form)
-                )
-            elif form == "regular":
-                self.blocks[key] = _plain_from_latent(latent_channels, here, latent_resolution)
-            else:
-                self.blocks[key] = _residual_from_latent(latent_channels, here, latent_resolution)
-            self.to_image[key] = (
-                plain_conv(here, image_channels, 1, is_activated=False)
-                if form == "regular"
-                else nn.Sequential(
-                    nn.LeakyReLU(SLOPE), residual_conv(here, image_channels, 3, padding=1)
-                )
-            )
+        smallest, *larger = self.resolutions = tuple(sorted(form.widths.by_resolution))
+        self.blocks = nn.ModuleDict(
+            _parts(form.from_latent, [smallest]) | _parts(form.doubling, larger)
+        )
+        self.to_image = nn.ModuleDict(_parts(form.to_image, self.resolutions))
 
     def forward(self, latents: Tensor, *, resolution: int, alpha: Alpha = None) -> Tensor:
         """Map latents to (N, C, resolution, resolution)."""
@@ -217,11 +152,7 @@ class Decoder(nn.Module):
 
     def parts_at(self, resolution: int, *, is_fading: bool) -> list[nn.Module]:
         """List the parts that a call at this resolution uses."""
-        images = [resolution // 2, resolution] if is_fading else [resolution]
-        return [
-            *(self.blocks[str(r)] for r in self.resolutions if r <= resolution),
-            *(self.to_image[str(r)] for r in images),
-        ]
+        return _parts_at(self.blocks, self.to_image, resolution, is_fading=is_fading)
 
 
 def blend(former: Tensor, new: Tensor, alpha: float | Tensor) -> Tensor:
@@ -273,67 +204,23 @@ def channels_by_resolution(
     return dict(zip(resolutions, listed, strict=True))
 
 
+def _parts(make: Callable[[int], nn.Module], resolutions: Iterable[int]) -> dict[str, nn.Module]:
+    return {str(resolution): make(resolution) for resolution in resolutions}
+
+
+def _parts_at(
+    blocks: nn.ModuleDict, ends: nn.ModuleDict, resolution: int, *, is_fading: bool
+) -> list[nn.Module]:
+    ends_used = [resolution // 2, resolution] if is_fading else [resolution]
+    return [
+        *(block for key, block in blocks.items() if int(key) <= resolution),
+        *(ends[str(used)] for used in ends_used),
+    ]
+
+
 def _shrink(images: Tensor, resolution: int) -> Tensor:
     if images.shape[-2:] == (resolution, resolution):
         return images
     return F.interpolate(
         images, size=(resolution, resolution), mode="bilinear", align_corners=False
-    )
-
-
-def _residual_from_image(image_channels: int, channels: int, form: Form) -> nn.Sequential:
-    blocks = [ResidualBlock(channels, channels) for _ in range(2 if form == "residual18" else 1)]
-    return nn.Sequential(residual_conv(image_channels, channels, 3, padding=1), *blocks)
-
-
-def _residual_block(
-    in_channels: int, out_channels: int, resampling: Literal["halve", "double"], form: Form
-) -> nn.Sequential:
-    blocks = [ResidualBlock(in_channels, out_channels, resampling)]
-    if form == "residual18":
-        blocks.append(ResidualBlock(out_channels, out_channels))
-    return nn.Sequential(*blocks)
-
-
-def _residual_to_latent(channels: int, latent_channels: int, latent_resolution: int) -> nn.Module:
-    if latent_resolution == 1:
-        return nn.Sequential(nn.LeakyReLU(SLOPE), residual_conv(channels, latent_channels, 4))
-    return nn.Sequential(ResidualBlock(channels, latent_channels))
-
-
-def _residual_from_latent(latent_channels: int, channels: int, latent_resolution: int) -> nn.Module:
-    if latent_resolution == 1:
-        conv = residual_conv(latent_channels, channels, 4, padding=3)
-        return nn.Sequential(nn.LeakyReLU(SLOPE), conv)
-    # The published block takes the latent for features and so knows no change of channels;
-    # one that differs is given the block's own shortcut.
-    return nn.Sequential(ResidualBlock(latent_channels, channels))
-
-
-def _plain_block(in_channels: int, out_channels: int, *last: nn.Module) -> nn.Sequential:
-    return nn.Sequential(
-        plain_conv(in_channels, out_channels, 3, padding=1),
-        plain_conv(out_channels, out_channels, 3, padding=1),
-        *last,
-    )
-
-
-def _plain_to_latent(
-    in_channels: int, channels: int, latent_channels: int, latent_resolution: int
-) -> nn.Sequential:
-    kernel_size, padding = (4, 0) if latent_resolution == 1 else (3, 1)
-    return nn.Sequential(
-        plain_conv(in_channels, channels, 3, padding=1),
-        plain_conv(channels, channels, kernel_size, padding=padding),
-        plain_conv(channels, latent_channels, 1, is_activated=False),
-    )
-
-
-def _plain_from_latent(
-    latent_channels: int, channels: int, latent_resolution: int
-) -> nn.Sequential:
-    kernel_size, padding = (4, 3) if latent_resolution == 1 else (3, 1)
-    return nn.Sequential(
-        plain_conv(latent_channels, channels, kernel_size, padding=padding),
-        plain_conv(channels, channels, 3, padding=1),
     )

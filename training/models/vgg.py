@@ -64,12 +64,12 @@ class VggFeatures(nn.Module):
         for name in convolutions_needed(self.layers):
             self.add_module(f"conv{name}", _frozen_conv(weights, f"conv{name}", padding))
         self.normalizations = nn.ModuleDict()
-        self.normalize_by(statistics or {})
         # Colours in [-1, 1] -> ImageNet's normalisation, as one multiplication and one addition.
         mean, std = (torch.tensor(value).view(1, 3, 1, 1) for value in (IMAGE_MEAN, IMAGE_STD))
         self.register_buffer("input_gain", 0.5 / std, persistent=False)
         self.register_buffer("input_offset", (0.5 - mean) / std, persistent=False)
         self.register_buffer("reflects", torch.tensor(padding == "reflect"))
+        self.normalize_by(statistics or {})
 
     def forward(self, images: Tensor, layers: Sequence[str] | None = None) -> dict[str, Tensor]:
         """Compute features.
