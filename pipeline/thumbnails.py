@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil
@@ -15,6 +16,8 @@ from pipeline.errors import SourceError
 from pipeline.slides import SlideReader
 
 _BLOCK_PX: Final = 1024
+# A corrupt block is quartered so often: to 256 px, about the size of a JPEG tile.
+_QUARTERINGS: Final = 2
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,41 +57,65 @@ def read_thumbnail(slide: SlideReader, max_side_px: int) -> Thumbnail:
     pixels = np.zeros((*shape_yx, 3), np.uint8)
     is_readable = np.zeros(shape_yx, np.bool_)
     errors = []
-    for rows, columns in _cut_blocks(shape_yx, slide.level_shapes_yx[level]):
+    pending = deque(_cut_blocks(shape_yx, slide.level_shapes_yx[level]))
+    while pending:
+        block = pending.popleft()
         try:
-            pixels[rows, columns] = _read_block(slide, level, shape_yx, rows, columns)
-            is_readable[rows, columns] = True
+            pixels[block.yx] = _read_block(slide, level, shape_yx, block)
+            is_readable[block.yx] = True
         except SourceError as error:
             errors.append(error)
+            pending.extend(_quarter(block))
     if not is_readable.any():
         raise errors[0]
     return Thumbnail(pixels, is_readable)
 
 
-def _cut_blocks(
-    shape_yx: tuple[int, int], source_shape_yx: tuple[int, int]
-) -> Iterator[tuple[slice, slice]]:
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """A part of the thumbnail, and how often it may still be quartered."""
+
+    rows: slice
+    columns: slice
+    quarterings: int
+
+    @property
+    def yx(self) -> tuple[slice, slice]:
+        return self.rows, self.columns
+
+
+def _cut_blocks(shape_yx: tuple[int, int], source_shape_yx: tuple[int, int]) -> Iterator[_Block]:
     """Cut a small image into blocks that each cover about 1024 px of its source, row by row."""
     step_y, step_x = (
         max(1, _BLOCK_PX * small // size)
         for small, size in zip(shape_yx, source_shape_yx, strict=True)
     )
-    for y in range(0, shape_yx[0], step_y):
-        for x in range(0, shape_yx[1], step_x):
-            yield (
-                slice(y, min(y + step_y, shape_yx[0])),
-                slice(x, min(x + step_x, shape_yx[1])),
-            )
+    for rows in _cut(slice(0, shape_yx[0]), step_y):
+        for columns in _cut(slice(0, shape_yx[1]), step_x):
+            yield _Block(rows, columns, _QUARTERINGS)
+
+
+def _quarter(block: _Block) -> Iterator[_Block]:
+    """The quarters of a block that cannot be read, to find where it is corrupt."""
+    step_y, step_x = (max(1, (part.stop - part.start + 1) // 2) for part in block.yx)
+    if block.quarterings:
+        for rows in _cut(block.rows, step_y):
+            for columns in _cut(block.columns, step_x):
+                yield _Block(rows, columns, block.quarterings - 1)
+
+
+def _cut(part: slice, step: int) -> list[slice]:
+    return [
+        slice(start, min(start + step, part.stop)) for start in range(part.start, part.stop, step)
+    ]
 
 
 def _read_block(
-    slide: SlideReader, level: int, shape_yx: tuple[int, int], rows: slice, columns: slice
+    slide: SlideReader, level: int, shape_yx: tuple[int, int], block: _Block
 ) -> NDArray[np.uint8]:
     """One block of the thumbnail, box-averaged from the level's pixels that it covers."""
     starts, sizes, edges = [], [], []
-    for part, small, size in zip(
-        (rows, columns), shape_yx, slide.level_shapes_yx[level], strict=True
-    ):
+    for part, small, size in zip(block.yx, shape_yx, slide.level_shapes_yx[level], strict=True):
         begin, end = part.start * size / small, min(part.stop * size / small, size)
         start = int(begin)
         starts.append(start)
@@ -98,6 +125,6 @@ def _read_block(
     origin_yx = (round(starts[0] * downsample_y), round(starts[1] * downsample_x))
     region = slide.read_region_yx(origin_yx, level, (sizes[0], sizes[1]))
     (top, bottom), (left, right) = edges
-    size_xy = (columns.stop - columns.start, rows.stop - rows.start)
+    size_xy = (block.columns.stop - block.columns.start, block.rows.stop - block.rows.start)
     box = (left, top, right, bottom)
     return np.asarray(Image.fromarray(region).resize(size_xy, Image.Resampling.BOX, box=box))

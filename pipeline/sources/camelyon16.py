@@ -1,0 +1,196 @@
+"""Camelyon16 as it is published, and plain folders of slides.
+
+Bejnordi et al., JAMA 2017; https://camelyon17.grand-challenge.org/Data/. Two layouts are in use,
+and both are read, on disk or on S3:
+
+    training/normal/normal_001.tif                 images/normal_001.tif
+    training/tumor/tumor_001.tif                   images/tumor_001.tif
+    training/lesion_annotations/tumor_001.xml      annotations/tumor_001.xml
+    testing/images/test_001.tif                    images/test_001.tif
+    testing/lesion_annotations/test_001.xml        annotations/test_001.xml
+    testing/reference.csv
+
+Label and split follow from the official names; of test slides the label is in `reference.csv`.
+Any other slide is taken too, its label unknown unless a table gives it.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import PurePosixPath
+from typing import Final
+
+from pipeline.errors import SourceError
+from pipeline.records import Label, ManifestEntry, Slide, Split
+from pipeline.storage import ObjectInfo, list_objects, name_of, read_bytes
+
+# What OpenSlide reads from one file, https://openslide.org/formats/. A MIRAX slide is a file and
+# a folder beside it; DICOM slides are many files and not taken.
+SLIDE_SUFFIXES: Final = frozenset(
+    {".tif", ".tiff", ".svs", ".ndpi", ".scn", ".mrxs", ".bif", ".svslide", ".czi"}
+)
+_ANNOTATION_SUFFIXES: Final = frozenset({".xml", ".geojson"})
+_OFFICIAL_NAME: Final = re.compile(r"(normal|tumor|test)_\d+", re.IGNORECASE)
+_OFFICIAL: Final[Mapping[str, tuple[Label, Split]]] = {
+    "normal": (Label.NORMAL, "train"),
+    "tumor": (Label.ANOMALOUS, "train"),
+    "test": (Label.UNKNOWN, "test"),
+}
+_LABEL_WORDS: Final[Mapping[str, Label]] = {
+    "normal": Label.NORMAL,
+    "tumor": Label.ANOMALOUS,
+    "tumour": Label.ANOMALOUS,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A listed file; `path` is relative to the folder that was asked for."""
+
+    info: ObjectInfo
+    path: PurePosixPath
+
+    @property
+    def stem(self) -> str:
+        return self.path.stem
+
+
+def list_slides(
+    url: str, *, labels_url: str | None = None
+) -> tuple[list[Slide], list[ManifestEntry]]:
+    """List the slides below a folder or prefix, or one slide.
+
+    Args:
+        url: A folder, an S3 prefix, or one slide file.
+        labels_url: A CSV table with the columns `slide` (file name without suffix) and `label`
+            (`normal` or `tumor`); it outweighs the official names. None looks for the official
+            `reference.csv`.
+
+    Returns:
+        The slides in order of their id, and what could not be listed as one: table rows and
+        annotations without a slide.
+
+    Raises:
+        SourceError: There is no slide, or the table cannot be used.
+        StorageError: The URL cannot be read.
+    """
+    files = [_File(info, _relative(info.url, url)) for info in list_objects(url)]
+    is_single = len(files) == 1 and files[0].info.url == url
+    found = files if is_single else [file for file in files if _is_slide(file.path)]
+    if not found:
+        raise SourceError(
+            url, f"no slide among {len(files)} files", f"Slides end in {_listed(SLIDE_SUFFIXES)}"
+        )
+    labels = _read_labels(files, labels_url)
+    annotations = _group_annotations(files)
+    ids = _name_uniquely(found)
+    slides = [
+        _describe(file, slide_id, labels, annotations.get(file.stem, ()))
+        for file, slide_id in zip(found, ids, strict=True)
+    ]
+    stems = {file.stem for file in found}
+    orphans = [
+        ManifestEntry(file.info.url, "skipped", "annotation without a slide of that name")
+        for stem, group in sorted(annotations.items())
+        if stem not in stems
+        for file in group
+    ]
+    absent = [
+        ManifestEntry(name, "skipped", "in the label table, but no such slide file")
+        for name in sorted(set(labels) - stems)
+    ]
+    return sorted(slides, key=lambda slide: slide.slide_id), orphans + absent
+
+
+def _relative(url: str, root: str) -> PurePosixPath:
+    return PurePosixPath(name_of(url) if url == root else url[len(root.rstrip("/")) + 1 :])
+
+
+def _is_slide(path: PurePosixPath) -> bool:
+    # The official masks are slide files too: `tumor_001_mask.tif`.
+    is_mask = path.stem.lower().endswith("_mask") or "masks" in path.parts[:-1]
+    return path.suffix.lower() in SLIDE_SUFFIXES and not is_mask
+
+
+def _describe(
+    file: _File, slide_id: str, labels: Mapping[str, Label], annotations: Sequence[_File]
+) -> Slide:
+    official = _OFFICIAL_NAME.fullmatch(file.stem)
+    label, split = _OFFICIAL[official[1].lower()] if official else (Label.UNKNOWN, None)
+    return Slide(
+        slide_id=slide_id,
+        url=file.info.url,
+        version=file.info.version,
+        label=labels.get(file.stem, label),
+        split=split,
+        annotation_url=_nearest(file, annotations),
+    )
+
+
+def _nearest(file: _File, annotations: Sequence[_File]) -> str | None:
+    """Of annotations of the slide's name the one that shares most of its folders."""
+
+    def count_shared(other: _File) -> int:
+        pairs = zip(file.path.parts, other.path.parts, strict=False)
+        return next((i for i, (a, b) in enumerate(pairs) if a != b), 0)
+
+    return max(annotations, key=count_shared).info.url if annotations else None
+
+
+def _group_annotations(files: Iterable[_File]) -> dict[str, list[_File]]:
+    groups: dict[str, list[_File]] = defaultdict(list)
+    for file in files:
+        if file.path.suffix.lower() in _ANNOTATION_SUFFIXES:
+            groups[file.stem].append(file)
+    return groups
+
+
+def _name_uniquely(files: Sequence[_File]) -> list[str]:
+    """Stems; where two files share one, their whole relative paths."""
+    counts = Counter(file.stem for file in files)
+    return [file.stem if counts[file.stem] == 1 else "_".join(file.path.parts) for file in files]
+
+
+def _read_labels(files: Iterable[_File], labels_url: str | None) -> dict[str, Label]:
+    official = [file.info.url for file in files if file.path.name == "reference.csv"]
+    urls = [labels_url] if labels_url else official
+    return {name: label for url in urls for name, label in _parse_labels(url).items()}
+
+
+def _parse_labels(url: str) -> dict[str, Label]:
+    """A label table, with a header that names `slide` and `label`, or without as officially."""
+    try:
+        rows = [row for row in csv.reader(StringIO(read_bytes(url).decode("utf-8-sig"))) if row]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise SourceError(url, f"not a CSV table ({error})", "Give a table in UTF-8") from error
+    columns = [name.strip().lower() for name in rows[0]] if rows else []
+    name_column, label_column, first = 0, 1, 0
+    if len(columns) < 2 or columns[1] not in _LABEL_WORDS:
+        missing = {"slide", "label"} - set(columns)
+        if missing:
+            raise SourceError(
+                url,
+                f"no column {_listed(missing)} among {_listed(columns) or 'none'}",
+                "Give a CSV table with the columns slide and label",
+            )
+        name_column, label_column, first = columns.index("slide"), columns.index("label"), 1
+    labels = {}
+    for number, row in enumerate(rows[first:], first + 1):
+        word = row[label_column].strip().lower() if len(row) > label_column else ""
+        if word not in _LABEL_WORDS:
+            raise SourceError(
+                url, f"label {word!r} in row {number}", f"Use one of {_listed(_LABEL_WORDS)}"
+            )
+        path = PurePosixPath(row[name_column].strip())
+        name = path.stem if path.suffix.lower() in SLIDE_SUFFIXES else path.name
+        labels[name] = _LABEL_WORDS[word]
+    return labels
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names))
