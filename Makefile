@@ -1,0 +1,62 @@
+# Everything a newcomer types. Each target makes the environment that it needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+S3_DIR ?= .normscope/s3
+S3_PORT ?= 9103
+LOCK := requirements.lock
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format lock s3-up s3-down clean
+
+help: ## Show this list
+	@sed -n 's/^\([a-z0-9-]*\):[^#]*## \(.*\)$$/make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 15
+
+demo: $(VENV)/.installed ## The whole chain on planted anomalies, on this machine alone
+	$(BIN)/normscope demo
+
+test: lint ## Everything that must hold: style, types, tests
+	$(BIN)/pytest
+
+lint: $(VENV)/.installed-dev ## Style and types only
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev ## Put the style right where that can be done by itself
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+# uv lives in an environment of its own, which goes afterwards; the lock names no place to download from.
+lock: $(VENV)/.created ## Choose every version anew and write them to requirements.lock
+	@dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && \
+	$(PYTHON) -m venv "$$dir" && "$$dir/bin/pip" install --quiet uv && \
+	"$$dir/bin/uv" pip compile --quiet --universal --python-version 3.11 --extra dev --upgrade \
+	  --no-header --no-emit-index-url --no-emit-find-links --output-file "$$dir/lock" pyproject.toml && \
+	{ echo '# Every version of the environment, as constraints: `make lock` writes it, the Makefile installs under it.' && \
+	  cat "$$dir/lock"; } > $(LOCK).new && mv $(LOCK).new $(LOCK)
+
+s3-up: $(VENV)/.created ## Start a real S3 server on loopback; prints the variables to export
+	@$(BIN)/python -m infra.s3_server up $(S3_DIR) --port $(S3_PORT)
+
+s3-down: $(VENV)/.created ## Stop it again; its data stay
+	@$(BIN)/python -m infra.s3_server down $(S3_DIR)
+
+clean: ## Remove the environment and the caches, never the data below .normscope
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info
+
+# Stamps: the environment is made once, and installed into again when the lock or the project changes.
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "make: $(PYTHON) is $$($(PYTHON) --version 2>&1), but Python 3.11 or later is needed." \
+	    "Name one: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.created $(LOCK) pyproject.toml
+	$(BIN)/pip install --quiet --disable-pip-version-check -c $(LOCK) -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.created $(LOCK) pyproject.toml
+	$(BIN)/pip install --quiet --disable-pip-version-check -c $(LOCK) -e '.[dev]'
+	@touch $@ $(VENV)/.installed

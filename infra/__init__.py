@@ -1,0 +1,1 @@
+"""What Normscope runs on: servers for tests, the container image, manifests."""
