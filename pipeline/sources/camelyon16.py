@@ -19,7 +19,7 @@ from __future__ import annotations
 import csv
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import PurePosixPath
@@ -60,20 +60,29 @@ class _File:
         return self.path.stem
 
 
-def list_slides(
-    url: str, *, labels_url: str | None = None
-) -> tuple[list[Slide], list[ManifestEntry]]:
+@dataclass(frozen=True, slots=True)
+class SlideListing:
+    """What a folder of slides holds.
+
+    Args:
+        source: `camelyon16` where slides bear its names, else the folder's or file's name.
+        slides: In order of their id.
+        rejected: Annotations and table rows without a slide.
+    """
+
+    source: str
+    slides: tuple[Slide, ...]
+    rejected: tuple[ManifestEntry, ...]
+
+
+def list_slides(url: str, *, labels: str | None = None) -> SlideListing:
     """List the slides below a folder or prefix, or one slide.
 
     Args:
         url: A folder, an S3 prefix, or one slide file.
-        labels_url: A CSV table with the columns `slide` (file name without suffix) and `label`
+        labels: URL of a CSV table with the columns `slide` (file name without suffix) and `label`
             (`normal` or `tumor`); it outweighs the official names. None looks for the official
             `reference.csv`.
-
-    Returns:
-        The slides in order of their id, and what could not be listed as one: table rows and
-        annotations without a slide.
 
     Raises:
         SourceError: There is no slide, or the table cannot be used.
@@ -86,25 +95,34 @@ def list_slides(
         raise SourceError(
             url, f"no slide among {len(files)} files", f"Slides end in {_listed(SLIDE_SUFFIXES)}"
         )
-    labels = _read_labels(files, labels_url)
+    label_of = _read_labels(files, labels)
     annotations = _group_annotations(files)
-    ids = _name_uniquely(found)
     slides = [
-        _describe(file, slide_id, labels, annotations.get(file.stem, ()))
-        for file, slide_id in zip(found, ids, strict=True)
+        _describe(file, slide_id, label_of, annotations.get(file.stem, ()))
+        for file, slide_id in zip(found, _name_uniquely(found), strict=True)
     ]
-    stems = {file.stem for file in found}
-    orphans = [
-        ManifestEntry(file.info.url, "skipped", "annotation without a slide of that name")
-        for stem, group in sorted(annotations.items())
-        if stem not in stems
-        for file in group
-    ]
-    absent = [
-        ManifestEntry(name, "skipped", "in the label table, but no such slide file")
-        for name in sorted(set(labels) - stems)
-    ]
-    return sorted(slides, key=lambda slide: slide.slide_id), orphans + absent
+    is_camelyon16 = any(_OFFICIAL_NAME.fullmatch(file.stem) for file in found)
+    return SlideListing(
+        source="camelyon16" if is_camelyon16 else PurePosixPath(name_of(url)).stem or "slides",
+        slides=tuple(sorted(slides, key=lambda slide: slide.slide_id)),
+        rejected=tuple(_find_orphans({file.stem for file in found}, annotations, label_of)),
+    )
+
+
+def _find_orphans(
+    stems: Collection[str],
+    annotations: Mapping[str, Sequence[_File]],
+    label_of: Mapping[str, Label],
+) -> Iterator[ManifestEntry]:
+    """What speaks of slides that are not there."""
+    for stem, group in sorted(annotations.items()):
+        if stem not in stems:
+            for file in group:
+                yield ManifestEntry(
+                    file.info.url, "skipped", "annotation without a slide of that name"
+                )
+    for name in sorted(set(label_of) - set(stems)):
+        yield ManifestEntry(name, "skipped", "in the label table, but no such slide file")
 
 
 def _relative(url: str, root: str) -> PurePosixPath:
@@ -118,7 +136,7 @@ def _is_slide(path: PurePosixPath) -> bool:
 
 
 def _describe(
-    file: _File, slide_id: str, labels: Mapping[str, Label], annotations: Sequence[_File]
+    file: _File, slide_id: str, label_of: Mapping[str, Label], annotations: Sequence[_File]
 ) -> Slide:
     official = _OFFICIAL_NAME.fullmatch(file.stem)
     label, split = _OFFICIAL[official[1].lower()] if official else (Label.UNKNOWN, None)
@@ -126,7 +144,7 @@ def _describe(
         slide_id=slide_id,
         url=file.info.url,
         version=file.info.version,
-        label=labels.get(file.stem, label),
+        label=label_of.get(file.stem, label),
         split=split,
         annotation_url=_nearest(file, annotations),
     )
@@ -156,9 +174,9 @@ def _name_uniquely(files: Sequence[_File]) -> list[str]:
     return [file.stem if counts[file.stem] == 1 else "_".join(file.path.parts) for file in files]
 
 
-def _read_labels(files: Iterable[_File], labels_url: str | None) -> dict[str, Label]:
+def _read_labels(files: Iterable[_File], table_url: str | None) -> dict[str, Label]:
     official = [file.info.url for file in files if file.path.name == "reference.csv"]
-    urls = [labels_url] if labels_url else official
+    urls = [table_url] if table_url else official
     return {name: label for url in urls for name, label in _parse_labels(url).items()}
 
 
