@@ -1,13 +1,71 @@
-"""Fixtures that every test may use."""
+"""Fixtures that every test may use.
+
+The tests meet no server, home folder or key of the person who runs them: what the surroundings
+say is set aside here, before any library reads it. `NORMSCOPE_TEST_S3` names the endpoint of a
+real S3 server to test against, with its keys in `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`.
+"""
 
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from flows.settings import Settings, prepare_environment
+
 ROOT = Path(__file__).parents[1]
+HOME = Path(tempfile.mkdtemp(prefix="normscope-tests-"))
+
+
+@dataclass(frozen=True, slots=True)
+class S3Server:
+    """An S3 server and the keys that it takes."""
+
+    endpoint: str
+    access_key: str
+    secret_key: str
+
+    def environment(self) -> dict[str, str]:
+        """What clients read."""
+        return {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ALLOW_HTTP": "true",
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_REGION": "us-east-1",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "MLFLOW_S3_ENDPOINT_URL": self.endpoint,
+        }
+
+
+def _set_surroundings_aside() -> S3Server | None:
+    """Empty the environment of what tests must not meet; the real S3 server, where one is named."""
+    endpoint = os.environ.get("NORMSCOPE_TEST_S3")
+    keys = [os.environ.get(f"AWS_{name}", "") for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY")]
+    for name in list(os.environ):
+        foreign = name.startswith(("AWS_", "PREFECT_", "MLFLOW_", "RAY_", "NORMSCOPE_"))
+        if foreign and not name.startswith("NORMSCOPE_TEST_"):
+            del os.environ[name]
+    # No test may wait for the keys that a cloud's own machine would be given.
+    os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
+    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.5"
+    prepare_environment(Settings(home=HOME))
+    return S3Server(endpoint, *keys) if endpoint else None
+
+
+_REAL_S3 = _set_surroundings_aside()
+
+
+def pytest_unconfigure() -> None:
+    """Remove what the tests left in their home folder."""
+    shutil.rmtree(HOME, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +75,90 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}: set NORMSCOPE_TEST_DATA to run this test")
     return folder
+
+
+@pytest.fixture(scope="session")
+def moto_server() -> Iterator[S3Server]:
+    """An S3 server in this process: quick, and no proof of what real ones do."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield S3Server(f"http://{host}:{port}", "moto", "moto-secret")
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def real_s3_server() -> S3Server:
+    """The real S3 server that the tests were given; tests that need it skip without it."""
+    if _REAL_S3 is None:
+        pytest.skip("no real S3 server: `make s3-up` starts one, NORMSCOPE_TEST_S3 names it")
+    return _REAL_S3
+
+
+@pytest.fixture
+def moto_url(moto_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """`s3://bucket` of this test's own on moto's server, with the environment for it."""
+    with _own_bucket(moto_server, monkeypatch) as url:
+        yield url
+
+
+@pytest.fixture
+def real_s3_url(real_s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """`s3://bucket` of this test's own on the real server, with the environment for it."""
+    with _own_bucket(real_s3_server, monkeypatch) as url:
+        yield url
+
+
+@pytest.fixture(params=["moto", pytest.param("real", marks=pytest.mark.s3)])
+def s3_url(request: pytest.FixtureRequest) -> str:
+    """`s3://bucket` of this test's own, once on each S3 server."""
+    url: str = request.getfixturevalue("moto_url" if request.param == "moto" else "real_s3_url")
+    return url
+
+
+@pytest.fixture(params=["memory", "file", "moto", pytest.param("real", marks=pytest.mark.s3)])
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A URL of this test's own with nothing below it, once for each kind of store."""
+    if request.param == "memory":
+        return f"memory://{uuid.uuid4().hex}/below"
+    if request.param == "file":
+        return (tmp_path / "store").as_uri()
+    url: str = request.getfixturevalue("moto_url" if request.param == "moto" else "real_s3_url")
+    return f"{url}/below"
+
+
+@pytest.fixture(scope="session")
+def prefect_server() -> Iterator[str]:
+    """The API's URL of a Prefect server; flows that tests call run against it."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from flows.local_stack import running_prefect_server
+
+    with running_prefect_server(Settings()) as url, temporary_settings({PREFECT_API_URL: url}):
+        yield url
+
+
+@pytest.fixture(scope="session")
+def mlflow_server() -> Iterator[str]:
+    """The tracking URI of an MLflow server."""
+    from flows.local_stack import running_mlflow_server
+
+    with running_mlflow_server(Settings()) as url:
+        yield url
+
+
+@contextmanager
+def _own_bucket(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A new bucket, gone afterwards with all that is in it."""
+    import boto3
+
+    for name, value in server.environment().items():
+        monkeypatch.setenv(name, value)
+    bucket = boto3.resource("s3").create_bucket(Bucket=f"normscope-{uuid.uuid4().hex}")
+    try:
+        yield f"s3://{bucket.name}"
+    finally:
+        bucket.objects.all().delete()
+        bucket.delete()
