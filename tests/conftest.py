@@ -156,7 +156,7 @@ def _own_bucket(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[s
 
     for name, value in server.environment().items():
         monkeypatch.setenv(name, value)
-    bucket = boto3.resource("s3").create_bucket(Bucket=f"normscope-{uuid.uuid4().hex}")
+    bucket = boto3.Session().resource("s3").create_bucket(Bucket=f"normscope-{uuid.uuid4().hex}")
     try:
         yield f"s3://{bucket.name}"
     finally:

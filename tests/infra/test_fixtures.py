@@ -17,7 +17,7 @@ def test_nothing_of_the_surroundings_is_left() -> None:
 
 
 def test_each_test_has_a_bucket_of_its_own(s3_url: str) -> None:
-    client = boto3.client("s3")
+    client = boto3.Session().client("s3")
     bucket = urlsplit(s3_url).netloc
     client.put_object(Bucket=bucket, Key="one/two", Body=b"three")
     listing = client.list_objects_v2(Bucket=bucket)
@@ -25,7 +25,7 @@ def test_each_test_has_a_bucket_of_its_own(s3_url: str) -> None:
 
 
 def test_the_server_lets_only_one_creator_win(s3_url: str) -> None:
-    client = boto3.client("s3")
+    client = boto3.Session().client("s3")
     bucket = urlsplit(s3_url).netloc
     client.put_object(Bucket=bucket, Key="lock", Body=b"first", IfNoneMatch="*")
     with pytest.raises(ClientError, match="PreconditionFailed"):
