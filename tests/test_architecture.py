@@ -1,0 +1,227 @@
+"""The shape of the house: who may import whom, who reads the surroundings, how long things are.
+
+Each rule is a function from source to findings, proved on a sample that breaks it.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+MAY_IMPORT: Final[Mapping[str, frozenset[str]]] = {
+    "pipeline": frozenset({"pipeline"}),
+    "training": frozenset({"pipeline", "training"}),
+    "flows": frozenset({"pipeline", "training", "flows"}),
+}
+"""Imports run one way: flows -> training -> pipeline."""
+
+SOLE_IMPORTERS: Final[Mapping[str, tuple[str, ...]]] = {
+    "openslide": ("pipeline/slides.py",),
+    "dask": ("pipeline/engines.py",),
+    "distributed": ("pipeline/engines.py",),
+    "obstore": ("pipeline/storage.py",),
+    "boto3": ("pipeline/staging.py", "pipeline/storage.py"),
+    "botocore": ("pipeline/staging.py", "pipeline/storage.py"),
+    "pydicom": ("pipeline/sources/dicom.py", "pipeline/radiographs.py", "pipeline/privacy.py"),
+    "ray": ("training/distributed.py", "training/search.py"),
+    # The scorer is the code that MLflow keeps beside the weights: models-from-code.
+    "mlflow": ("training/tracking.py", "training/registry.py", "training/scorer.py"),
+    "prefect": ("flows/",),
+    "psutil": ("flows/processes.py",),
+}
+"""Where each library may be imported; a name that ends in a slash is a whole folder."""
+
+ENVIRONMENT_READERS: Final = ("flows/settings.py",)
+LINES_OF_A_FILE: Final = 300
+LINES_OF_A_FUNCTION: Final = 40
+TOP_LEVEL: Final = frozenset(
+    {"CHANGELOG.md", "LICENSE", "Makefile", "README.md", "pyproject.toml", "requirements.lock"}
+    | {"benchmarks", "flows", "infra", "pipeline", "tests", "training"}
+)
+HOUSE: Final = ("pipeline", "training", "flows")
+SOURCE: Final = (*HOUSE, "infra", "benchmarks")
+
+
+def list_files(*folders: str) -> list[str]:
+    """Our Python files, as paths below the root."""
+    found = (path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+    return sorted(path.relative_to(ROOT).as_posix() for path in found)
+
+
+def imported_modules(path: str, source: str) -> Iterator[str]:
+    """The full name of every module that a file imports, wherever in the file it does."""
+    package = path.split("/")[:-1]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            yield ".".join([*above, *([node.module] if node.module else [])])
+
+
+def find_wrong_directions(path: str, source: str) -> list[str]:
+    """Imports that run against the road; `infra` and `benchmarks` may import, not be imported."""
+    package = path.partition("/")[0]
+    allowed = MAY_IMPORT.get(package, frozenset(SOURCE))
+    rooms = {name.split(".")[0] for name in imported_modules(path, source)}
+    ours = rooms & {*SOURCE, "tests"}
+    return [f"{path} imports {room}" for room in sorted(ours - allowed)]
+
+
+def find_foreign_imports(path: str, source: str) -> list[str]:
+    """Imports of a library outside the rooms that keep it."""
+    roots = {name.split(".")[0] for name in imported_modules(path, source)}
+    return [
+        f"{path} imports {library}, which belongs to {', '.join(SOLE_IMPORTERS[library])}"
+        for library in sorted(roots & SOLE_IMPORTERS.keys())
+        if not any(
+            path.startswith(room) if room.endswith("/") else path == room
+            for room in SOLE_IMPORTERS[library]
+        )
+    ]
+
+
+def find_environment_reads(path: str, source: str) -> list[str]:
+    """Uses of environment variables outside the settings."""
+    if path in ENVIRONMENT_READERS:
+        return []
+    names = {"environ", "environb", "getenv", "putenv", "unsetenv"}
+    return [
+        f"{path} uses os.{name}"
+        for node in ast.walk(ast.parse(source))
+        for name in sorted(_names_from_os(node) & names)
+    ]
+
+
+def _names_from_os(node: ast.AST) -> set[str]:
+    if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "os":
+        return {node.attr}
+    if isinstance(node, ast.ImportFrom) and node.module == "os":
+        return {alias.name for alias in node.names}
+    return set()
+
+
+def find_long_files(path: str, source: str) -> list[str]:
+    """Files that want splitting."""
+    count = len(source.splitlines())
+    return [f"{path} has {count} lines"] if count >= LINES_OF_A_FILE else []
+
+
+def find_long_functions(path: str, source: str) -> list[str]:
+    """Functions whose code is too long to take in; signature and docstring do not count."""
+    return [
+        f"{path}:{node.lineno} {node.name} has {count} lines"
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (count := _lines_of_code(node)) >= LINES_OF_A_FUNCTION
+    ]
+
+
+def _lines_of_code(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    code = node.body[ast.get_docstring(node) is not None :]
+    return (code[-1].end_lineno or 0) - code[0].lineno + 1 if code else 0
+
+
+def find_strays(names: list[str]) -> list[str]:
+    """What does not belong in the root."""
+    return sorted(name for name in set(names) - TOP_LEVEL if not name.startswith("."))
+
+
+RULES: Final[Mapping[Callable[[str, str], list[str]], tuple[str, ...]]] = {
+    find_wrong_directions: SOURCE,
+    find_foreign_imports: HOUSE,
+    find_environment_reads: HOUSE,
+    find_long_files: (*SOURCE, "tests"),
+    find_long_functions: SOURCE,
+}
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_the_house_keeps_the_rule(rule: Callable[[str, str], list[str]]) -> None:
+    files = list_files(*RULES[rule])
+    assert files
+    findings = [line for path in files for line in rule(path, (ROOT / path).read_text())]
+    assert not findings, "\n".join(findings)
+
+
+def test_the_root_holds_what_it_should() -> None:
+    listing = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if listing.returncode != 0:
+        pytest.skip("not a git checkout: what belongs to the project cannot be told")
+    assert find_strays([path.split("/")[0] for path in listing.stdout.splitlines()]) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("pipeline/tiling.py", "import training.losses"),
+        ("pipeline/tiling.py", "def late():\n    from flows import settings"),
+        ("pipeline/sources/images.py", "from ...training import losses"),
+        ("training/loop.py", "from flows.settings import Settings"),
+        ("training/loop.py", "import benchmarks.storage"),
+        ("flows/train.py", "from tests import conftest"),
+    ],
+)
+def test_a_wrong_direction_is_found(path: str, source: str) -> None:
+    assert len(find_wrong_directions(path, source)) == 1
+
+
+def test_right_directions_pass() -> None:
+    source = "from pipeline import schema\nfrom . import losses\nimport numpy\n"
+    assert find_wrong_directions("training/loop.py", source) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("pipeline/tiling.py", "import openslide"),
+        ("pipeline/slides_more.py", "from openslide import OpenSlide"),
+        ("training/loop.py", "def late():\n    import ray.train"),
+        ("training/loop.py", "from mlflow.pyfunc import load_model"),
+        ("pipeline/ingest.py", "import dask.array as da"),
+        ("training/checkpoint.py", "import prefect"),
+    ],
+)
+def test_a_foreign_import_is_found(path: str, source: str) -> None:
+    assert len(find_foreign_imports(path, source)) == 1
+
+
+def test_rooms_may_import_what_they_keep() -> None:
+    assert find_foreign_imports("pipeline/slides.py", "import openslide") == []
+    assert find_foreign_imports("flows/train.py", "from prefect import flow") == []
+    assert find_foreign_imports("training/loop.py", "from . import ray_shell") == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import os\nhome = os.environ['HOME']",
+        "import os\nhome = os.getenv('HOME')",
+        "from os import environ as surroundings",
+    ],
+)
+def test_an_environment_read_is_found(source: str) -> None:
+    assert len(find_environment_reads("training/loop.py", source)) == 1
+    assert find_environment_reads("flows/settings.py", source) == []
+
+
+def test_long_things_are_found() -> None:
+    assert find_long_files("a.py", "x = 1\n" * LINES_OF_A_FILE)
+    assert not find_long_files("a.py", "x = 1\n" * (LINES_OF_A_FILE - 1))
+    line, head = "    x = 1\n", 'def f(\n    x,\n):\n    """Say\n\n    much.\n    """\n'
+    assert find_long_functions("a.py", head + line * LINES_OF_A_FUNCTION)
+    assert not find_long_functions("a.py", head + line * (LINES_OF_A_FUNCTION - 1))
+    assert not find_long_functions("a.py", head)
+
+
+def test_strays_are_found() -> None:
+    assert find_strays(["README.md", "notes.txt", ".ci", "utils"]) == ["notes.txt", "utils"]
