@@ -62,7 +62,7 @@ NO_TABLE: Final = "none"
 def list_images(
     url: str,
     *,
-    labels: str | None = None,
+    labels_url: str | None = None,
     columns: Mapping[str, str] | None = None,
     split_map: Mapping[str, Split] | None = None,
     label_map: Mapping[str, int] | None = None,
@@ -70,16 +70,16 @@ def list_images(
 ) -> ImageListing:
     """List the images below a folder or prefix, or one image.
 
-    The table is `labels`, else `manifest.csv` or `labels.csv` (or `.csv.gz`) in the folder or in
-    its parent. Its paths are relative to its own folder where the images lie below that, else to
-    `url`. Rows outside `url` are no part of the batch.
+    The table is `labels_url`, else `manifest.csv` or `labels.csv` (or `.csv.gz`) in the folder
+    or in its parent. Its paths are relative to its own folder where the images lie below that,
+    else to `url`. Rows outside `url` are no part of the batch.
 
     A split `valid` is `validation`, or `test` where the table has a tuning split too. A split
     column that says `train` throughout divides nothing and is ignored.
 
     Args:
         url: A folder, an S3 prefix, or one image.
-        labels: URL of the table (CSV, may be gzipped), or `none` to look for none.
+        labels_url: URL of the table (CSV, may be gzipped), or `none` to look for none.
         columns: Our name (`path`, `label`, `split`, `group_id`, `view_position`, `age_years`,
             `sex`, `findings`) -> the table's, where the usual names do not fit.
         split_map: The table's word -> split; outweighs the usual words.
@@ -99,7 +99,7 @@ def list_images(
         raise SourceError(
             url, f"no image among {len(folder.files)} files", "Images are PNG, JPEG or TIFF files"
         )
-    found = labels or _find_table(folder)
+    found = labels_url or _find_table(folder)
     if not found or found == NO_TABLE:
         base = parent_of(folder.url) if folder.is_single_file else folder.url
         images = [_unlabelled(info, base or "") for info in files]
@@ -113,7 +113,7 @@ def list_images(
         _split_words(table, split_map or {}),
     )
     listing = matching.match(folder, files, keeps_unlisted=keeps_unlisted)
-    if not listing.images or (not matching.images and labels):
+    if not listing.images or (not matching.images and labels_url):
         first = matching.refused[0].reason if matching.refused else "no such image"
         raise SourceError(
             table.url,

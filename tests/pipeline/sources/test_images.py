@@ -59,7 +59,7 @@ def test_the_parents_table_serves_a_subfolder_and_a_single_file(tmp_path: Path) 
     listing = list_images(f"{url}/valid/")
     assert [(image.image_id, image.label) for image in listing.images] == [("valid/a.png", 1)]
     assert [entry.item for entry in listing.rejected] == ["valid/gone.png"]
-    single = list_images(f"{url}/train/b.png", labels=f"{url}/manifest.csv")
+    single = list_images(f"{url}/train/b.png", labels_url=f"{url}/manifest.csv")
     assert [(image.image_id, image.label) for image in single.images] == [("train/b.png", 0)]
     assert single.rejected == ()
 
@@ -67,7 +67,7 @@ def test_the_parents_table_serves_a_subfolder_and_a_single_file(tmp_path: Path) 
 def test_a_table_elsewhere_has_paths_relative_to_the_images(tmp_path: Path) -> None:
     url = write_folder(tmp_path / "images", "", "x/a.png")
     write_folder(tmp_path / "tables", "image,target\nx/a.png,1\n", name="t.csv")
-    listing = list_images(url, labels=str(tmp_path / "tables" / "t.csv"))
+    listing = list_images(url, labels_url=str(tmp_path / "tables" / "t.csv"))
     assert [(image.image_id, image.label) for image in listing.images] == [("x/a.png", 1)]
 
 
@@ -163,7 +163,7 @@ def test_what_cannot_be_a_batch_is_one_error(tmp_path: Path) -> None:
         list_images(url, columns={"lable": "truth"})
     with pytest.raises(SourceError, match="split_map gives 'tuning'"):
         list_images(url, columns={"label": "truth"}, split_map={"a": "tuning"})  # type: ignore[dict-item]  # on purpose
-    assert list_images(url, labels="none").images[0].label == Label.UNKNOWN
+    assert list_images(url, labels_url="none").images[0].label == Label.UNKNOWN
     url = write_folder(tmp_path / "b", "path,label\nelse/a.png,1\n", "a.png")
     with pytest.raises(SourceError, match=r"none of its 1 rows .*'else/a\.png': no such image"):
         list_images(url)
