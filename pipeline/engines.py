@@ -69,6 +69,7 @@ def dask_engine(
     Raises:
         SettingsError: No scheduler answers at the address.
     """
+    logging.getLogger("distributed").setLevel(logging.WARNING)  # its every step is an INFO line
     with (
         dask.config.set({"distributed.comm.timeouts.connect": "10s"}),
         _cluster(address, workers, memory_limit) as target,

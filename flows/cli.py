@@ -1,0 +1,177 @@
+"""`normscope ...`: the flows themselves, in this process or against `PREFECT_API_URL`.
+
+Every command but the last few is a Prefect flow with its own names and types; what `--help` says
+of a parameter is what Prefect's form says of it. Exit status: 0 all done; 1 done, but some items
+failed (the manifest lists them); 2 refused or impossible, with one line that says what to do.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any, Final
+
+from cyclopts import App, Parameter
+from rich.console import Console
+from rich.markdown import Markdown
+
+from flows.local_stack import find_stack, running_prefect_server, start_stack, stop_stack
+from flows.settings import Settings, adopt_environment, prepare_environment
+from pipeline.errors import NormscopeError
+
+_HELP: Final = (
+    "Learn what normal medical images look like, and rank new ones by how far they stray from it.\n"
+    "\n"
+    "The way through: `ingest` scans into a dataset, `train` on it, `promote` the new version, "
+    "`score` new images with the champion. `demo` does all of it on synthetic scans."
+)
+# Command -> (flow, what it does, example). The flows are imported when called: they bring Ray.
+_FLOWS: Final[dict[tuple[str, ...], tuple[str, str, str]]] = {
+    ("demo",): (
+        "flows.demo:demo",
+        "Run the whole chain on synthetic slides and X-rays.",
+        "normscope demo",
+    ),
+    ("ingest", "slides"): (
+        "flows.ingest_slides:ingest_slides",
+        "Tile whole-slide images into a dataset.",
+        "normscope ingest slides s3://archive/camelyon16 s3://lake/camelyon16 --mpp-um 1",
+    ),
+    ("ingest", "xrays"): (
+        "flows.ingest_xrays:ingest_xrays",
+        "Preprocess ChestX-ray14 radiographs into a dataset.",
+        "normscope ingest xrays ChestX-ray14/ xrays.zarr --views PA --size-px 64",
+    ),
+    ("ingest", "images"): (
+        "flows.ingest_images:ingest_images",
+        "Preprocess a folder of images with a label table into a dataset.",
+        "normscope ingest images pcam/ pcam.zarr --labels pcam/manifest.csv",
+    ),
+    ("train",): (
+        "flows.train:train",
+        "Train on a dataset's normal images and register the result as challenger.",
+        "normscope train pcam.zarr --preset quick --vgg-weights vgg19.pth --workers 2",
+    ),
+    ("search",): (
+        "flows.search:search",
+        "Choose hyperparameters by the few labelled anomalies of the validation split.",
+        "normscope search pcam.zarr --trials 6",
+    ),
+    ("promote",): (
+        "flows.promote:promote",
+        "Let the challenger face the champion, and move the alias if it wins.",
+        "normscope promote pcam-anomaly pcam.zarr",
+    ),
+    ("score",): (
+        "flows.score:score",
+        "Score a folder, prefix or dataset with the champion and write the worklist.",
+        "normscope score new-images/ out/ --model-name pcam-anomaly",
+    ),
+}
+
+app = App(name="normscope", help=_HELP, version_flags=["--version"])
+_ingest = App(name="ingest", help="Turn scans into a sealed dataset.")
+app.command(_ingest)
+for _path, (_flow, _what, _example) in _FLOWS.items():
+    (_ingest if len(_path) == 2 else app).command(
+        _flow, name=_path[-1], help=_what, help_epilogue=f"Example: {_example}"
+    )
+
+
+@app.command(help_epilogue="Example: normscope up")
+def up() -> None:
+    """Start Prefect, a worker, MLflow and Ray on this machine, and leave them running."""
+    stack = start_stack(Settings())
+    print(f"Prefect  {stack.prefect_api_url.removesuffix('/api')}")
+    print(f"MLflow   {stack.mlflow_tracking_uri}")
+    print(f"Ray      {stack.ray_address}")
+    print("Commands find them by themselves. Next: normscope deploy")
+
+
+@app.command(help_epilogue="Example: normscope down")
+def down() -> None:
+    """Stop what `up` started; all state stays in the home folder."""
+    stopped = stop_stack(Settings())
+    print(f"Stopped {', '.join(stopped)}." if stopped else "Nothing was running.")
+
+
+@app.command(help_epilogue="Example: normscope deploy")
+def deploy() -> None:
+    """Deploy every flow to the work pool `local` of the server at `PREFECT_API_URL` or of `up`."""
+    from flows.deployments import deploy_all  # noqa: PLC0415 -- imports every flow
+
+    for name in deploy_all():
+        print(f"Deployed {name}")
+
+
+@contextmanager
+def _prefect(settings: Settings) -> Iterator[None]:
+    """A Prefect API for one command: the one that is set, the local stack's, or our own."""
+    from prefect.logging.handlers import APILogHandler  # noqa: PLC0415 -- slow
+    from prefect.settings import PREFECT_API_URL, temporary_settings  # noqa: PLC0415
+
+    if settings.prefect_api_url:
+        yield
+        return
+    with running_prefect_server(settings) as url, temporary_settings({PREFECT_API_URL: url}):
+        try:
+            yield
+        finally:
+            APILogHandler().flush()  # before the server is gone
+
+
+def _quieten(record: logging.LogRecord) -> bool:
+    """Take the traceback off an error that the user can mend: its one line says it all."""
+    if record.exc_info and isinstance(record.exc_info[1], NormscopeError):
+        record.exc_info = None
+    return True
+
+
+def _run_flow(flow: Any, bound: Any, settings: Settings) -> int:
+    from flows.reports import count_failures, to_markdown  # noqa: PLC0415 -- imports Ray
+
+    for name in ("prefect.flow_runs", "prefect.task_runs"):
+        logging.getLogger(name).addFilter(_quieten)
+    with _prefect(settings):
+        report = flow(*bound.args, **bound.kwargs)
+    Console().print(Markdown(to_markdown(report)))
+    failures = count_failures(report)
+    if failures:
+        print(f"{failures} items failed; the manifest lists them.", file=sys.stderr)
+    return 1 if failures else 0
+
+
+@app.meta.default
+def launch(*tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)]) -> int:
+    """Run one command.
+
+    Args:
+        tokens: The command line.
+
+    Returns:
+        The exit status.
+    """
+    settings = Settings()
+    stack = find_stack(settings)
+    if stack is not None:
+        adopt_environment(stack.environment())
+        settings = Settings()
+    prepare_environment(settings)
+    if sys.stderr.isatty():  # there a bar shows how far the work is
+        adopt_environment({"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING"})
+    command, bound, _ = app.parse_args(tokens)
+    try:
+        if hasattr(command, "with_options"):  # a flow
+            return _run_flow(command, bound, settings)
+        command(*bound.args, **bound.kwargs)
+    except NormscopeError as error:
+        print(f"normscope: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(app.meta())
