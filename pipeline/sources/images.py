@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Final
 
 from pipeline.errors import SourceError
-from pipeline.records import SPLITS, Label, ManifestEntry, Scalar, SourceImage, Split
+from pipeline.records import SPLITS, Label, Scalar, SourceImage, Split
 from pipeline.sources.listings import (
     Folder,
+    Gathering,
     ImageListing,
+    in_order,
     is_image,
     list_folder,
-    name_some,
+    list_unlisted,
     parent_of,
     plain_url,
     relative_path,
@@ -102,107 +104,99 @@ def list_images(
     found = labels_url or _find_table(folder)
     if not found or found == NO_TABLE:
         base = parent_of(folder.url) if folder.is_single_file else folder.url
-        images = [_unlabelled(info, base or "") for info in files]
-        return ImageListing(_ordered(images), (), ("no label table: labels are unknown",))
+        unlabelled = [_unlabelled(info, base or "") for info in files]
+        return ImageListing(in_order(unlabelled), (), ("no label table: labels are unknown",))
     table = _read_labels(found, columns or {})
-    matching = _Matching(
+    words = {key.lower(): Label(value) for key, value in (label_map or {}).items()}
+    rows = _Rows(
         table,
         _base_of(table.url, folder),
         folder.url,
-        {**_LABEL_WORDS, **{key.lower(): Label(value) for key, value in (label_map or {}).items()}},
+        {**_LABEL_WORDS, **words},
         _split_words(table, split_map or {}),
     )
-    listing = matching.match(folder, files, keeps_unlisted=keeps_unlisted)
-    if not listing.images or (not matching.images and labels_url):
-        first = matching.refused[0].reason if matching.refused else "no such image"
-        raise SourceError(
-            table.url,
-            f"none of its {len(table.rows)} rows gives an image of {folder.url}; "
-            f"{table.rows[0]['path']!r}: {first}",
-            f"Give paths relative to the table's folder, or the table as `{NO_TABLE}`",
-        )
-    return listing
+    gathering = rows.gather(rows.name_files(folder.files))
+    unlisted = {
+        path: info for path, info in rows.name_files(files).items() if path not in gathering.named
+    }
+    kept = [_unlabelled(info, rows.base) for info in unlisted.values() if keeps_unlisted]
+    images = in_order([*gathering.images.values(), *kept])
+    if not images or (not gathering.images and labels_url):
+        raise _match_nothing(table, gathering, folder)
+    left_out = () if keeps_unlisted else list_unlisted(unlisted.values())
+    rejected = (*gathering.rejected, *gathering.list_absent(), *left_out)
+    return ImageListing(images, rejected, rows.explain())
 
 
-@dataclass
-class _Matching:
-    """Rows against files: every row and every file ends in exactly one place."""
+def _match_nothing(table: Table, gathering: Gathering, folder: Folder) -> SourceError:
+    first = gathering.rejected[0].reason if gathering.rejected else "no such image"
+    return SourceError(
+        table.url,
+        f"none of its {len(table.rows)} rows gives an image of {folder.url}; "
+        f"{table.rows[0]['path']!r}: {first}",
+        f"Give paths relative to the table's folder, or the table as `{NO_TABLE}`",
+    )
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What the rows of a table mean.
+
+    Args:
+        table: The table.
+        base: Folder that its paths are relative to.
+        root: Folder or file that was asked for.
+        label_words: Word -> label.
+        split_words: Word -> split.
+    """
 
     table: Table
     base: str
     root: str
     label_words: Mapping[str, Label]
     split_words: Mapping[str, Split | None]
-    images: dict[str, SourceImage] = field(default_factory=dict)
-    refused: list[ManifestEntry] = field(default_factory=list)
-    absent: list[str] = field(default_factory=list)
-    named: set[str] = field(default_factory=set)
 
-    def match(
-        self, folder: Folder, files: Collection[ObjectInfo], *, keeps_unlisted: bool
-    ) -> ImageListing:
-        by_path = {relative_path(info.url, self.base): info for info in folder.files}
+    def name_files(self, files: Iterable[ObjectInfo]) -> dict[str, ObjectInfo]:
+        """Files by their path as the table would give it."""
+        return {relative_path(info.url, self.base) or "": info for info in files}
+
+    def gather(self, files: Mapping[str, ObjectInfo]) -> Gathering:
+        """Match every row with its file, of files by path."""
+        gathering = Gathering(self.table.url)
         for row in self.table.rows:
-            self._match_row(row, by_path)
-        unlisted = [info for info in files if relative_path(info.url, self.base) not in self.named]
-        kept = [_unlabelled(info, self.base) for info in unlisted] if keeps_unlisted else []
-        left_out = [] if keeps_unlisted else [
-            ManifestEntry(info.url, "skipped", "no row in the label table") for info in unlisted
-        ]  # fmt: skip
-        absent = name_some(
-            self.absent, "in the label table, but no such image", table_url=self.table.url
-        )
-        return ImageListing(
-            _ordered([*self.images.values(), *kept]),
-            (*self.refused, *absent, *left_out),
-            self._notes(),
-        )
+            path = _safe_path(row["path"])
+            if path is None:
+                gathering.refuse(row["path"], "the path leaves the table's folder")
+            elif not _is_within(join(self.base, path), self.root):
+                continue
+            elif path not in files:
+                gathering.absent.append(path)
+            else:
+                self._take(gathering, row, path, files[path])
+        return gathering
 
-    def _match_row(self, row: Mapping[str, str], by_path: Mapping[str | None, ObjectInfo]) -> None:
-        path = _safe_path(row["path"])
-        if path is None:
-            self._refuse(row["path"], "the path leaves the table's folder")
-            return
-        if self.root != self.base and not _is_within(join(self.base, path), self.root):
-            return
-        if path not in by_path:
-            self.absent.append(path)
-            return
-        image = self._make_image(row, path, by_path[path])
-        if path in self.named and image is not None:
-            self._settle_duplicate(path, image)
-        elif image is not None:
-            self.images[path] = image
-        self.named.add(path)
-
-    def _make_image(
-        self, row: Mapping[str, str], path: str, info: ObjectInfo
-    ) -> SourceImage | None:
+    def _take(
+        self, gathering: Gathering, row: Mapping[str, str], path: str, info: ObjectInfo
+    ) -> None:
         label = self.label_words.get(row["label"].lower())
-        if label is None:
-            self._refuse(path, f"unknown label {row['label']!r}: give its meaning in label_map")
-            return None
         word = row.get("split", "").lower()
+        if label is None:
+            reason = f"unknown label {row['label']!r}: give its meaning in label_map"
+            gathering.refuse(path, reason)
+            return
         if word and word not in self.split_words:
-            self._refuse(path, f"unknown split {row['split']!r}: give its meaning in split_map")
-            return None
+            reason = f"unknown split {row['split']!r}: give its meaning in split_map"
+            gathering.refuse(path, reason)
+            return
         columns = {name: parse(row[name]) for name, parse in _PARSERS.items() if name in row}
+        if columns.get("age_years") == -1 and row["age_years"]:
+            gathering.ignore_cell(path, self.table.columns["age_years"], row["age_years"])
         group = row.get("group_id") or path
         split = self.split_words.get(word)
-        return SourceImage(path, group, info.url, info.version, label, split, columns)
+        gathering.add(path, SourceImage(path, group, info.url, info.version, label, split, columns))
 
-    def _settle_duplicate(self, path: str, image: SourceImage) -> None:
-        """A row that repeats another is dropped; one that contradicts it takes both away."""
-        if self.images.get(path) == image:
-            self.refused.append(ManifestEntry(path, "skipped", "duplicated row"))
-        else:
-            self.images.pop(path, None)
-            self._refuse(path, "its rows contradict each other")
-
-    def _refuse(self, item: str, reason: str) -> None:
-        self.refused.append(ManifestEntry(item, "failed", reason))
-
-    def _notes(self) -> tuple[str, ...]:
+    def explain(self) -> tuple[str, ...]:
+        """What the user should know of how the table was read."""
         notes = [f"labels from {self.table.url}"]
         if "group_id" not in self.table.columns:
             notes.append(
@@ -277,7 +271,3 @@ def _safe_path(cell: str) -> str | None:
 def _unlabelled(info: ObjectInfo, base: str) -> SourceImage:
     path = relative_path(info.url, base) or info.url
     return SourceImage(path, path, info.url, info.version)
-
-
-def _ordered(images: Collection[SourceImage]) -> tuple[SourceImage, ...]:
-    return tuple(sorted(images, key=lambda image: image.image_id))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Final
 
@@ -48,6 +48,58 @@ class Folder:
         return len(self.files) == 1 and self.files[0].url == self.url
 
 
+@dataclass
+class Gathering:
+    """Images gathered row by row from a table: every row ends in exactly one place.
+
+    Args:
+        table_url: Of the table.
+        images: Name -> image, for the rows that gave one.
+        rejected: What became of the others.
+        absent: Names whose file is absent.
+        named: Every name that a row has given a file's fate.
+    """
+
+    table_url: str
+    images: dict[str, SourceImage] = field(default_factory=dict)
+    rejected: list[ManifestEntry] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)
+    named: set[str] = field(default_factory=set)
+
+    def add(self, name: str, image: SourceImage) -> None:
+        """Take an image. A row that repeats another is dropped; a contradiction drops both."""
+        if name not in self.named:
+            self.images[name] = image
+        elif self.images.get(name) == image:
+            self.rejected.append(ManifestEntry(name, "skipped", "duplicated row"))
+        else:
+            self.images.pop(name, None)
+            self.refuse(name, "its rows contradict each other")
+        self.named.add(name)
+
+    def refuse(self, name: str, reason: str) -> None:
+        """Refuse a row."""
+        self.rejected.append(ManifestEntry(name, "failed", reason))
+        self.named.add(name)
+
+    def ignore_cell(self, name: str, column: str, cell: str) -> None:
+        """Say that a cell is not understood; its row is used without it."""
+        self.rejected.append(
+            ManifestEntry(f"{name}, {column}", "skipped", f"{cell!r} is recorded as unknown")
+        )
+
+    def list_absent(self) -> tuple[ManifestEntry, ...]:
+        """Rows without an image: the first few by name, the others by their number."""
+        entries = [
+            ManifestEntry(name, "skipped", "in the table, but no such image")
+            for name in self.absent[:_NAMED]
+        ]
+        if more := len(self.absent) - len(entries):
+            reason = f"{more} more rows: in the table, but no such image"
+            entries.append(ManifestEntry(self.table_url, "skipped", reason))
+        return tuple(entries)
+
+
 def list_folder(url: str) -> Folder:
     """List a folder, a prefix or a single file.
 
@@ -81,16 +133,11 @@ def is_image(url: str) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
-def name_some(items: Iterable[str], reason: str, *, table_url: str) -> tuple[ManifestEntry, ...]:
-    """Skipped items: the first few by name, the others as one entry with their number.
+def in_order(images: Iterable[SourceImage]) -> tuple[SourceImage, ...]:
+    """Images by their id."""
+    return tuple(sorted(images, key=lambda image: image.image_id))
 
-    Args:
-        items: Names of rows or files.
-        reason: Why they are skipped.
-        table_url: What the entry that counts is about.
-    """
-    names = list(items)
-    entries = [ManifestEntry(name, "skipped", reason) for name in names[:_NAMED]]
-    if more := len(names) - len(entries):
-        entries.append(ManifestEntry(table_url, "skipped", f"{more} more rows: {reason}"))
-    return tuple(entries)
+
+def list_unlisted(files: Iterable[ObjectInfo]) -> tuple[ManifestEntry, ...]:
+    """Files that no row names."""
+    return tuple(ManifestEntry(info.url, "skipped", "no row in the table") for info in files)

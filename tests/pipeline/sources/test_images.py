@@ -50,7 +50,9 @@ def test_a_table_gives_labels_splits_groups_and_columns(tmp_path: Path, name: st
     assert (c.image_id, c.group_id, c.label, c.split) == ("x/c.png", "x/c.png", -1, None)
     assert a.columns == {"view_position": "AP", "age_years": 61, "sex": "F"}
     assert b.columns == {"view_position": "PA", "age_years": -1, "sex": "M"}
-    assert listing.rejected == ()
+    assert [(entry.item, entry.state, entry.reason) for entry in listing.rejected] == [
+        ("x/b.png, age", "skipped", "'412Y' is recorded as unknown")
+    ]
 
 
 def test_the_parents_table_serves_a_subfolder_and_a_single_file(tmp_path: Path) -> None:
@@ -78,8 +80,8 @@ def test_rows_and_files_without_a_counterpart_are_listed_and_counted(tmp_path: P
     assert [image.image_id for image in listing.images] == ["a.png"]
     assert {entry.state for entry in listing.rejected} == {"skipped"}
     reasons = Counter(entry.reason for entry in listing.rejected)
-    assert reasons["in the label table, but no such image"] == 20
-    assert reasons["33 more rows: in the label table, but no such image"] == 1
+    assert reasons["in the table, but no such image"] == 20
+    assert reasons["33 more rows: in the table, but no such image"] == 1
     assert [entry.item for entry in listing.rejected if "no row" in entry.reason] == [
         f"{url}/extra.png"
     ]
