@@ -207,5 +207,5 @@ def _parse_geojson(content: bytes, item: str) -> list[Annotation]:
 def _make_annotation(name: str, group: str, outline: BaseGeometry) -> Annotation | None:
     """The valid, polygonal part of an outline; None if there is none."""
     geometry = shapely.make_valid(outline)
-    areas = [part for part in shapely.get_parts(geometry) if shapely.get_dimensions(part) == 2]
+    areas = [part for part in shapely.get_parts(geometry) if part.area > 0]
     return Annotation(name, group, shapely.union_all(areas)) if areas else None
