@@ -1,0 +1,63 @@
+"""`normscope ingest images`: a folder of images with a label table to a dataset."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from prefect import flow, get_run_logger
+from pydantic import Field
+
+from flows.engine import open_engine
+from flows.progress import progress
+from flows.reports import publish
+from flows.settings import Settings
+from flows.tasks import resumable
+from pipeline.image_dataset import Colour, ImageSettings, make_reader, plan_images
+from pipeline.ingest import IngestReport, ingest
+from pipeline.records import Split
+from pipeline.sources.images import list_images
+from pipeline.storage import name_of
+
+
+@flow(name="ingest-images")
+def ingest_images(
+    source: str,
+    dataset: str,
+    *,
+    labels: str | None = None,
+    modality: Literal["image", "radiograph", "histology"] = "image",
+    size_px: Annotated[int, Field(ge=8)] = 64,
+    crop_px: int | None = None,
+    colour: Colour = "auto",
+    equalize: bool = False,
+    split_map: dict[str, Split] | None = None,
+    seed: int = 0,
+) -> IngestReport:
+    """Preprocess a folder of images with a label table into a sealed dataset.
+
+    The table is a CSV with a path and a label column, and may have a split and a group (patient
+    or slide). Groups are never divided by a split.
+
+    Args:
+        source: Folder or `s3://` prefix.
+        dataset: Where the dataset goes: a path or an `s3://` URL.
+        labels: The table; by default manifest.csv or labels.csv in the folder or its parent.
+        modality: What the images show.
+        size_px: Height and width of the dataset's images.
+        crop_px: Side of the square cut from each centre first, in the file's pixels.
+        colour: Convert to grey or rgb; auto looks at a sample.
+        equalize: Equalise the histogram, as the reference method does with radiographs.
+        split_map: The table's word for a split -> train, validation or test.
+        seed: Of the splits, where the table has none.
+    """
+    settings = ImageSettings(
+        modality=modality, size_px=size_px, crop_px=crop_px, colour=colour, equalize=equalize,
+        seed=seed,
+    )  # fmt: skip
+    listing = list_images(source, labels_url=labels, split_map=split_map)
+    for note in listing.notes:
+        get_run_logger().info(note)
+    plan = plan_images(listing.images, settings, source=name_of(source), rejected=listing.rejected)
+    with open_engine(Settings()) as map_work, progress("Images") as advance:
+        report = resumable(ingest)(dataset, plan, make_reader(plan), map_work, on_progress=advance)
+    return publish(report)
