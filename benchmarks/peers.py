@@ -1,0 +1,72 @@
+"""Peers and references of the benchmarks, each in an environment of its own, never in ours."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import venv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from flows.settings import Settings
+
+
+def make_environment(requirements: Sequence[str], cache: Path | None = None) -> Path:
+    """An environment with some packages in it, made once and kept.
+
+    Args:
+        requirements: What pip is to install, with versions, e.g. `tiffslide==2.5.1`.
+        cache: Where environments are kept; `peers` below the home folder by default.
+
+    Returns:
+        Its Python.
+
+    Raises:
+        RuntimeError: pip could not install them; the message says what it said.
+    """
+    wanted = json.dumps([sys.version_info[:2], sorted(requirements)])
+    cache = cache or Settings().home / "peers"
+    folder = cache.absolute() / hashlib.sha256(wanted.encode()).hexdigest()[:16]
+    python, stamp = folder / "bin" / "python", folder / "installed.json"
+    if stamp.exists():
+        return python
+    shutil.rmtree(folder, ignore_errors=True)
+    venv.create(folder, with_pip=True)
+    if requirements:
+        command = [str(python), "-m", "pip", "install", "--quiet", *requirements]
+        done = subprocess.run(  # noqa: S603  # pip, with what a benchmark asks for
+            command, capture_output=True, text=True, check=False
+        )
+        if done.returncode != 0:
+            raise RuntimeError(f"cannot install {', '.join(requirements)}: {done.stderr[-1000:]}")
+    stamp.write_text(wanted)
+    return python
+
+
+def run_peer(python: Path, script: Path, *arguments: str, timeout_s: float = 600) -> Any:
+    """Run a script in a peer's environment.
+
+    Args:
+        python: From `make_environment`.
+        script: Prints one line of JSON last.
+        *arguments: Of the script.
+        timeout_s: How long it may take.
+
+    Returns:
+        What that line says.
+
+    Raises:
+        RuntimeError: The script failed; the message says what it said.
+    """
+    # -I: neither our packages nor our paths may reach the peer.
+    command = [str(python), "-I", str(script), *arguments]
+    done = subprocess.run(  # noqa: S603  # a script of this folder
+        command, capture_output=True, text=True, check=False, timeout=timeout_s
+    )
+    if done.returncode != 0:
+        raise RuntimeError(f"{script.name} failed: {done.stderr[-1000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
