@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import SourceError
+from pipeline.records import Label
+from pipeline.sources.camelyon16 import list_slides
+from pipeline.storage import write_bytes
+
+
+def touch(root: Path, *names: str) -> str:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
+    return str(root)
+
+
+TRAINING_AND_TESTING = (
+    "training/normal/normal_001.tif",
+    "training/tumor/tumor_001.tif",
+    "training/lesion_annotations/tumor_001.xml",
+    "testing/images/test_001.tif",
+    "testing/images/test_002.tif",
+    "testing/images/test_003.tif",
+    "testing/lesion_annotations/test_001.xml",
+)
+
+
+def test_reads_the_official_layout(tmp_path: Path) -> None:
+    url = touch(tmp_path, *TRAINING_AND_TESTING)
+    reference = "test_001,Tumor,IDC,Macro\ntest_002,Normal,None,None\n"
+    (tmp_path / "testing" / "reference.csv").write_text(reference)
+    listing = list_slides(url)
+    assert listing.source == "camelyon16"
+    assert listing.rejected == ()
+    facts = {slide.slide_id: (slide.label, slide.split) for slide in listing.slides}
+    assert facts == {
+        "normal_001": (Label.NORMAL, "train"),
+        "tumor_001": (Label.ANOMALOUS, "train"),
+        "test_001": (Label.ANOMALOUS, "test"),
+        "test_002": (Label.NORMAL, "test"),
+        "test_003": (Label.UNKNOWN, "test"),
+    }
+    annotations = {
+        slide.slide_id: Path(slide.annotation_url).relative_to(tmp_path).as_posix()
+        for slide in listing.slides
+        if slide.annotation_url
+    }
+    assert annotations == {
+        "tumor_001": "training/lesion_annotations/tumor_001.xml",
+        "test_001": "testing/lesion_annotations/test_001.xml",
+    }
+
+
+def test_reads_the_other_official_layout_and_leaves_masks_out(tmp_path: Path) -> None:
+    url = touch(
+        tmp_path,
+        "images/normal_007.tif",
+        "images/tumor_009.tif",
+        "annotations/tumor_009.xml",
+        "masks/tumor_009_mask.tif",
+        "masks/tumor_010.tif",
+    )
+    listing = list_slides(url)
+    assert [slide.slide_id for slide in listing.slides] == ["normal_007", "tumor_009"]
+    assert listing.slides[0].annotation_url is None
+    assert str(listing.slides[1].annotation_url).endswith("annotations/tumor_009.xml")
+
+
+def test_reads_an_object_prefix() -> None:
+    for name in TRAINING_AND_TESTING:
+        write_bytes(f"memory://archive/camelyon/{name}", name.encode())
+    listing = list_slides("memory://archive/camelyon")
+    assert len(listing.slides) == 5
+    assert listing.slides[0].url == "memory://archive/camelyon/training/normal/normal_001.tif"
+
+
+def test_a_label_table_outweighs_names_and_absent_slides_are_counted(tmp_path: Path) -> None:
+    url = touch(tmp_path / "slides", "normal_001.tif", "case.12.svs")
+    table = tmp_path / "labels.csv"
+    table.write_text("label,slide\ntumor,normal_001\nnormal,case.12\nnormal,normal_400.tif\n")
+    listing = list_slides(url, labels=str(table))
+    labels = {slide.slide_id: slide.label for slide in listing.slides}
+    assert labels == {"normal_001": Label.ANOMALOUS, "case.12": Label.NORMAL}
+    assert [(entry.item, entry.state) for entry in listing.rejected] == [("normal_400", "skipped")]
+
+
+def test_reads_the_real_label_table(tmp_path: Path, shared_data: Path) -> None:
+    url = touch(tmp_path, "tumor_111.tif", "normal_160.tif")
+    table = shared_data / "annotations" / "camelyon16_slide_labels.csv"
+    listing = list_slides(url, labels=str(table))
+    assert [slide.label for slide in listing.slides] == [Label.NORMAL, Label.ANOMALOUS]
+    assert len(listing.rejected) == 399 - 2
+
+
+def test_takes_a_single_slide(shared_data: Path) -> None:
+    listing = list_slides(str(shared_data / "slides" / "cmu-1-small-region.svs"))
+    assert listing.source == "cmu-1-small-region"
+    (slide,) = listing.slides
+    assert (slide.slide_id, slide.label, slide.split) == (
+        "cmu-1-small-region", Label.UNKNOWN, None,
+    )  # fmt: skip
+
+
+def test_slides_of_one_name_in_two_folders_keep_apart(tmp_path: Path) -> None:
+    url = touch(tmp_path, "a/x.svs", "b/x.svs", "b/x.xml", "b/y.svs")
+    listing = list_slides(url)
+    assert [slide.slide_id for slide in listing.slides] == ["a_x.svs", "b_x.svs", "y"]
+
+
+def test_of_two_annotations_the_nearer_is_taken(tmp_path: Path) -> None:
+    url = touch(tmp_path, "a/x.svs", "a/xml/x.xml", "b/x.svs", "b/xml/x.xml")
+    urls = [Path(str(slide.annotation_url)) for slide in list_slides(url).slides]
+    assert urls == [tmp_path / "a/xml/x.xml", tmp_path / "b/xml/x.xml"]
+
+
+def test_an_annotation_without_a_slide_is_listed(tmp_path: Path) -> None:
+    url = touch(tmp_path, "images/tumor_001.tif", "annotations/tumor_002.xml")
+    (entry,) = list_slides(url).rejected
+    assert entry.item.endswith("tumor_002.xml")
+    assert entry.state == "skipped"
+
+
+def test_refuses_a_folder_without_slides(tmp_path: Path) -> None:
+    url = touch(tmp_path, "readme.txt", "image.png")
+    with pytest.raises(SourceError, match=r"no slide among 2 files.*\.svs"):
+        list_slides(url)
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ("slide,grade\na,2\n", "no column label"),
+        ("", "no column label, slide among none"),
+        ("slide,label\nx,normal\ny,benign\n", "label 'benign' in row 3"),
+        ("slide,label\nx\n", "label '' in row 2"),
+    ],
+)
+def test_refuses_a_bad_label_table(tmp_path: Path, table: str, said: str) -> None:
+    url = touch(tmp_path / "slides", "x.svs")
+    (tmp_path / "labels.csv").write_text(table)
+    with pytest.raises(SourceError, match=rf"labels\.csv: {said}"):
+        list_slides(url, labels=str(tmp_path / "labels.csv"))
+
+
+def test_refuses_a_label_table_that_is_no_text(tmp_path: Path) -> None:
+    url = touch(tmp_path / "slides", "x.svs")
+    (tmp_path / "labels.csv").write_bytes(b"\xff\xfe\x00\x80")
+    with pytest.raises(SourceError, match="not a CSV table"):
+        list_slides(url, labels=str(tmp_path / "labels.csv"))
