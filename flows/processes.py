@@ -23,6 +23,9 @@ from flows.loopback import ServiceError
 STAMP: Final = "NORMSCOPE_SERVICE"
 """Every process of a service carries its stamp in this variable: so it is known for ours."""
 
+PATIENCE_S: Final = 15.0
+"""How long a process may take to end before it is killed."""
+
 # A process started with `&` by a script ignores SIGINT, and so do its children: a Prefect worker
 # then lives on after SIGTERM. `--with-parent` has Linux end the service when its owner dies.
 _LAUNCHER: Final = """
@@ -205,13 +208,13 @@ def _members(record: Record) -> list[psutil.Process]:
     return [p for p in stamped.values() if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
-def _end(record: Record, patience_s: float = 15.0) -> bool:
+def _end(record: Record) -> bool:
     """Ask a service's processes to end and kill those that do not; whether there were any."""
     members = alive = _members(record)
     for number in (signal.SIGTERM, signal.SIGKILL):
         for process in sorted(alive, key=lambda member: member.pid):
             _send(process, number)
-        _, alive = psutil.wait_procs(alive, timeout=patience_s)
+        _, alive = psutil.wait_procs(alive, timeout=PATIENCE_S)
     if record.scratch is not None:
         shutil.rmtree(record.scratch, ignore_errors=True)
     return bool(members)
