@@ -57,7 +57,8 @@ def require_reachable(url: str) -> None:
 
 def _s3_client() -> S3Client:
     patience = Config(connect_timeout=5, read_timeout=60, retries={"total_max_attempts": 3})
-    return boto3.client("s3", config=patience)
+    # A session of its own: the default one remembers the first credentials it has seen.
+    return boto3.Session().client("s3", config=patience)
 
 
 @contextmanager

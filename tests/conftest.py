@@ -132,12 +132,14 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 @pytest.fixture(scope="session")
 def prefect_server() -> Iterator[str]:
     """The API's URL of a Prefect server; flows that tests call run against it."""
+    from prefect.logging.handlers import APILogHandler
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     from flows.local_stack import running_prefect_server
 
     with running_prefect_server(Settings()) as url, temporary_settings({PREFECT_API_URL: url}):
         yield url
+        APILogHandler().flush()
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,84 @@
+"""Bring new scans into the form of a dataset that there is: same tiles, same pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline import image_dataset, slide_dataset
+from pipeline.engines import MapWork
+from pipeline.errors import SchemaError
+from pipeline.image_dataset import ImageSettings
+from pipeline.ingest import IngestReport, ingest
+from pipeline.plan import Plan
+from pipeline.records import Progress, ignore_progress
+from pipeline.schema import open_dataset
+from pipeline.slide_dataset import SlideSettings
+from pipeline.sources.camelyon16 import list_slides
+from pipeline.sources.images import list_images
+
+
+def is_dataset(url: str) -> bool:
+    """Whether a sealed dataset lies at the URL.
+
+    Raises:
+        SchemaError: There is one, but unsealed or of another version.
+    """
+    try:
+        open_dataset(url)
+    except SchemaError as error:
+        if "no dataset here" in error.problem:
+            return False
+        raise
+    return True
+
+
+def ingest_alike(
+    source: str,
+    dataset: str,
+    parameters: Mapping[str, Any],
+    map_work: MapWork,
+    *,
+    name: str,
+    labels: str | None = None,
+    on_progress: Progress = ignore_progress,
+) -> IngestReport:
+    """Ingest scans with the parameters of another dataset, e.g. the one a model learned from.
+
+    Args:
+        source: Slides, or images, by path or prefix.
+        dataset: Where the new dataset goes.
+        parameters: The other dataset's attribute `parameters`; they tell slides from images.
+        map_work: An engine of `pipeline.engines`.
+        name: Of the new dataset's source.
+        labels: URL of a label table, where it is known what the scans show.
+        on_progress: Called with images done and in all.
+
+    Raises:
+        SourceError: There is nothing to ingest.
+    """
+    if "tile_size_px" in parameters:
+        plan, reader = _plan_slides(source, parameters, map_work, name, labels)
+    else:
+        settings = ImageSettings.model_validate(parameters)
+        listing = list_images(source, labels_url=labels, keeps_unlisted=True)
+        plan = image_dataset.plan_images(
+            listing.images, settings, source=name, rejected=listing.rejected
+        )
+        reader = image_dataset.make_reader(plan)
+    return ingest(dataset, plan, reader, map_work, on_progress=on_progress)
+
+
+def _plan_slides(
+    source: str,
+    parameters: Mapping[str, Any],
+    map_work: MapWork,
+    name: str,
+    labels: str | None,
+) -> tuple[Plan, Any]:
+    settings = SlideSettings.model_validate(parameters)
+    listing = list_slides(source, labels=labels)
+    plan = slide_dataset.plan_slides(
+        listing.slides, settings, map_work, source=name, rejected=listing.rejected
+    )
+    return plan, slide_dataset.make_reader(settings)
