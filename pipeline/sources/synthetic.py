@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from pipeline.sources.synthetic_slides import write_slides
+from pipeline.sources.synthetic_xrays import write_xrays
 
-__all__ = ["write_slides"]
+__all__ = ["write_slides", "write_xrays"]

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 import tifffile
 from numpy.typing import NDArray
 
-from pipeline.records import Label, Slide, Split
+from pipeline.engines import map_serially
+from pipeline.plan import Plan
+from pipeline.records import Label, ManifestEntry, Slide, Split
+from pipeline.slide_dataset import SlideSettings, plan_slides
 from pipeline.storage import describe
 
 TILE_PX = 64
+SHAPE = (640, 1152)
+# Two islands; the second is off every diagonal.
+BOXES = [(64, 64, 320, 448), (384, 704, 576, 1088)]
+SETTINGS = SlideSettings(
+    tile_size_px=32, mpp_um=1.0, mask_mpp_um=4.0, shard_images=32, chunk_images=16
+)
 
 
 def make_pixels(shape_yx: tuple[int, int]) -> NDArray[np.uint8]:
@@ -94,3 +104,27 @@ def write_asap(path: Path, outlines: Sequence[tuple[str, Sequence[tuple[float, f
         parts.append("</Coordinates></Annotation>")
     path.write_text("".join([*parts, "</Annotations></ASAP_Annotations>"]))
     return path
+
+
+def write_slide(
+    folder: Path, name: str, *, boxes: Sequence[tuple[int, int, int, int]] = BOXES
+) -> Path:
+    """A textured slide of 0.5 um/px with the islands, and a level of a quarter."""
+    pixels = paint_tissue(SHAPE, boxes)
+    pixels[::3, ::5] -= 20  # texture
+    return write_pyramid(folder / f"{name}.tif", pixels, downsamples_yx=((1, 1), (4, 4)))
+
+
+def plan_of(
+    slides: list[Slide],
+    settings: SlideSettings = SETTINGS,
+    rejected: tuple[ManifestEntry, ...] = (),
+) -> Plan:
+    """Plan the slides here and now."""
+    return plan_slides(slides, settings, map_serially, source="made", rejected=rejected)
+
+
+def expect_balance(coverage: Mapping[str, float]) -> None:
+    """The fates of the tissue add up to it."""
+    parts = sum(area for fate, area in coverage.items() if fate != "tissue")
+    assert parts == pytest.approx(coverage["tissue"])

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.records import Label
+from pipeline.slide_survey import label_tiles, survey_slide
+from tests.pipeline.made_slides import (
+    BOXES,
+    SETTINGS,
+    SHAPE,
+    corrupt_tile,
+    expect_balance,
+    list_slide,
+    paint_tissue,
+    write_asap,
+    write_pyramid,
+    write_slide,
+)
+
+
+def test_tiles_lie_on_tissue_and_the_account_adds_up(tmp_path: Path) -> None:
+    found = survey_slide(list_slide(write_slide(tmp_path, "a")), SETTINGS)
+    # The first island is 4 x 6 tiles of 64 level-0 px, the second 3 x 6.
+    assert len(found.origins_yx) == 24 + 18
+    top_left = {(y, x) for y, x in found.origins_yx.tolist()}
+    assert (64, 64) in top_left
+    assert (512, 1024) in top_left
+    assert (64, 704) not in top_left
+    assert found.tissue_fraction.min() > 0.9
+    expect_balance(found.coverage)
+    island_um2 = sum((b - t) * (r - le) for t, le, b, r in BOXES) * 0.25
+    assert found.coverage["tissue"] == pytest.approx(island_um2, rel=0.02)
+    assert found.coverage["tiled"] == pytest.approx(float(found.tissue_um2.sum()))
+
+
+@pytest.mark.parametrize("stride_px", [16, 32, 50])
+def test_the_account_adds_up_whatever_the_stride(tmp_path: Path, stride_px: int) -> None:
+    settings = SETTINGS.model_copy(update={"stride_px": stride_px, "min_tissue_fraction": 0.7})
+    found = survey_slide(list_slide(write_slide(tmp_path, "a")), settings)
+    assert len(found.origins_yx) > 0
+    assert (found.origins_yx % (2 * stride_px) == 0).all()
+    expect_balance(found.coverage)
+
+
+def test_a_sample_is_a_part_of_all_tiles_and_depends_on_the_seed(tmp_path: Path) -> None:
+    slide = list_slide(write_slide(tmp_path, "a"))
+    everything = {tuple(origin) for origin in survey_slide(slide, SETTINGS).origins_yx.tolist()}
+    samples = []
+    for seed in (0, 0, 1):
+        settings = SETTINGS.model_copy(update={"max_tiles_per_slide": 10, "seed": seed})
+        found = survey_slide(slide, settings)
+        samples.append([tuple(origin) for origin in found.origins_yx.tolist()])
+        assert found.coverage["not_sampled"] > 0
+        expect_balance(found.coverage)
+    assert samples[0] == samples[1] != samples[2]
+    assert set(samples[0]) < everything
+    assert len(samples[0]) == 10
+
+
+def test_labels_follow_the_lesion_share() -> None:
+    share = np.array([0.0, 0.05, 0.1, 0.3, 1.0, np.nan], np.float32)
+    assert label_tiles(share, 0.2).tolist() == [0, -1, -1, 1, 1, -1]
+
+
+def test_lesions_fall_on_their_tiles(tmp_path: Path) -> None:
+    # x 128 to 192, y 64 to 96: the upper half of one tile.
+    outline = ((128.0, 64.0), (192.0, 64.0), (192.0, 96.0), (128.0, 96.0))
+    annotation = write_asap(tmp_path / "a.xml", [("Tumor", outline)])
+    path = write_slide(tmp_path, "a")
+    found = survey_slide(list_slide(path, label=Label.ANOMALOUS, annotation=annotation), SETTINGS)
+    hit = np.flatnonzero(found.lesion_fraction > 0)
+    assert found.origins_yx[hit].tolist() == [[64, 128]]
+    assert found.lesion_fraction[hit] == pytest.approx(0.5)
+    assert found.label[hit] == Label.ANOMALOUS
+    assert set(np.delete(found.label, hit)) == {Label.NORMAL}
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [
+        (Label.NORMAL, Label.NORMAL),
+        (Label.ANOMALOUS, Label.UNKNOWN),
+        (Label.UNKNOWN, Label.UNKNOWN),
+    ],
+)
+def test_tiles_of_a_slide_without_annotation(tmp_path: Path, label: Label, expected: Label) -> None:
+    found = survey_slide(list_slide(write_slide(tmp_path, "a"), label=label), SETTINGS)
+    assert set(found.label.tolist()) == {expected}
+    assert np.isnan(found.lesion_fraction).all() == (label is not Label.NORMAL)
+
+
+def test_where_nothing_is_known_tiles_are_attempted(tmp_path: Path) -> None:
+    # A single level, so that the thumbnail meets the corrupt place too.
+    path = write_pyramid(tmp_path / "a.tif", paint_tissue(SHAPE, [BOXES[0]]))
+    corrupt_tile(path, row=7, column=13)  # on glass
+    found = survey_slide(list_slide(path), SETTINGS)
+    assert [448, 832] in found.origins_yx.tolist()
