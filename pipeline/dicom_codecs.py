@@ -1,0 +1,149 @@
+"""Compressed DICOM frames: codecs that pydicom does not bring, and a check of the stream.
+
+A decoder paints what it cannot read: libjpeg fills a cut-off image with grey and only warns. So
+a stream that does not say of itself that it is whole and of the right size is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Final
+
+import imagecodecs
+import numpy as np
+from pydicom import uid
+from pydicom.pixels.decoders.base import get_decoder
+
+from pipeline.errors import SourceError
+
+if TYPE_CHECKING:
+    from pydicom.pixels.decoders.base import DecodeRunner
+
+_REMEDY: Final = "Export it again, uncompressed or by another codec, or leave it out"
+_JPEG_2000: Final = frozenset(
+    {uid.JPEG2000Lossless, uid.JPEG2000, uid.HTJ2K, uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL}
+)
+_JPEG: Final = frozenset({*uid.JPEGTransferSyntaxes, *uid.JPEGLSTransferSyntaxes})
+_SIZE_MARKER: Final = re.compile(rb"\xff\x4f\xff\x51")  # SOC, SIZ (ISO 15444-1, A.4, A.5)
+# Frame headers by their second byte (ITU-T T.81, table B.1; T.87 for JPEG-LS).
+_FRAME_MARKERS: Final = frozenset({*range(0xC0, 0xD0), 0xF7}) - {0xC4, 0xC8, 0xCC}
+_SEQUENTIAL_DCT: Final = frozenset({0xC0, 0xC1})
+_SCAN_MARKER: Final = 0xDA
+
+# What pydicom asks a plug-in for.
+DECODER_DEPENDENCIES: Final = dict.fromkeys(
+    (uid.JPEGExtended12Bit, uid.HTJ2K, uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL), ("imagecodecs",)
+)
+
+
+def is_available(syntax: str) -> bool:
+    """Whether this module decodes a transfer syntax; pydicom asks."""
+    return syntax in DECODER_DEPENDENCIES
+
+
+def decode_frame(frame: bytes, runner: DecodeRunner) -> bytearray:
+    """Decode 12-bit JPEG or High-Throughput JPEG 2000; pydicom calls it.
+
+    Args:
+        frame: The compressed frame.
+        runner: pydicom's account of the image; its container size is set to what is returned.
+
+    Returns:
+        The samples, little-endian.
+    """
+    is_jpeg = runner.transfer_syntax == uid.JPEGExtended12Bit
+    decode = imagecodecs.jpeg8_decode if is_jpeg else imagecodecs.jpeg2k_decode
+    pixels: np.ndarray[Any, Any] = decode(frame)
+    runner.set_option("bits_allocated", 8 * pixels.dtype.itemsize)
+    return bytearray(np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("<")).tobytes())
+
+
+def _register() -> None:
+    for syntax in DECODER_DEPENDENCIES:
+        get_decoder(syntax).add_plugin("imagecodecs", (__name__, decode_frame.__name__))
+
+
+_register()
+
+
+def check_codestream(frame: bytes, syntax: uid.UID, rows: int, columns: int, name: str) -> None:
+    """Check that a compressed frame is whole and as large as the header says.
+
+    Args:
+        frame: The compressed frame.
+        syntax: Its transfer syntax.
+        rows: Height by the DICOM header.
+        columns: Width by the DICOM header.
+        name: What errors call the file.
+
+    Raises:
+        SourceError: It is cut off, of another size (a small header may hide a large image), or
+            its scan header breaks the standard.
+    """
+    if syntax in _JPEG:
+        size = _read_jpeg_size(frame, name)
+    elif syntax in _JPEG_2000:
+        size = _read_jpeg_2000_size(frame, name)
+    else:
+        return
+    if b"\xff\xd9" not in frame[-8:]:  # EOI or EOC, and at most some padding
+        raise SourceError(name, "the compressed image is cut off: no end marker", _REMEDY)
+    if size != (rows, columns):
+        raise SourceError(
+            name,
+            f"the compressed image is {size[1]} x {size[0]} pixels, the header says "
+            f"{columns} x {rows}",
+            _REMEDY,
+        )
+
+
+def _read_jpeg_size(frame: bytes, name: str) -> tuple[int, int]:
+    """(height, width) of a JPEG or JPEG-LS stream, whose scan header must be lawful."""
+    size, is_sequential = None, False
+    for marker, body in _segments(frame, name):
+        if marker in _FRAME_MARKERS and len(body) >= 6:
+            size = int.from_bytes(body[1:3], "big"), int.from_bytes(body[3:5], "big")
+            is_sequential = marker in _SEQUENTIAL_DCT
+        if marker == _SCAN_MARKER:
+            # T.81, table B.3: a sequential scan holds all 64 coefficients, 0 to 63.
+            if is_sequential and body[-3:-1] != b"\x00\x3f":
+                first, last = tuple(body[-3:-1]) or (-1, -1)
+                raise SourceError(
+                    name,
+                    f"damaged JPEG: a sequential scan of coefficients {first} to {last}, not "
+                    "0 to 63",
+                    _REMEDY,
+                )
+            break
+    if size is None:
+        raise SourceError(name, "damaged JPEG: no frame header", _REMEDY)
+    return size
+
+
+def _segments(frame: bytes, name: str) -> Iterator[tuple[int, bytes]]:
+    """Marker and body of each header segment of a JPEG, the first scan header last."""
+    if not frame.startswith(b"\xff\xd8"):
+        raise SourceError(name, "the compressed image is no JPEG", _REMEDY)
+    at = 2
+    while at + 4 <= len(frame):
+        if frame[at] != 0xFF:
+            raise SourceError(name, f"damaged JPEG: no marker at byte {at}", _REMEDY)
+        if frame[at + 1] == 0xFF:  # markers may be padded
+            at += 1
+            continue
+        length = int.from_bytes(frame[at + 2 : at + 4], "big")
+        yield frame[at + 1], frame[at + 4 : at + 2 + length]
+        at += 2 + max(length, 2)
+
+
+def _read_jpeg_2000_size(frame: bytes, name: str) -> tuple[int, int]:
+    """(height, width) of a JPEG 2000 stream, with or without the JP2 boxes before it."""
+    found = _SIZE_MARKER.search(frame, 0, 4096)
+    if not found or len(frame) < found.end() + 20:
+        raise SourceError(name, "damaged JPEG 2000: no size marker", _REMEDY)
+    at = found.end() + 4
+    width, height, left, top = (
+        int.from_bytes(frame[at + 4 * i : at + 4 * i + 4], "big") for i in range(4)
+    )
+    return height - top, width - left

@@ -1,0 +1,118 @@
+"""Bytes -> pydicom datasets: bounded, silent, and refused in one line.
+
+pydicom's own messages quote what stands in the file, a patient's name for instance. So none of
+them leaves this module: not as an error's text, not as a warning, not through logging.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+import zlib
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from typing import BinaryIO, Final
+
+import pydicom
+from pydicom import config
+from pydicom.dataset import Dataset
+from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+from pipeline.errors import NormscopeError, SourceError
+
+# Twice the pixels that are ever decoded, at 16 bits, and room for the header.
+MAX_FILE_BYTES: Final = 512 * 2**20
+_PREFIX_BYTES: Final = 132  # a preamble of 128 bytes, then `DICM` (PS3.10, 7.1)
+_META_BYTES: Final = 4096
+_EXPORT: Final = "Export it again as a DICOM file (PS3.10), or leave it out"
+
+config.settings.reading_validation_mode = config.IGNORE
+logging.getLogger("pydicom").propagate = False
+
+
+def is_dicom(data: bytes) -> bool:
+    """Whether bytes begin as a DICOM file does: 128 bytes of preamble, then `DICM`."""
+    return data[128:_PREFIX_BYTES] == b"DICM"
+
+
+def parse_dicom(data: bytes, name: str) -> Dataset:
+    """Parse a whole DICOM file.
+
+    Args:
+        data: Its bytes.
+        name: What errors call it; no file name, for that may hold a person's.
+
+    Returns:
+        The dataset with its `file_meta`. Values are converted when they are first used.
+
+    Raises:
+        SourceError: It is no DICOM file, is damaged, or inflates beyond `MAX_FILE_BYTES`.
+    """
+    return _parse(BytesIO(data), data[:_META_BYTES], name, tags=None)
+
+
+def parse_header(file: BinaryIO, name: str, tags: Collection[int]) -> Dataset:
+    """Parse some elements of a DICOM file and stop before its pixels.
+
+    Args:
+        file: At its beginning.
+        name: What errors call it.
+        tags: The elements wanted; no others are kept.
+
+    Raises:
+        SourceError: As `parse_dicom`.
+    """
+    start = file.read(_META_BYTES)
+    file.seek(0)
+    return _parse(file, start, name, tags=list(tags))
+
+
+def _parse(file: BinaryIO, start: bytes, name: str, *, tags: list[int] | None) -> Dataset:
+    if not is_dicom(start):
+        raise SourceError(name, "no DICOM file: `DICM` is not at byte 128", _EXPORT)
+    if DeflatedExplicitVRLittleEndian.encode() in start:
+        _check_inflated(file, start, name)
+    with refusing(name, "the DICOM elements are cut off or damaged", _EXPORT):
+        dataset = pydicom.dcmread(file, stop_before_pixels=tags is not None, specific_tags=tags)
+        if not dataset.file_meta.get("TransferSyntaxUID"):
+            raise SourceError(name, "no transfer syntax in the meta header", _EXPORT)
+        return dataset
+
+
+@contextmanager
+def refusing(name: str, problem: str, remedy: str) -> Iterator[None]:
+    """Turn whatever pydicom raises on a damaged file into one line that quotes nothing.
+
+    Raises:
+        SourceError: The body raised.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except NormscopeError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a parser of foreign bytes may raise anything
+        kind = type(error).__name__
+        raise SourceError(name, f"{problem} ({kind})", remedy) from None
+
+
+def _check_inflated(file: BinaryIO, start: bytes, name: str) -> None:
+    """Refuse a file that is small only because it is deflated; pydicom inflates without bound."""
+    # (0002,0000), explicit VR UL of 4 bytes: the length of the rest of the meta header.
+    if start[132:140] != b"\x02\x00\x00\x00UL\x04\x00":
+        raise SourceError(name, "its meta header has no group length", _EXPORT)
+    file.seek(144 + int.from_bytes(start[140:144], "little"))
+    deflated = file.read(MAX_FILE_BYTES)
+    file.seek(0)
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    with refusing(name, "the deflated part is damaged", _EXPORT):
+        size = 0
+        while deflated and not inflater.eof:
+            size += len(inflater.decompress(deflated, 2**20))
+            deflated = inflater.unconsumed_tail
+            if size > MAX_FILE_BYTES:
+                raise SourceError(
+                    name, f"inflates to more than {MAX_FILE_BYTES} bytes", "Leave it out"
+                )

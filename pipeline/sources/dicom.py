@@ -1,0 +1,242 @@
+"""Folders and buckets of DICOM radiographs, under pseudonyms from the first line on.
+
+Taken: Computed Radiography, Digital X-Ray for presentation, and Secondary Capture of such images.
+Everything else is skipped by name of its kind, everything damaged has failed.
+
+A file's name, folder and header may all name a person. So neither the listing nor an error or
+manifest made from it quotes any of them:
+
+- an image is called by its SOP Instance UID, a patient by the patient id (where there is none, by
+  the Study Instance UID), both as `privacy.deidentify` maps them with the user's key;
+- files that share a UID and differ are told apart by a keyed digest of their content; copies are
+  skipped;
+- a file that does not become an image is called `file-<n>-<digest>`: its place in the order of
+  the URLs, counted from 1, and a keyed digest of its path below the folder;
+- a text from the header gets into a column only if it is one of the standard's own words.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from hashlib import sha256
+from io import BytesIO
+from pathlib import PurePosixPath
+from typing import BinaryIO, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+
+from pipeline.dicom_files import MAX_FILE_BYTES, parse_header, refusing
+from pipeline.dicom_grey import Voi
+from pipeline.dicom_header import HEADER_TAGS, name_other_kind, read_age, read_view
+from pipeline.dicom_pixels import decode_dicom, describe_pixels
+from pipeline.engines import MapWork, map_serially
+from pipeline.errors import AbsentError, DeniedError, NormscopeError, SourceError, StorageError
+from pipeline.privacy import PseudonymKey, burned_in_text, deidentify
+from pipeline.records import Label, ManifestEntry, Scalar, SourceImage
+from pipeline.sources.listings import ImageListing, list_folder, relative_path
+from pipeline.sources.tables import parse_sex
+from pipeline.staging import stage
+from pipeline.storage import ObjectInfo, describe, name_of, parse, read_bytes
+
+# What lies about in a folder of DICOM files without being meant as one.
+_OTHER_SUFFIXES: Final = frozenset(
+    {".bmp", ".csv", ".gz", ".htm", ".html", ".jpeg", ".jpg", ".json", ".md", ".pdf", ".png",
+     ".tif", ".tiff", ".txt", ".xls", ".xlsx", ".xml", ".zip"}
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A listed file; `name` is what it is called in public."""
+
+    info: ObjectInfo
+    name: str
+
+    def __repr__(self) -> str:
+        return f"_File({self.name})"  # engines log what they work on
+
+
+def list_radiographs(
+    url: str,
+    key: PseudonymKey,
+    *,
+    label: Label = Label.UNKNOWN,
+    map_work: MapWork = map_serially,
+) -> ImageListing:
+    """List the DICOM radiographs below a folder or prefix; their headers are read, no pixels.
+
+    Columns: `view_position`, `age_years` (90 stands for 90 and older), `sex`, `orientation`,
+    `photometric` and `burned_in_text` (`stated`, `possible` or `denied`).
+
+    Args:
+        url: A folder, an S3 prefix, or one file.
+        key: Of the pseudonyms.
+        label: Of all its images, e.g. normal for a folder of normals.
+        map_work: An engine of `pipeline.engines`; one file an item.
+
+    Raises:
+        SourceError: There is no radiograph.
+        StorageError: The folder cannot be read.
+    """
+    folder = list_folder(url)
+    files = [
+        _File(info, f"file-{place}-{_digest(info.url, folder.url, key)}")
+        for place, info in enumerate(folder.files, 1)
+        if not _is_hidden(info.url)
+    ]
+    outcomes = dict(map_work(partial(_examine, key=key, label=label), files))
+    images: dict[str, SourceImage] = {}
+    rejected = []
+    counts = Counter(
+        outcome.image_id for outcome in outcomes.values() if isinstance(outcome, SourceImage)
+    )
+    for file in files:
+        outcome = outcomes[file.name]
+        if isinstance(outcome, SourceImage) and counts[outcome.image_id] > 1:
+            outcome = _tell_apart(file, outcome, key)
+        if isinstance(outcome, ManifestEntry):
+            rejected.append(outcome)
+        elif outcome.image_id in images:
+            reason = f"a copy of {outcome.image_id}"
+            rejected.append(ManifestEntry(file.name, "skipped", reason))
+        else:
+            images[outcome.image_id] = outcome
+    if not images:
+        first = f"; {rejected[0].item}: {rejected[0].reason}" if rejected else ""
+        raise SourceError(
+            url,
+            f"no DICOM radiograph among {len(files)} files{first}",
+            "CR, DX for presentation and secondary captures of them are taken",
+        )
+    ordered = tuple(images[image_id] for image_id in sorted(images))
+    return ImageListing(ordered, tuple(rejected), _notes(ordered))
+
+
+def read_radiograph(source: SourceImage, *, voi: Voi = 0) -> tuple[NDArray[np.uint8], str]:
+    """Read and decode a listed radiograph; errors call it by its `image_id`.
+
+    Args:
+        source: As listed.
+        voi: Which VOI LUT or window, as of `dicom_pixels.render_pixels`.
+
+    Returns:
+        uint8 (H, W), and the SHA-256 of the file, hexadecimal.
+
+    Raises:
+        SourceError: It cannot be decoded, is gone, or has changed since it was listed.
+        StorageError: It cannot be reached.
+    """
+    with _calling_it(source.image_id):
+        data = read_bytes(source.url)
+        version = describe(source.url).version
+    if version != source.version:
+        raise SourceError(
+            source.image_id, "the file has changed since it was listed", "Run the ingest again"
+        )
+    return decode_dicom(data, source.image_id, voi=voi), sha256(data).hexdigest()
+
+
+def _examine(
+    file: _File, key: PseudonymKey, label: Label
+) -> tuple[str, SourceImage | ManifestEntry]:
+    """A file's public name, and what became of it."""
+    try:
+        with _calling_it(file.name), _open_header(file.info) as opened:
+            header = parse_header(opened, file.name, HEADER_TAGS)
+        with refusing(file.name, "the header is damaged", "Export it again, or leave it out"):
+            kind = name_other_kind(header)
+            if kind:
+                return file.name, ManifestEntry(file.name, "skipped", f"no radiograph: {kind}")
+            return file.name, _make_image(file, header, key, label)
+    except SourceError as error:
+        is_other = PurePosixPath(name_of(file.info.url)).suffix.lower() in _OTHER_SUFFIXES
+        state: Literal["skipped", "failed"] = "skipped" if is_other else "failed"
+        return file.name, ManifestEntry(file.name, state, f"{error.problem}. {error.remedy}")
+
+
+def _make_image(file: _File, header: Dataset, key: PseudonymKey, label: Label) -> SourceImage:
+    facts = describe_pixels(header, file.name)
+    clean = deidentify(header, key, file.name, keeps_characteristics=True)
+    image_id = str(clean.get("SOPInstanceUID") or clean.file_meta.MediaStorageSOPInstanceUID)
+    group_id = str(clean.get("PatientID") or clean.get("StudyInstanceUID") or image_id)
+    columns: dict[str, Scalar] = {
+        "view_position": read_view(clean),
+        "age_years": read_age(header),
+        "sex": parse_sex(str(clean.get("PatientSex") or "")),
+        "orientation": facts.orientation,
+        "photometric": facts.photometric,
+        "burned_in_text": burned_in_text(clean),
+    }
+    return SourceImage(image_id, group_id, file.info.url, file.info.version, label, columns=columns)
+
+
+def _tell_apart(file: _File, image: SourceImage, key: PseudonymKey) -> SourceImage | ManifestEntry:
+    """Of files with one SOP Instance UID: the id is extended by a keyed digest of the content."""
+    try:
+        with _calling_it(file.name):
+            digest = sha256(read_bytes(image.url)).hexdigest()
+    except SourceError as error:
+        return ManifestEntry(file.name, "failed", error.problem)
+    return replace(image, image_id=f"{image.image_id}-{key.pseudonym('content', digest)[:12]}")
+
+
+def _digest(url: str, folder: str, key: PseudonymKey) -> str:
+    return key.pseudonym("file", relative_path(url, folder) or name_of(url))[:12]
+
+
+def _is_hidden(url: str) -> bool:
+    name = name_of(url)
+    return name.startswith(".") or name == "DICOMDIR"
+
+
+@contextmanager
+def _open_header(info: ObjectInfo) -> Iterator[BinaryIO]:
+    """A file, of which only the beginning is read where it lies on a disk."""
+    if info.size_bytes > MAX_FILE_BYTES:
+        raise SourceError(
+            info.url, f"{info.size_bytes} bytes, at most {MAX_FILE_BYTES} are read", "Leave it out"
+        )
+    if parse(info.url).scheme != "file":
+        yield BytesIO(read_bytes(info.url))
+        return
+    with stage(info.url, info.version) as path, path.open("rb") as file:
+        yield file
+
+
+@contextmanager
+def _calling_it(name: str) -> Iterator[None]:
+    """Let no error of the storage through that quotes a URL.
+
+    Raises:
+        SourceError: This one file cannot be read.
+        StorageError: The storage is at fault; it may pass.
+    """
+    try:
+        yield
+    except (AbsentError, DeniedError, PermissionError) as error:
+        problem = f"the file cannot be read ({type(error).__name__})"
+        raise SourceError(name, problem, "Check that it is there and may be read") from None
+    except StorageError as error:
+        problem = f"the storage failed ({type(error).__name__})"
+        raise StorageError(name, problem, "Check that the server or disk answers") from None
+    except NormscopeError as error:
+        raise type(error)(name, error.problem, error.remedy) from None
+
+
+def _notes(images: tuple[SourceImage, ...]) -> tuple[str, ...]:
+    notes = []
+    counts = Counter(image.columns["burned_in_text"] for image in images)
+    if flagged := counts["stated"] + counts["possible"]:
+        notes.append(
+            f"{flagged} of {len(images)} images may show burned-in text ({counts['stated']} say "
+            "so): look at them before they leave the hospital"
+        )
+    if images[0].label is Label.UNKNOWN:
+        notes.append("no labels: they are unknown")
+    return tuple(notes)
