@@ -1,0 +1,90 @@
+"""Which part of an image is looked at, and whether mirrored: drawn for each sample by itself.
+
+What is drawn for a sample depends on the seed and the sample's number alone, so neither the
+number of workers nor an interruption changes it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.config import ImageSettings
+
+_GOLDEN: Final = 0x9E3779B97F4A7C15
+_MASK: Final = 2**64 - 1
+
+Images = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Views:
+    """A square of each image.
+
+    Attributes:
+        origins_yx: (n, 2) int64, upper left corners (y, x) in px.
+        flips_yx: (n, 2) bool, whether mirrored along y, along x.
+        side_px: Side of the squares.
+    """
+
+    origins_yx: NDArray[np.int64]
+    flips_yx: NDArray[np.bool_]
+    side_px: int
+
+
+def centre_views(count: int, *, size_yx: tuple[int, int], settings: ImageSettings) -> Views:
+    """The centre of each image, as validation and scoring see it."""
+    side = settings.crop_px or min(size_yx)
+    origin = [(extent - side) // 2 for extent in size_yx]
+    return Views(np.tile(np.array(origin, np.int64), (count, 1)), np.zeros((count, 2), bool), side)
+
+
+def draw_views(
+    samples: NDArray[np.int64], *, size_yx: tuple[int, int], settings: ImageSettings, seed: int
+) -> Views:
+    """Draw what training sees of each sample.
+
+    Args:
+        samples: (n,) numbers of the samples, counted over the whole training.
+        size_yx: Height and width of the images in px.
+        settings: Whether crops and flips are drawn; without, it is the unmirrored centre.
+        seed: Same seed and number, same view.
+    """
+    views = centre_views(len(samples), size_yx=size_yx, settings=settings)
+    origins_yx, flips_yx = views.origins_yx, views.flips_yx
+    for axis in (0, 1):
+        if settings.crops_at_random:
+            places = size_yx[axis] - views.side_px + 1
+            drawn = _draw(samples, seed=seed, purpose=axis) % np.uint64(places)
+            origins_yx[:, axis] = drawn.astype(np.int64)
+        if settings.flips_at_random:
+            flips_yx[:, axis] = _draw(samples, seed=seed, purpose=2 + axis) & np.uint64(1)
+    return Views(origins_yx, flips_yx, views.side_px)
+
+
+def take_views(images: Images, views: Views) -> Images:
+    """Cut the views out: (n, H, W, C) -> (n, side, side, C)."""
+    side = views.side_px
+    taken = np.empty((len(images), side, side, images.shape[3]), np.uint8)
+    steps_yx = np.where(views.flips_yx, -1, 1)
+    for index, (image, (y, x), (step_y, step_x)) in enumerate(
+        zip(images, views.origins_yx, steps_yx, strict=True)
+    ):
+        taken[index] = image[y : y + side, x : x + side][::step_y, ::step_x]
+    return taken
+
+
+def _draw(samples: NDArray[np.int64], *, seed: int, purpose: int) -> NDArray[np.uint64]:
+    """SplitMix64 (Steele et al. 2014) of the sample's number, one stream for each purpose."""
+    start = _mix(np.array([(seed * 4 + purpose) & _MASK], np.uint64))
+    return _mix(start + samples.astype(np.uint64) * np.uint64(_GOLDEN))
+
+
+def _mix(bits: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    bits = bits + np.uint64(_GOLDEN)
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return bits ^ (bits >> np.uint64(31))

@@ -1,0 +1,186 @@
+"""What a training does, in full: frozen settings; `training.presets` names some."""
+
+from __future__ import annotations
+
+from typing import Final, Literal, Self, TypeAlias
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+from training.models.autoencoder import Form, channels_by_resolution
+from training.models.growth import Stage, plan_stages, resolutions_between
+from training.models.vgg import IMAGE, convolutions_needed
+
+MEASURE: Final = "measure"
+PerResolution: TypeAlias = int | dict[int, int]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class NetworkSettings(_Frozen):
+    """The autoencoder; see `training.models.autoencoder.Autoencoder`."""
+
+    form: Form = "residual18"
+    latent_resolution: PositiveInt = 8
+    latent_channels: PositiveInt = 4
+    channels: PositiveInt | tuple[PositiveInt, ...] = 4
+
+
+class GrowthSettings(_Frozen):
+    """When it grows; see `training.models.growth.plan_stages`."""
+
+    initial_resolution: PositiveInt = 16
+    final_resolution: PositiveInt = 64
+    fade_in_iterations: PerResolution = 20_000
+    stabilize_iterations: PerResolution = 20_000
+    batch_sizes: PerResolution = 128
+
+    def plan(self) -> tuple[Stage, ...]:
+        """The stages of the run."""
+        return plan_stages(**self.model_dump())
+
+    def resolutions(self) -> tuple[int, ...]:
+        """Every resolution trained, ascending, in px."""
+        return resolutions_between(self.initial_resolution, self.final_resolution)
+
+
+class LossSettings(_Frozen):
+    """The reconstruction loss, which is also the anomaly score.
+
+    Attributes:
+        layers: For each resolution in px the layers compared, and their weights.
+        pixel_weight: Weight of the pixels beside the layers, as in the paper's ablation.
+        norm: `l1` or `l2` (squared).
+        is_relative: Whether errors are relative to the image's own features.
+        blends_in_fade: Whether a fade blends the losses of both resolutions.
+        vgg_weights: Path of a VGG19 file, `download` or `random` (seeded, without meaning).
+        vgg_seed: Of `random`.
+        vgg_width: Channels of the first block of `random`; VGG19's own is 64.
+        feature_statistics: Path of the features' mean and scale, `measure` to measure them on
+            training images, or None to leave features as the weights give them.
+        statistics_images: How many images to measure them on.
+    """
+
+    layers: dict[int, dict[str, PositiveFloat]]
+    pixel_weight: NonNegativeFloat = 0.0
+    norm: Literal["l1", "l2"] = "l1"
+    is_relative: bool = True
+    blends_in_fade: bool = True
+    vgg_weights: str = "download"
+    vgg_seed: int = 0
+    vgg_width: PositiveInt = 64
+    feature_statistics: str | None = MEASURE
+    statistics_images: PositiveInt = 512
+
+    def weights_by_resolution(self) -> dict[int, dict[str, float]]:
+        """Weights of the layers, the pixels among them where they count."""
+        pixels = {IMAGE: self.pixel_weight} if self.pixel_weight else {}
+        return {resolution: {**pixels, **layers} for resolution, layers in self.layers.items()}
+
+    def layer_names(self) -> tuple[str, ...]:
+        """Every layer of VGG19 that is compared somewhere, shallowest first."""
+        names = {name for layers in self.layers.values() for name in layers} - {IMAGE}
+        return tuple(sorted(names, key=lambda name: len(convolutions_needed([name]))))
+
+
+class OptimiserSettings(_Frozen):
+    """Adam's."""
+
+    learning_rate: PositiveFloat = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: NonNegativeFloat = 0.0
+
+
+class ImageSettings(_Frozen):
+    """What of a dataset's image is looked at.
+
+    Attributes:
+        crop_px: Side of a square crop; None takes the largest square. A crop larger than the
+            final resolution is averaged down to it.
+        crops_at_random: Whether training crops anywhere; validation and scoring crop the centre.
+        flips_at_random: Whether training mirrors images, each axis every other time.
+    """
+
+    crop_px: PositiveInt | None = None
+    crops_at_random: bool = False
+    flips_at_random: bool = False
+
+
+class TrainSettings(_Frozen):
+    """A whole training.
+
+    Attributes:
+        seed: Of weights, order and augmentation.
+        precision: `fp32`, or `bf16` for mixed precision.
+        log_every: Steps between readings of the loss.
+        validate_every: Steps between validations; the end of a stage validates too.
+        checkpoint_every: Steps between checkpoints; the end of a stage is one too.
+        checkpoints_kept: How many of the latest are kept.
+        validation_images: At most so many normals, and anomalies, in each validation.
+        cache_bytes: The training images are held in memory if they need no more than this, and
+            are read chunk by chunk otherwise.
+    """
+
+    network: NetworkSettings = NetworkSettings()
+    growth: GrowthSettings = GrowthSettings()
+    loss: LossSettings
+    optimiser: OptimiserSettings = OptimiserSettings()
+    images: ImageSettings = ImageSettings()
+    seed: int = 0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    log_every: PositiveInt = 50
+    validate_every: PositiveInt = 2_000
+    checkpoint_every: PositiveInt = 1_000
+    checkpoints_kept: PositiveInt = 2
+    validation_images: PositiveInt = 2_000
+    cache_bytes: int = Field(default=4 * 2**30, ge=0)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        self.growth.plan()
+        channels_by_resolution(
+            self.growth.final_resolution, self.network.latent_resolution, self.network.channels
+        )
+        smallest = max(self.network.latent_resolution, 4)
+        if self.growth.initial_resolution < smallest:
+            raise ValueError(
+                f"growth.initial_resolution is {self.growth.initial_resolution} px, but the "
+                f"network begins at {smallest} px: begin there or above"
+            )
+        for resolution in self.growth.resolutions():
+            if not self.loss.layers.get(resolution):
+                raise ValueError(f"loss.layers says nothing of {resolution} px: add an entry")
+        if self.loss.vgg_weights == "random" and self.loss.vgg_width % 8:
+            raise ValueError(f"loss.vgg_width is {self.loss.vgg_width}: give a multiple of 8")
+        self.loss.layer_names()  # refuses layers that VGG19 has not
+        crop = self.images.crop_px
+        if crop is not None and crop < self.growth.final_resolution:
+            raise ValueError(
+                f"images.crop_px is {crop} px, less than growth.final_resolution "
+                f"{self.growth.final_resolution} px: crop more or grow less"
+            )
+        return self
+
+
+def flatten(settings: BaseModel) -> dict[str, str]:
+    """Settings as flat text, such as `growth.final_resolution`: `64`, for a run's parameters."""
+    flat: dict[str, str] = {}
+
+    def walk(prefix: str, value: object) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                walk(f"{prefix}.{key}" if prefix else str(key), inner)
+        else:
+            flat[prefix] = str(value)
+
+    walk("", settings.model_dump())
+    return flat

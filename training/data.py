@@ -1,0 +1,209 @@
+"""Dataset -> batches of images, in an order that only the seed decides.
+
+The order is a fixed, endless sequence of rows: epoch after epoch, chunks are shuffled, then the
+rows of a few chunks together. Whoever knows how many samples were drawn knows what comes next;
+batches depend neither on how many workers share them, nor on whether images are held in memory
+or read as they come.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.errors import SchemaError, SettingsError
+from pipeline.records import Label, Split
+from pipeline.schema import Dataset
+from pipeline.splits import prove_disjoint
+from training.augmentation import centre_views, draw_views, take_views
+from training.config import ImageSettings, TrainSettings
+from training.image_cache import open_images
+
+BUFFER_CHUNKS: Final = 8
+# The window in use and one read ahead, each perhaps astride two epochs.
+_CACHED_CHUNKS: Final = 4 * BUFFER_CHUNKS
+
+Rows = NDArray[np.int64]
+Images = NDArray[np.uint8]
+
+
+def check_trainable(dataset: Dataset, settings: TrainSettings) -> None:
+    """Refuse a dataset that these settings cannot be trained on.
+
+    Raises:
+        SchemaError: A group is in two splits, or there is no normal image to train on.
+        SettingsError: Its images are smaller than the settings ask for.
+    """
+    prove_disjoint(dataset.column("group_id"), dataset.column("split"), item=dataset.url)
+    if not len(choose_rows(dataset, "train", Label.NORMAL)):
+        raise SchemaError(
+            dataset.url,
+            "no readable normal image (label 0) in split `train`",
+            "Ingest a source that has some, or divide it otherwise",
+        )
+    height, width, _ = dataset.image_shape
+    for name, wanted in (
+        ("growth.final_resolution", settings.growth.final_resolution),
+        ("images.crop_px", settings.images.crop_px or 0),
+    ):
+        if wanted > min(height, width):
+            raise SettingsError(
+                name,
+                f"{wanted} px, but the images of {dataset.url} are {height} x {width} px",
+                f"Choose at most {min(height, width)} px, or ingest larger images",
+            )
+
+
+def choose_rows(dataset: Dataset, split: Split, label: Label, limit: int | None = None) -> Rows:
+    """Readable rows of a split with a label, ascending; evenly spaced if more than `limit`."""
+    chosen = np.flatnonzero(
+        (dataset.column("split") == split)
+        & (dataset.column("label") == label)
+        & dataset.column("readable")
+    )
+    if limit is not None and len(chosen) > limit:
+        chosen = chosen[np.linspace(0, len(chosen) - 1, limit).round().astype(np.int64)]
+    return chosen.astype(np.int64)
+
+
+def order_rows(rows: Rows, *, chunk_images: int, seed: int, epoch: int) -> Rows:
+    """Shuffle chunks, then the rows of `BUFFER_CHUNKS` chunks together.
+
+    Args:
+        rows: Ascending rows of the dataset, at least one.
+        chunk_images: Rows in a chunk of the dataset.
+        seed: Same seed, same order.
+        epoch: Each has an order of its own.
+
+    Returns:
+        The same rows in the epoch's order.
+    """
+    draw = np.random.default_rng([seed, epoch])
+    chunks = rows // chunk_images
+    by_chunk = np.split(rows, np.flatnonzero(np.diff(chunks)) + 1)
+    shuffled = draw.permutation(len(by_chunk))
+    ordered = [
+        draw.permutation(np.concatenate([by_chunk[chunk] for chunk in window]))
+        for window in np.split(shuffled, range(BUFFER_CHUNKS, len(shuffled), BUFFER_CHUNKS))
+    ]
+    return np.concatenate(ordered)
+
+
+class SampleOrder:
+    """The endless sequence of rows that a training draws.
+
+    Args:
+        rows: Ascending rows of the dataset, at least one.
+        chunk_images: Rows in a chunk of the dataset.
+        seed: Same seed, same sequence.
+    """
+
+    def __init__(self, rows: Rows, *, chunk_images: int, seed: int) -> None:
+        self._rows, self._chunk_images, self._seed = rows, chunk_images, seed
+        self._epochs: dict[int, Rows] = {}
+
+    def rows_at(self, start: int, count: int) -> Rows:
+        """Rows of samples `start` to `start + count`, counted from 0 over all epochs."""
+        epochs, places = np.divmod(np.arange(start, start + count), len(self._rows))
+        found = np.empty(count, np.int64)
+        for epoch in np.unique(epochs).tolist():
+            found[epochs == epoch] = self._order(epoch)[places[epochs == epoch]]
+        return found
+
+    def _order(self, epoch: int) -> Rows:
+        if epoch not in self._epochs:
+            while len(self._epochs) >= 3:
+                del self._epochs[min(self._epochs)]
+            self._epochs[epoch] = order_rows(
+                self._rows, chunk_images=self._chunk_images, seed=self._seed, epoch=epoch
+            )
+        return self._epochs[epoch]
+
+
+class TrainingImages:
+    """What a training draws its batches from: the normal images of split `train`.
+
+    Args:
+        dataset: A dataset that `check_trainable` accepts.
+        settings: Seed, views and memory.
+    """
+
+    def __init__(self, dataset: Dataset, settings: TrainSettings) -> None:
+        rows = choose_rows(dataset, "train", Label.NORMAL)
+        self.image_count = len(rows)
+        self._order = SampleOrder(rows, chunk_images=dataset.chunk_images, seed=settings.seed)
+        self._images = open_images(
+            dataset, rows, cache_bytes=settings.cache_bytes, cached_chunks=_CACHED_CHUNKS
+        )
+        self._size_yx = dataset.image_shape[:2]
+        self._window = BUFFER_CHUNKS * dataset.chunk_images
+        self._settings = settings
+
+    def read_batch(self, start: int, batch_size: int, *, rank: int = 0, world: int = 1) -> Images:
+        """One worker's share of a batch.
+
+        Args:
+            start: Samples drawn before, over the whole training.
+            batch_size: Images in the batch of all workers together.
+            rank: This worker takes images `rank`, `rank + world`, ... of the batch.
+            world: Number of workers.
+
+        Returns:
+            (n, side, side, C) uint8, cropped and mirrored as the settings say.
+        """
+        samples = np.arange(start, start + batch_size)[rank::world]
+        images = self._images.read_rows(self._order.rows_at(start, batch_size)[rank::world])
+        self._images.expect(self._order.rows_at(start + batch_size, self._window))
+        views = draw_views(
+            samples,
+            size_yx=self._size_yx,
+            settings=self._settings.images,
+            seed=self._settings.seed,
+        )
+        return take_views(images, views)
+
+
+def read_centres(dataset: Dataset, rows: Rows, settings: ImageSettings) -> Images:
+    """Read images as validation and scoring see them.
+
+    Args:
+        dataset: Where they lie.
+        rows: Ascending rows.
+        settings: Side of the crop.
+
+    Returns:
+        (n, side, side, C) uint8, the centre of each.
+    """
+    size_yx = dataset.image_shape[:2]
+    images = open_images(dataset, rows, cache_bytes=2**63, cached_chunks=1).read_rows(rows)
+    return take_views(images, centre_views(len(rows), size_yx=size_yx, settings=settings))
+
+
+def to_tensor(images: Images, *, resolution: int, device: torch.device | str = "cpu") -> Tensor:
+    """Bring images to a device, to the final resolution and to floats.
+
+    Args:
+        images: (N, side, side, C) uint8.
+        resolution: Final resolution of the network in px; larger images are averaged down.
+        device: Where the averaging is done.
+
+    Returns:
+        (N, C, resolution, resolution) float32 in [-1, 1].
+    """
+    on_device = torch.from_numpy(np.ascontiguousarray(images)).to(device, non_blocking=True)
+    scaled = on_device.permute(0, 3, 1, 2).float() / 127.5 - 1.0
+    if scaled.shape[-2:] == (resolution, resolution):
+        return scaled
+    return F.interpolate(scaled, size=(resolution, resolution), mode="area")
+
+
+def split_batches(images: Images, batch_size: int) -> Iterator[Images]:
+    """Cut images into batches, the last perhaps smaller."""
+    for first in range(0, len(images), batch_size):
+        yield images[first : first + batch_size]

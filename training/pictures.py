@@ -1,0 +1,96 @@
+"""Pictures of a training: reconstructions beside their originals, and curves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from typing import Any, Final, TypeAlias
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+
+from training.heatmaps import COLOR_MAP
+from training.validation import Gallery
+
+Curve: TypeAlias = Sequence[tuple[int, float]]
+
+_SIDE_PX: Final = 128
+_GAP_PX: Final = 4
+_BRIGHTEST_QUANTILE: Final = 0.995
+
+
+def draw_gallery(gallery: Gallery) -> bytes:
+    """Draw a row an image: original, reconstruction, heatmap; normals first.
+
+    All heatmaps share one scale, from nothing to the brightest pixels of the gallery.
+
+    Returns:
+        PNG.
+    """
+    brightest = float(np.quantile(gallery.heatmaps, _BRIGHTEST_QUANTILE)) or 1.0
+    height = len(gallery.labels) * (_SIDE_PX + _GAP_PX) - _GAP_PX
+    grid = Image.new("RGB", (3 * (_SIDE_PX + _GAP_PX) - _GAP_PX, height), "white")
+    for row, (original, made, heatmap) in enumerate(
+        zip(gallery.originals, gallery.reconstructions, gallery.heatmaps, strict=True)
+    ):
+        for column, image in enumerate((original, made, _colour(heatmap / brightest))):
+            place = (column * (_SIDE_PX + _GAP_PX), row * (_SIDE_PX + _GAP_PX))
+            grid.paste(_enlarge(image), place)
+    return _to_png(grid)
+
+
+def draw_curves(curves: Mapping[str, Curve]) -> bytes:
+    """Draw losses, AUROC and resolution over the steps.
+
+    Args:
+        curves: (step, value) pairs by the metric's name; what is missing is left out.
+
+    Returns:
+        PNG.
+    """
+    figure = Figure(figsize=(7, 6), layout="constrained")
+    losses, quality = figure.subplots(2, 1, sharex=True)
+    _plot(losses, curves, ("train_loss", "validation_loss", "validation_anomaly_loss"))
+    losses.set_ylabel("relative perceptual loss")
+    _plot(quality, curves, ("validation_auroc",))
+    quality.set(ylabel="AUROC on validation", xlabel="step", ylim=(0, 1))
+    growth = quality.twinx()
+    steps, sides = _unzip(curves.get("resolution", ()))
+    growth.step(steps, sides, where="post", color="0.7", label="resolution")
+    growth.set_ylabel("resolution (px)")
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _plot(axes: Axes, curves: Mapping[str, Curve], names: Sequence[str]) -> None:
+    for name in names:
+        if curves.get(name):
+            axes.plot(*_unzip(curves[name]), label=name.replace("_", " "))
+    if axes.lines:
+        axes.legend(frameon=False)
+    axes.grid(alpha=0.3)
+
+
+def _unzip(curve: Curve) -> tuple[list[int], list[float]]:
+    return [step for step, _ in curve], [value for _, value in curve]
+
+
+def _colour(values: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
+    coloured = mpl.colormaps[COLOR_MAP](np.clip(values, 0, 1), bytes=True)
+    return np.asarray(coloured[..., :3], np.uint8)
+
+
+def _enlarge(image: NDArray[np.uint8]) -> Image.Image:
+    rgb = np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
+    return Image.fromarray(rgb).resize((_SIDE_PX, _SIDE_PX), Image.Resampling.NEAREST)
+
+
+def _to_png(image: Image.Image) -> bytes:
+    buffer = BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,137 @@
+"""Settings by name.
+
+The presets named `...-paper` hold the hyperparameters of the public code of Shvetsova et al. 2021
+(`ninatu/anomaly_detection` at ada9201, `configs/dpa/*/final/pg`): Adam's, batch sizes,
+iterations, layers and channels. Its seeds are not taken over, as other code draws other numbers;
+its crop and resize of radiographs belong to the ingest. Its features are normalised by a
+file of statistics of torchvision's weights, which `loss.feature_statistics` takes by path; the
+presets measure them on the training images.
+"""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import Any, Final
+
+from pydantic import ValidationError
+
+from pipeline.errors import SettingsError
+from training.config import TrainSettings
+
+_NIH_LAYERS: Final = {8: {"relu1_2": 1}, 16: {"relu2_2": 1}, 32: {"relu3_2": 1}}
+_NIH_GROWTH: Final = {"initial_resolution": 8, "final_resolution": 64}
+_NIH_NETWORK: Final = {"latent_resolution": 1, "latent_channels": 16, "channels": (16,) * 5}
+
+_PRESETS: Final[MappingProxyType[str, dict[str, Any]]] = MappingProxyType(
+    {
+        # Seconds on two cores: shows that everything turns, and no more than that.
+        "demo": {
+            "network": {"form": "residual9", "latent_resolution": 8, "latent_channels": 4},
+            "growth": {
+                "initial_resolution": 16,
+                "final_resolution": 32,
+                "fade_in_iterations": 60,
+                "stabilize_iterations": {16: 100, 32: 140},
+                "batch_sizes": 32,
+            },
+            "loss": {
+                "layers": {16: {"relu1_2": 1}, 32: {"relu2_1": 1}},
+                "vgg_weights": "random",
+                "vgg_width": 16,
+            },
+            "log_every": 20,
+            "validate_every": 100,
+            "checkpoint_every": 100,
+            "validation_images": 300,
+        },
+        # Minutes on two cores, as far as relu3_1, which every VGG19 file reaches.
+        "quick": {
+            "growth": {
+                "initial_resolution": 16,
+                "final_resolution": 64,
+                "fade_in_iterations": 150,
+                "stabilize_iterations": {16: 400, 32: 400, 64: 400},
+                "batch_sizes": {16: 64, 32: 64, 64: 32},
+            },
+            "loss": {
+                "layers": {16: {"relu2_1": 1}, 32: {"relu3_1": 1}, 64: {"relu3_1": 1}},
+                "vgg_weights": "download",
+            },
+            "images": {"flips_at_random": True},
+            "log_every": 20,
+            "validate_every": 200,
+            "checkpoint_every": 100,
+            "validation_images": 500,
+        },
+        "camelyon16-paper": {
+            "growth": {"stabilize_iterations": {16: 20_000, 32: 20_000, 64: 8_666}},
+            "loss": {"layers": {16: {"relu3_2": 1}, 32: {"relu3_2": 1}, 64: {"relu4_2": 1}}},
+            "images": {"crop_px": 64, "crops_at_random": True, "flips_at_random": True},
+        },
+        "nih-subset-paper": {
+            "network": _NIH_NETWORK,
+            "growth": {
+                **_NIH_GROWTH,
+                "stabilize_iterations": {8: 20_000, 16: 20_000, 32: 20_000, 64: 3_500},
+            },
+            "loss": {"layers": {**_NIH_LAYERS, 64: {"relu4_2": 1}}},
+        },
+        "nih-pa-paper": {
+            "network": _NIH_NETWORK,
+            "growth": {
+                **_NIH_GROWTH,
+                "stabilize_iterations": {8: 20_000, 16: 20_000, 32: 20_000, 64: 10_000},
+            },
+            "loss": {"layers": {**_NIH_LAYERS, 64: {"relu3_2": 1}}},
+        },
+        "nih-ap-paper": {
+            "network": {
+                "latent_resolution": 1,
+                "latent_channels": 64,
+                "channels": (32, 32, 64, 64, 64),
+            },
+            "growth": {
+                **_NIH_GROWTH,
+                "stabilize_iterations": {8: 20_000, 16: 20_000, 32: 20_000, 64: 7_000},
+                "batch_sizes": 56,
+            },
+            "loss": {"layers": {**_NIH_LAYERS, 64: {"relu3_2": 1}}},
+            "optimiser": {"learning_rate": 5e-4},
+        },
+    }
+)  # fmt: skip
+PRESETS: Final = tuple(_PRESETS)
+
+
+def load_preset(name: str, **changes: Any) -> TrainSettings:
+    """Make settings from a preset.
+
+    Args:
+        name: One of `PRESETS`.
+        changes: Settings to change; a dotted path with `__` for the dot, such as
+            `loss__vgg_weights="vgg19.pth"`.
+
+    Raises:
+        SettingsError: If there is no such preset or setting, or they contradict each other.
+
+    Example:
+        >>> load_preset("nih-subset-paper", seed=3, growth__batch_sizes=64).growth.batch_sizes
+        64
+    """
+    if name not in _PRESETS:
+        raise SettingsError(name, "no such preset", f"Choose {', '.join(PRESETS)}")
+    content = dict(_PRESETS[name])
+    for path, value in changes.items():
+        *parents, last = path.split("__")
+        inner = content
+        for parent in parents:
+            inner[parent] = dict(inner.get(parent, {}))
+            inner = inner[parent]
+        inner[last] = value
+    try:
+        return TrainSettings.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or f"preset {name}"
+        problem = first["msg"].removeprefix("Value error, ")
+        raise SettingsError(where, problem, "Correct the setting") from error

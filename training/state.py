@@ -1,0 +1,191 @@
+"""Where a training stands: networks, optimiser and the number of steps made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, TypeAlias
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.utils import convert_conv2d_weight_memory_format
+
+from training.config import TrainSettings
+from training.losses import LayerWeights, Reduction, growing_perceptual_loss
+from training.models.autoencoder import Autoencoder
+from training.models.growth import GrowthState, Stage, state_at, total_iterations
+from training.models.vgg import VggFeatures
+
+Array: TypeAlias = NDArray[Any]
+
+
+def _stay(network: nn.Module) -> nn.Module:
+    return network
+
+
+def _gather_one(array: Array) -> list[Array]:
+    return [array]
+
+
+@dataclass(frozen=True)
+class Team:
+    """The workers that train together; by default one alone.
+
+    Attributes:
+        rank: This worker's number, from 0.
+        size: How many there are.
+        wrap: Makes a network average its gradients over the team (DDP).
+        gather: Every worker's array, in the order of ranks.
+    """
+
+    rank: int = 0
+    size: int = 1
+    wrap: Callable[[nn.Module], nn.Module] = _stay
+    gather: Callable[[Array], list[Array]] = _gather_one
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that stays the same throughout a training.
+
+    Attributes:
+        settings: Of the training.
+        features: The eyes of the loss, on the device.
+        image_channels: 1 for grey, 3 for colour.
+        device: Where the networks are.
+        team: The workers.
+    """
+
+    settings: TrainSettings
+    features: VggFeatures
+    image_channels: int
+    device: torch.device
+    team: Team = field(default_factory=Team)
+
+    @cached_property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages of the run."""
+        return self.settings.growth.plan()
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run."""
+        return total_iterations(self.stages)
+
+    @cached_property
+    def weights_by_resolution(self) -> dict[int, LayerWeights]:
+        """Layers compared at each resolution."""
+        return dict(self.settings.loss.weights_by_resolution())
+
+    def measure_loss(
+        self,
+        target: Tensor,
+        reconstruction: Tensor,
+        *,
+        growth: GrowthState,
+        reduction: Reduction = "mean",
+    ) -> Tensor:
+        """The training's loss; unreduced it is the anomaly score, per pixel the heatmap."""
+        loss = self.settings.loss
+        return growing_perceptual_loss(
+            self.features,
+            target,
+            reconstruction,
+            weights_by_resolution=self.weights_by_resolution,
+            resolution=growth.resolution,
+            alpha=growth.alpha,
+            is_blended=loss.blends_in_fade,
+            reduction=reduction,
+            norm=loss.norm,
+            is_relative=loss.is_relative,
+        )
+
+    def mixed_precision(self) -> torch.autocast:
+        """The context that forward passes run in."""
+        is_on = self.settings.precision == "bf16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=is_on)
+
+
+@dataclass
+class TrainingState:
+    """What a step changes.
+
+    Attributes:
+        autoencoder: All resolutions of it.
+        network: The same, wrapped for the team; a stage's parameters are the trainable ones.
+        optimiser: Adam over the stage's parameters.
+        stage_index: The stage that both were made for.
+        step: Steps made.
+        sample: Samples drawn by all workers together.
+        checkpoint: Where the state was saved last, if ever.
+    """
+
+    autoencoder: Autoencoder
+    network: nn.Module
+    optimiser: torch.optim.Adam
+    stage_index: int
+    step: int = 0
+    sample: int = 0
+    checkpoint: str | None = None
+
+
+def build_autoencoder(settings: TrainSettings, *, image_channels: int) -> Autoencoder:
+    """Make the networks, their weights drawn by the settings' seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        return Autoencoder(
+            final_resolution=settings.growth.final_resolution,
+            image_channels=image_channels,
+            **settings.network.model_dump(),
+        )
+
+
+def begin_training(recipe: Recipe) -> TrainingState:
+    """The state before the first step."""
+    autoencoder = build_autoencoder(recipe.settings, image_channels=recipe.image_channels)
+    # Adjacent channels suit the convolutions of both CPUs and tensor cores.
+    autoencoder.to(recipe.device)
+    convert_conv2d_weight_memory_format(autoencoder, torch.channels_last)
+    return _at_stage(recipe, autoencoder, step=0, sample=0)
+
+
+def continue_training(
+    recipe: Recipe, weights: dict[str, Tensor], *, step: int, sample: int
+) -> TrainingState:
+    """The state after some steps, its optimiser still fresh."""
+    state = begin_training(recipe)
+    state.autoencoder.load_state_dict(weights)
+    return _at_stage(recipe, state.autoencoder, step=step, sample=sample)
+
+
+def enter_stage(recipe: Recipe, state: TrainingState) -> None:
+    """Make network and optimiser anew for the stage that the step lies in."""
+    fresh = _at_stage(recipe, state.autoencoder, step=state.step, sample=state.sample)
+    state.network, state.optimiser = fresh.network, fresh.optimiser
+    state.stage_index = fresh.stage_index
+
+
+def growth_at(recipe: Recipe, step: int) -> GrowthState:
+    """What a step trains; beyond the last one, what the last one trained."""
+    return state_at(min(step, recipe.total_steps - 1), recipe.stages)
+
+
+def _at_stage(recipe: Recipe, autoencoder: Autoencoder, *, step: int, sample: int) -> TrainingState:
+    growth = growth_at(recipe, step)
+    used = autoencoder.parameters_at(growth.resolution, is_fading=growth.phase == "fade_in")
+    # A team's wrapper averages the gradients of what is trainable when it is made, so the rest
+    # must not be: no unused parameters to search for in every step.
+    autoencoder.requires_grad_(False)
+    for parameter in used:
+        parameter.requires_grad_(True)
+    optimiser = torch.optim.Adam(
+        used,
+        lr=recipe.settings.optimiser.learning_rate,
+        betas=recipe.settings.optimiser.betas,
+        weight_decay=recipe.settings.optimiser.weight_decay,
+        fused=recipe.device.type == "cuda",
+    )
+    network = recipe.team.wrap(autoencoder)
+    return TrainingState(autoencoder, network, optimiser, growth.stage_index, step, sample)

@@ -1,0 +1,195 @@
+"""From a dataset to a registered challenger: train, score the validation split, register."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import SchemaError
+from pipeline.records import Label, Progress, ignore_progress
+from pipeline.schema import Dataset, open_dataset
+from training.calibration import Calibration, ThresholdRule, calibrate, choose_threshold
+from training.config import TrainSettings
+from training.data import check_trainable, choose_rows
+from training.detector import Detector, DetectorDescription
+from training.distributed import FitResult, fit
+from training.features import read_features
+from training.image_cache import open_images
+from training.loop import Report
+from training.preparation import IngestRecord
+from training.registry import log_and_register
+from training.tracking import TrackedRun, tracked_run
+from training.validation import summarise
+
+# Heatmaps of so many normals say how strange a normal pixel can be.
+_HEATMAPS: Final = 256
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """What a training has registered.
+
+    Attributes:
+        name: Of the registered model.
+        version: Its new version, which is the challenger.
+        run_id: MLflow's.
+        run_name: Under which the training goes on if interrupted.
+        validation_auroc: On the validation split; None if that has no anomalies.
+        threshold: Above which score an image is called anomalous.
+        checkpoint_url: The last checkpoint.
+    """
+
+    name: str
+    version: str
+    run_id: str
+    run_name: str
+    validation_auroc: float | None
+    threshold: float
+    checkpoint_url: str
+
+
+def train_and_register(
+    settings: TrainSettings,
+    *,
+    dataset_url: str,
+    storage_url: str,
+    tracking_uri: str,
+    run_name: str,
+    model_name: str | None = None,
+    workers: int = 1,
+    uses_gpu: bool = False,
+    ray_address: str | None = None,
+    threshold_rule: ThresholdRule = "normal_quantile",
+    threshold_quantile: float = 0.95,
+    on_progress: Progress = ignore_progress,
+) -> TrainedModel:
+    """Train on a dataset's normal images and register the result as challenger.
+
+    Started again by its run's name after an interruption, it goes on from the last checkpoint
+    and in the same MLflow run.
+
+    Args:
+        settings: Of the training.
+        dataset_url: Sealed dataset.
+        storage_url: Where checkpoints are kept: a path, `file://` or `s3://`.
+        tracking_uri: MLflow's server, or `sqlite:///file`.
+        run_name: Of the run, in storage and in MLflow.
+        model_name: To register under; `<source of the dataset>-anomaly` by default.
+        workers: How many processes train together.
+        uses_gpu: Whether each has a GPU.
+        ray_address: Of a cluster; None starts Ray on this machine and stops it again.
+        threshold_rule: See `training.calibration.choose_threshold`.
+        threshold_quantile: Likewise.
+        on_progress: Called from another thread with steps made and in all.
+
+    Raises:
+        SchemaError: The dataset cannot be trained on, or has no normals to calibrate by.
+        SettingsError: The settings do not fit the dataset, or the run's earlier settings.
+        WeightsError: The weights of VGG19 cannot be had.
+        DivergenceError: The loss has left all bounds.
+        StorageError: Checkpoints cannot be written.
+    """
+    dataset = open_dataset(dataset_url)
+    check_trainable(dataset, settings)
+    _require_calibration(dataset)
+    name = model_name or f"{dataset.attributes['source']}-anomaly"
+    with tracked_run(
+        tracking_uri=tracking_uri,
+        experiment=name,
+        run_name=run_name,
+        settings=settings,
+        dataset=dataset,
+        tags={"vgg_weights": settings.loss.vgg_weights},
+    ) as run:
+
+        def take(report: Report) -> None:
+            run.log_report(report)
+            on_progress(report.step, report.total_steps)
+
+        fitted = fit(
+            settings,
+            dataset_url=dataset_url,
+            storage_url=storage_url,
+            run_name=run_name,
+            workers=workers,
+            uses_gpu=uses_gpu,
+            ray_address=ray_address,
+            on_report=take,
+        )
+        run.log_curves()
+        detector = _assemble(settings, dataset, fitted)
+        normals, anomalies, calibration = score_validation(detector, dataset)
+        threshold = choose_threshold(
+            normals, anomalies, rule=threshold_rule, quantile=threshold_quantile
+        )
+        figures = _log_verdict(run, normals, anomalies)
+        version = log_and_register(
+            detector,
+            name=name,
+            run_id=run.run_id,
+            ingest=IngestRecord.of(dataset),
+            calibration=calibration,
+            threshold=threshold,
+        )
+    return TrainedModel(
+        name=name,
+        version=version.version,
+        run_id=run.run_id,
+        run_name=run_name,
+        validation_auroc=figures.get("validation_auroc"),
+        threshold=threshold.value,
+        checkpoint_url=fitted.checkpoint_url,
+    )
+
+
+def score_validation(
+    detector: Detector, dataset: Dataset
+) -> tuple[NDArray[np.float32], NDArray[np.float32], Calibration]:
+    """Score the whole validation split with the very detector that is to be registered.
+
+    Returns:
+        Scores of the normals, scores of the anomalies, and the calibration by the normals.
+    """
+    scores = []
+    for label in (Label.NORMAL, Label.ANOMALOUS):
+        rows = choose_rows(dataset, "validation", label)
+        images = _read(dataset, rows)
+        scores.append(detector.detect(images).anomaly_score)
+    shown = choose_rows(dataset, "validation", Label.NORMAL, _HEATMAPS)
+    heatmaps = detector.detect(_read(dataset, shown), heatmaps=True).heatmap
+    if heatmaps is None:
+        raise RuntimeError("the detector made no heatmaps though asked to")
+    return scores[0], scores[1], calibrate(scores[0], heatmaps)
+
+
+def _require_calibration(dataset: Dataset) -> None:
+    if not len(choose_rows(dataset, "validation", Label.NORMAL)):
+        raise SchemaError(
+            dataset.url,
+            "no readable normal image (label 0) in split `validation` to calibrate by",
+            "Ingest with a larger validation share",
+        )
+
+
+def _read(dataset: Dataset, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+    return open_images(dataset, rows, cache_bytes=2**63, cached_chunks=1).read_rows(rows)
+
+
+def _assemble(settings: TrainSettings, dataset: Dataset, fitted: FitResult) -> Detector:
+    return Detector.make(
+        DetectorDescription(image_shape=dataset.image_shape, settings=settings),
+        network=fitted.networks,
+        features=read_features(fitted.features_url, settings).state_dict(),
+    )
+
+
+def _log_verdict(
+    run: TrackedRun, normals: NDArray[np.float32], anomalies: NDArray[np.float32]
+) -> dict[str, float]:
+    labels = np.repeat([Label.NORMAL, Label.ANOMALOUS], [len(normals), len(anomalies)])
+    figures = summarise(np.concatenate([normals, anomalies]), labels)
+    run.log_metrics({f"final_{name}": value for name, value in figures.items()})
+    return figures

@@ -1,0 +1,166 @@
+"""How a training does on images that it never saw."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.records import Label
+from pipeline.schema import Dataset
+from training.config import ImageSettings
+from training.data import Images, Rows, choose_rows, read_centres, split_batches, to_tensor
+from training.losses import Reduction
+from training.metrics import measure_auroc
+from training.models.autoencoder import Autoencoder, mix_input
+from training.models.growth import GrowthState
+from training.state import Recipe
+
+_BATCH: Final = 128
+_SHOWN: Final = 4
+
+
+@dataclass(frozen=True)
+class ValidationImages:
+    """Labelled images of the validation split.
+
+    Attributes:
+        rows: (n,) int64, rows of the dataset: first the normals, then the anomalies.
+        labels: (n,) int8, 0 or 1.
+        images: (n, side, side, C) uint8.
+    """
+
+    rows: Rows
+    labels: NDArray[np.int8]
+    images: Images
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Images beside what the network made of them.
+
+    Attributes:
+        resolution: Side in px.
+        labels: (n,) int8, 0 or 1.
+        scores: (n,) float32.
+        originals: (n, side, side, C) uint8, as the network saw them.
+        reconstructions: Same shape.
+        heatmaps: (n, side, side) float32.
+    """
+
+    resolution: int
+    labels: NDArray[np.int8]
+    scores: NDArray[np.float32]
+    originals: Images
+    reconstructions: Images
+    heatmaps: NDArray[np.float32]
+
+
+def read_validation(
+    dataset: Dataset, settings: ImageSettings, *, limit: int | None = None
+) -> ValidationImages:
+    """Read the validation split's normals and anomalies, at most `limit` of each."""
+    by_label = [
+        choose_rows(dataset, "validation", label, limit)
+        for label in (Label.NORMAL, Label.ANOMALOUS)
+    ]
+    rows = np.concatenate(by_label)
+    labels = np.repeat(np.array([0, 1], np.int8), [len(found) for found in by_label])
+    images = [read_centres(dataset, found, settings) for found in by_label]
+    return ValidationImages(rows, labels, np.concatenate(images))
+
+
+def score_images(
+    recipe: Recipe,
+    autoencoder: Autoencoder,
+    images: Images,
+    *,
+    growth: GrowthState,
+    reduction: Reduction = "none",
+) -> NDArray[np.float32]:
+    """Score images at one point of the growth; every worker scores a share, all get all.
+
+    Args:
+        recipe: Loss, device and team.
+        autoencoder: Not wrapped.
+        images: (n, side, side, C) uint8.
+        growth: Resolution and alpha.
+        reduction: `none` for scores, `pixelwise` for heatmaps.
+
+    Returns:
+        (n,) scores, or (n, 1, resolution, resolution) heatmaps.
+    """
+    team = recipe.team
+    parts = []
+    with torch.inference_mode():
+        for batch in split_batches(images[team.rank :: team.size], _BATCH):
+            target, reconstruction = _reconstruct(recipe, autoencoder, batch, growth)
+            with recipe.mixed_precision():
+                found = recipe.measure_loss(
+                    target, reconstruction, growth=growth, reduction=reduction
+                )
+            parts.append(found.float().cpu().numpy())
+    shares = team.gather(np.concatenate(parts) if parts else np.empty(0, np.float32))
+    whole = next((share for share in shares if len(share)), shares[0])
+    scores = np.empty((len(images), *whole.shape[1:]), np.float32)
+    for rank, share in enumerate(shares):
+        scores[rank :: team.size] = share
+    return scores
+
+
+def summarise(scores: NDArray[Any], labels: NDArray[Any]) -> dict[str, float]:
+    """Validation figures: the normals' mean score, and the AUROC where there are anomalies."""
+    found = {}
+    normal, anomalous = scores[labels == Label.NORMAL], scores[labels == Label.ANOMALOUS]
+    if len(normal):
+        found["validation_loss"] = float(normal.mean())
+    if len(anomalous):
+        found["validation_anomaly_loss"] = float(anomalous.mean())
+    if len(normal) and len(anomalous):
+        found["validation_auroc"] = measure_auroc(scores, labels)
+    return found
+
+
+def make_gallery(
+    recipe: Recipe, autoencoder: Autoencoder, shown: ValidationImages, *, growth: GrowthState
+) -> Gallery | None:
+    """Reconstruct the first normals and anomalies; None where there are none.
+
+    Every worker of the team must call this, as every one scores a share.
+    """
+    chosen = [np.flatnonzero(shown.labels == label)[:_SHOWN] for label in (0, 1)]
+    index = np.concatenate(chosen)
+    if not len(index):
+        return None
+    images = shown.images[index]
+    with torch.inference_mode():
+        target, reconstruction = _reconstruct(recipe, autoencoder, images, growth)
+    return Gallery(
+        resolution=growth.resolution,
+        labels=shown.labels[index],
+        scores=score_images(recipe, autoencoder, images, growth=growth),
+        originals=_to_bytes(target),
+        reconstructions=_to_bytes(reconstruction),
+        heatmaps=score_images(recipe, autoencoder, images, growth=growth, reduction="pixelwise")[
+            :, 0
+        ],
+    )
+
+
+def _reconstruct(
+    recipe: Recipe, autoencoder: Autoencoder, images: Images, growth: GrowthState
+) -> tuple[torch.Tensor, torch.Tensor]:
+    final = recipe.settings.growth.final_resolution
+    whole = to_tensor(images, resolution=final, device=recipe.device)
+    target = mix_input(whole, resolution=growth.resolution, alpha=growth.alpha)
+    with recipe.mixed_precision():
+        made = autoencoder(target, resolution=growth.resolution, alpha=growth.alpha)
+    return target, made
+
+
+def _to_bytes(images: torch.Tensor) -> Images:
+    scaled = ((images.float() + 1.0) * 127.5).round().clamp(0, 255)
+    return scaled.permute(0, 2, 3, 1).to(torch.uint8).cpu().numpy()
