@@ -59,6 +59,7 @@ def list_radiographs(
     table_url: str | None = None,
     views: Views = "all",
     findings: Sequence[str] = (),
+    experiment: Mapping[str, tuple[Label, Split]] | None = None,
 ) -> ImageListing:
     """List the radiographs below a folder or prefix.
 
@@ -73,6 +74,8 @@ def list_radiographs(
         table_url: Of the `Data_Entry_2017` table; None looks below `url` and in its parent.
         views: Those of this view position only, or `all`.
         findings: Anomalous images are kept if they have one of these; all by default.
+        experiment: Image name -> label and split, from `chestxray14_experiments`; these then
+            replace the table's labels and the official lists, and other images are left out.
 
     Raises:
         SettingsError: There is no such finding.
@@ -95,7 +98,7 @@ def list_radiographs(
         remedy="Give the official Data_Entry_2017 table as it was published",
     )
     lists = _read_lists(folder, table.url)
-    rows = _Rows(files, lists, views, wanted)
+    rows = _Rows(files, lists, views, wanted, experiment)
     gathering = rows.gather(table.rows, table.url)
     if not gathering.images:
         raise SourceError(
@@ -111,7 +114,7 @@ def list_radiographs(
         (*gathering.rejected, *gathering.list_absent(), *unlisted, *doubles),
         (
             f"{len(gathering.images)} of {len(table.rows)} rows of {table.url} give an image",
-            "splits: official lists" if lists else "splits: no official lists, so by patient",
+            f"splits: {_name_origin(experiment, lists)}",
         ),
     )
 
@@ -125,12 +128,14 @@ class _Rows:
         lists: Image name -> official split.
         views: Which are wanted.
         findings: Which are wanted, empty for all.
+        experiment: Image name -> label and split, or None for the table's and the lists'.
     """
 
     files: Mapping[str, ObjectInfo]
     lists: Mapping[str, Split]
     views: Views
     findings: frozenset[str]
+    experiment: Mapping[str, tuple[Label, Split]] | None
 
     def gather(self, rows: Sequence[Mapping[str, str]], table_url: str) -> Gathering:
         gathering = Gathering(table_url)
@@ -153,6 +158,8 @@ class _Rows:
         return gathering
 
     def _reason_to_skip(self, row: Mapping[str, str]) -> str | None:
+        if self.experiment is not None and row["image"] not in self.experiment:
+            return "not in the experiment's lists"
         if self.views not in {"all", row["view"].upper()}:
             return f"the view position is not {self.views}"
         found = _split_findings(row["findings"])
@@ -179,13 +186,21 @@ class _Rows:
             "findings": "|".join(found),
         }
         info = self.files[name]
+        label, split = _label_of(found), self.lists.get(name)
+        if self.experiment is not None:
+            label, split = self.experiment[name]
         gathering.add(
             name,
             SourceImage(
-                name, row["patient"], info.url, info.version, _label_of(found),
-                self.lists.get(name), columns,
+                name, row["patient"], info.url, info.version, label, split, columns
             ),
         )  # fmt: skip
+
+
+def _name_origin(experiment: object, lists: Mapping[str, Split]) -> str:
+    if experiment is not None:
+        return "the experiment's lists"
+    return "official lists" if lists else "no official lists, so by patient"
 
 
 def _split_findings(cell: str) -> list[str]:

@@ -113,7 +113,7 @@ def list_folder(url: str) -> Folder:
 def plain_url(url: str) -> str:
     """A URL as an absolute path where it names a file; without a final slash."""
     place = parse(url)
-    return place.key if place.scheme == "file" else url.rstrip("/")
+    return (place.key if place.scheme == "file" else url).rstrip("/")
 
 
 def parent_of(url: str) -> str | None:

@@ -28,7 +28,7 @@ from pipeline.records import Label, Scalar, SourceImage
 from pipeline.schema import Dataset, open_dataset
 from pipeline.sources.images import list_images
 from pipeline.splits import prove_disjoint
-from pipeline.storage import describe
+from pipeline.storage import describe, write_bytes
 
 SMALL = ImageSettings(size_px=16)
 
@@ -112,6 +112,25 @@ def test_one_bad_file_is_named_and_the_rest_is_whole(tmp_path: Path) -> None:
     assert sorted(readable.tolist()) == ["000.png", "007.png"]
     unreadable = dataset.read_images(0, 8)[~dataset.column("readable")]
     assert not unreadable.any()
+
+
+def test_every_store_gives_the_same_dataset(tmp_path: Path, store_url: str) -> None:
+    images = write_images(tmp_path / "in", 5)
+    (tmp_path / "in" / "labels.csv").write_text("path,label\n001.png,1\n002.png,0\n003.png,0\n")
+    for path in (tmp_path / "in").iterdir():
+        write_bytes(f"{store_url}/in/{path.name}", path.read_bytes())
+    fingerprints = set()
+    for source, target in (
+        (str(tmp_path / "in"), str(tmp_path / "out")),
+        (f"{store_url}/in", f"{store_url}/out"),
+    ):
+        listing = list_images(source)
+        plan = plan_images(listing.images, SMALL, source="made", rejected=listing.rejected)
+        report = ingest(target, plan, make_reader(plan), map_serially)
+        fingerprints.add(report.fingerprint)
+        assert [entry.state for entry in report.manifest] == ["done"] * 3 + ["skipped"] * 2
+    assert len(images) == 5
+    assert len(fingerprints) == 1
 
 
 def test_columns_get_their_types_and_unknown_values(tmp_path: Path) -> None:

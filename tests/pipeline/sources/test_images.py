@@ -10,7 +10,8 @@ import pytest
 from pipeline.errors import SourceError, StorageError
 from pipeline.records import Label
 from pipeline.sources.images import list_images
-from pipeline.storage import write_bytes
+from pipeline.sources.listings import plain_url
+from pipeline.storage import describe, write_bytes
 
 PIXELS = b"listing reads no image"
 
@@ -176,18 +177,21 @@ def test_what_cannot_be_a_batch_is_one_error(tmp_path: Path) -> None:
         list_images(str(tmp_path / "nowhere"))
 
 
-def test_an_object_store_is_listed_like_a_folder() -> None:
-    root = "memory://listing/lake/pcam"
+def test_every_store_is_listed_like_a_folder(store_url: str) -> None:
+    root = f"{store_url}/lake/pcam"
     for path in ("valid/a.png", "train/b.png"):
         write_bytes(f"{root}/{path}", PIXELS)
     write_bytes(f"{root}/manifest.csv", b"path,label\nvalid/a.png,1\ntrain/b.png,0\n")
-    listing = list_images(f"{root}/valid")
+    listing = list_images(f"{root}/valid/")
     assert [(i.image_id, i.url, i.label) for i in listing.images] == [
-        ("valid/a.png", f"{root}/valid/a.png", 1)
+        ("valid/a.png", f"{plain_url(root)}/valid/a.png", 1)
     ]
+    assert listing.images[0].version == describe(f"{root}/valid/a.png").version
     assert len(list_images(root).images) == 2
-    write_bytes("memory://whole/a.png", PIXELS)
-    assert list_images("memory://whole").images[0].image_id == "a.png"
+    assert [i.image_id for i in list_images(store_url, labels_url="none").images] == [
+        "lake/pcam/train/b.png",
+        "lake/pcam/valid/a.png",
+    ]
 
 
 def test_real_folders_are_listed_whole(shared_data: Path) -> None:
