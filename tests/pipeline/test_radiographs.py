@@ -12,6 +12,7 @@ from PIL import Image
 
 from pipeline.errors import SourceError
 from pipeline.radiographs import decode_image, is_grey, prepare_image
+from tests.pipeline.made_images import claim_png
 
 # Wider than high, a gradient along x and one bright spot off the diagonal.
 GREY: NDArray[np.uint8] = np.tile(np.arange(0, 160, 4, dtype=np.uint8), (24, 1))
@@ -97,9 +98,9 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "half JPEG": (encode(NOISE, "JPEG")[:2000], "cut off or damaged"),
     "one pixel": (encode(Image.new("L", (1, 1))), "1 x 1 pixels, a side needs at least 16"),
     "narrow": (encode(Image.new("L", (40, 15))), "40 x 15 pixels, a side needs at least 16"),
-    "large": (encode(Image.new("1", (9_000, 9_000))), "9000 x 9000 pixels, at most 80000000"),
-    "larger": (encode(Image.new("1", (30_000, 3_000))), "more than 80000000 pixels"),
-    "huge": (encode(Image.new("1", (30_000, 30_000))), "more than 80000000 pixels"),
+    "large": (claim_png(9_000, 9_000), "9000 x 9000 pixels, at most 80000000"),
+    "larger": (claim_png(30_000, 3_000), "more than 80000000 pixels"),
+    "huge": (claim_png(30_000, 30_000), "more than 80000000 pixels"),
     "floats": (encode(Image.fromarray(GREY.astype(np.float32)), "TIFF"), "32-bit"),
     "two frames": (TWO_FRAMES, "2 frames"),
     "other format": (encode(NOISE, "GIF"), "not a PNG, JPEG or TIFF"),
