@@ -7,6 +7,8 @@ Three stages in this order, each once:
    without any shows the whole range of its stored bits;
 3. presentation: inverted where the photometric interpretation is MONOCHROME1 or the presentation
    LUT shape is INVERSE; both together say the same thing and invert once (PS3.3 C.8.11.3.1.2).
+   MONOCHROME1 with the shape IDENTITY contradicts itself; it is inverted, as PS3.3 C.7.6.3.1.2
+   says of MONOCHROME1 without any condition.
 
 They are applied to every value that can be stored, not to every pixel: the result is a table.
 """

@@ -193,10 +193,9 @@ def _clean_items(dataset: Dataset, key: PseudonymKey, kept: frozenset[BaseTag]) 
     clean = Dataset()
     for tag in sorted(dataset.keys()):
         try:
-            element = dataset[tag]
+            cleaned = _clean_element(dataset[tag], key, kept)
         except Exception:  # noqa: BLE001, S112 - foreign bytes; what cannot be read is removed
             continue
-        cleaned = _clean_element(element, key, kept)
         if cleaned is not None:
             clean.add(cleaned)
     return clean
