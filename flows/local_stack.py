@@ -5,27 +5,19 @@ Everything listens on loopback only and keeps its state below the home folder.
 
 from __future__ import annotations
 
-import json
-import sys
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Final
 
-from flows import processes
-from flows.loopback import HOST, answers, find_free_port, require_free_port
+from flows import processes, services
+from flows.loopback import require_free_port
 from flows.processes import Service
-from flows.settings import Settings, child_environment, prepare_environment
+from flows.services import MLFLOW, PREFECT, RAY, WORKER
+from flows.settings import Settings
 
-POOL: Final = "local"
-"""The Prefect work pool whose worker runs deployments on this machine."""
-
-PREFECT: Final = "prefect-server"
-MLFLOW: Final = "mlflow-server"
-RAY: Final = "ray-head"
-WORKER: Final = "prefect-worker"
+POOL: Final = services.POOL
 SERVICES: Final = (PREFECT, MLFLOW, RAY, WORKER)
 """In the order of starting; stopping goes backwards."""
 
@@ -71,11 +63,9 @@ def running_prefect_server(settings: Settings, port: int = 0) -> Iterator[str]:
     Raises:
         ServiceError: The server did not start; the error names its log.
     """
-    record = processes.find(PREFECT, settings.home)
-    if record is not None:
-        yield record.url
-        return
-    with processes.running(_prefect_server(settings, port), settings.home) as url:
+    with _found_or_running(
+        PREFECT, settings, partial(services.prefect_server, settings, port)
+    ) as url:
         yield url
 
 
@@ -93,11 +83,9 @@ def running_mlflow_server(settings: Settings, port: int = 0) -> Iterator[str]:
     Raises:
         ServiceError: The server did not start; the error names its log.
     """
-    record = processes.find(MLFLOW, settings.home)
-    if record is not None:
-        yield record.url
-        return
-    with processes.running(_mlflow_server(settings, port), settings.home) as url:
+    with _found_or_running(
+        MLFLOW, settings, partial(services.mlflow_server, settings, port)
+    ) as url:
         yield url
 
 
@@ -119,7 +107,7 @@ def running_ray_head(
     Raises:
         ServiceError: Ray did not start; the error names its log.
     """
-    head = _ray_head(settings, port, dashboard_port, cpus)
+    head = services.ray_head(settings, port, dashboard_port, cpus)
     with processes.running(head, settings.home) as address:
         yield address
 
@@ -139,6 +127,7 @@ def start_stack(settings: Settings, ports: StackPorts | None = None) -> Stack:
             is stopped again.
     """
     ports = ports or StackPorts()
+    _require_free_ports(settings, ports)
     started: list[str] = []
 
     def ensure(service: Service) -> str:
@@ -149,13 +138,13 @@ def start_stack(settings: Settings, ports: StackPorts | None = None) -> Stack:
     try:
         stack = Stack(
             prefect_api_url=_found(PREFECT, settings)
-            or ensure(_prefect_server(settings, ports.prefect)),
+            or ensure(services.prefect_server(settings, ports.prefect)),
             mlflow_tracking_uri=_found(MLFLOW, settings)
-            or ensure(_mlflow_server(settings, ports.mlflow)),
+            or ensure(services.mlflow_server(settings, ports.mlflow)),
             ray_address=_found(RAY, settings)
-            or ensure(_ray_head(settings, ports.ray, ports.ray_dashboard)),
+            or ensure(services.ray_head(settings, ports.ray, ports.ray_dashboard)),
         )
-        _found(WORKER, settings) or ensure(_prefect_worker(settings, stack))
+        _found(WORKER, settings) or ensure(services.prefect_worker(settings, stack.environment()))
     except BaseException:
         for name in reversed(started):
             processes.stop(name, settings.home)
@@ -177,111 +166,27 @@ def stop_stack(settings: Settings) -> list[str]:
     return [name for name in reversed(SERVICES) if processes.stop(name, settings.home)]
 
 
+@contextmanager
+def _found_or_running(name: str, settings: Settings, make: Callable[[], Service]) -> Iterator[str]:
+    """The URL of the stack's service where that runs, else of one for this block alone."""
+    url = _found(name, settings)
+    if url is not None:
+        yield url
+        return
+    with processes.running(make(), settings.home) as url:
+        yield url
+
+
 def _found(name: str, settings: Settings) -> str | None:
     """The URL of a service that runs already."""
     record = processes.find(name, settings.home)
     return None if record is None else record.url
 
 
-def _choose_port(port: int, name: str) -> int:
-    """The port to listen on, known to be free at this moment."""
-    if port == 0:
-        return find_free_port()
-    require_free_port(port, name)
-    return port
-
-
-def _prefect_server(settings: Settings, port: int) -> Service:
-    """The server's own application under uvicorn: a third of the time `prefect server` takes."""
-    prepare_environment(settings)
-    port = _choose_port(port, PREFECT)
-    database = settings.home / "prefect" / "prefect.db"
-    url = f"http://{HOST}:{port}/api"
-    return Service(
-        name=PREFECT,
-        command=(
-            *(sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"),
-            *("--host", HOST, "--port", str(port), "--log-level", "warning"),
-        ),
-        environment=child_environment(
-            settings,
-            PREFECT_API_DATABASE_CONNECTION_URL=f"sqlite+aiosqlite:///{database}",
-            PREFECT_SERVER_API_HOST=HOST,
-            PREFECT_SERVER_API_PORT=str(port),
-            PREFECT_API_URL=url,
-        ),
-        url=url,
-        is_ready=lambda: answers(port, "/api/health") is not None,
-    )
-
-
-def _mlflow_server(settings: Settings, port: int) -> Service:
-    """The server over the same files that commands use without it, so that both see all runs."""
-    prepare_environment(settings)
-    port = _choose_port(port, MLFLOW)
-    folder = settings.home / "mlflow"
-    return Service(
-        name=MLFLOW,
-        command=(
-            *(sys.executable, "-m", "mlflow", "server", "-w", "1", "--host", HOST),
-            *("--port", str(port), "--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"),
-            *("--default-artifact-root", (folder / "artifacts").as_uri(), "--no-serve-artifacts"),
-        ),
-        environment=child_environment(settings, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false"),
-        url=f"http://{HOST}:{port}",
-        is_ready=lambda: answers(port, "/health") is not None,
-    )
-
-
-def _ray_head(
-    settings: Settings, port: int, dashboard_port: int, cpus: int | None = None
-) -> Service:
-    """`ray start --block`, all of whose processes are ours to stop; `ray stop` is host-wide."""
-    prepare_environment(settings)
-    port = _choose_port(port, RAY)
-    dashboard_port = _choose_port(dashboard_port, RAY)
-    # Not below the home folder: paths of sockets may not exceed 107 characters.
-    scratch = tempfile.mkdtemp(prefix="normscope-ray-")
-    raylet = Path(scratch, "session_latest", "sockets", "raylet")
-    return Service(
-        name=RAY,
-        command=(
-            *(str(Path(sys.executable).with_name("ray")), "start", "--head", "--block"),
-            *("--node-ip-address", HOST, "--port", str(port)),
-            *("--dashboard-host", HOST, "--dashboard-port", str(dashboard_port)),
-            *("--ray-client-server-port", str(find_free_port())),
-            *("--dashboard-agent-listen-port", str(find_free_port())),
-            *("--temp-dir", scratch, "--disable-usage-stats"),
-            *(() if cpus is None else ("--num-cpus", str(cpus))),
-        ),
-        environment=child_environment(settings, RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S="0"),
-        url=f"{HOST}:{port}",
-        is_ready=lambda: (
-            raylet.exists() and answers(dashboard_port, "/api/gcs_healthz") is not None
-        ),
-        scratch=scratch,
-    )
-
-
-def _prefect_worker(settings: Settings, stack: Stack) -> Service:
-    """A process worker; it makes the work pool where that is missing."""
-    port = int(stack.prefect_api_url.rsplit(":", 1)[1].split("/")[0])
-    return Service(
-        name=WORKER,
-        command=(
-            *(sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL),
-            *("--type", "process", "--name", WORKER),
-        ),
-        environment=child_environment(
-            settings, **stack.environment(), PREFECT_WORKER_QUERY_SECONDS="2"
-        ),
-        url=stack.prefect_api_url,
-        is_ready=lambda: _has_worker_online(port),
-    )
-
-
-def _has_worker_online(port: int) -> bool:
-    """Whether the server has heard of our worker."""
-    content = answers(port, f"/api/work_pools/{POOL}/workers/filter", body={})
-    workers = json.loads(content) if content else []
-    return any(worker["name"] == WORKER and worker["status"] == "ONLINE" for worker in workers)
+def _require_free_ports(settings: Settings, ports: StackPorts) -> None:
+    """Say what is in the way before anything is started."""
+    names = (PREFECT, MLFLOW, RAY, RAY)
+    wanted = (ports.prefect, ports.mlflow, ports.ray, ports.ray_dashboard)
+    for name, port in zip(names, wanted, strict=True):
+        if port and _found(name, settings) is None:
+            require_free_port(port, name)
