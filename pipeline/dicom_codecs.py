@@ -1,5 +1,8 @@
 """Compressed DICOM frames: codecs that pydicom does not bring, and a check of the stream.
 
+imagecodecs decodes 12-bit JPEG and High-Throughput JPEG 2000, which pydicom's own plug-ins refuse,
+and JPEG 2000 faster than they do.
+
 A decoder paints what it cannot read: libjpeg fills a cut-off image with grey and only warns. So
 a stream that does not say of itself that it is whole and of the right size is refused.
 """
@@ -31,10 +34,9 @@ _FRAME_MARKERS: Final = frozenset({*range(0xC0, 0xD0), 0xF7}) - {0xC4, 0xC8, 0xC
 _SEQUENTIAL_DCT: Final = frozenset({0xC0, 0xC1})
 _SCAN_MARKER: Final = 0xDA
 
+_PLUGIN: Final = "imagecodecs"
 # What pydicom asks a plug-in for.
-DECODER_DEPENDENCIES: Final = dict.fromkeys(
-    (uid.JPEGExtended12Bit, uid.HTJ2K, uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL), ("imagecodecs",)
-)
+DECODER_DEPENDENCIES: Final = dict.fromkeys((uid.JPEGExtended12Bit, *_JPEG_2000), ("imagecodecs",))
 
 
 def is_available(syntax: str) -> bool:
@@ -43,7 +45,7 @@ def is_available(syntax: str) -> bool:
 
 
 def decode_frame(frame: bytes, runner: DecodeRunner) -> bytearray:
-    """Decode 12-bit JPEG or High-Throughput JPEG 2000; pydicom calls it.
+    """Decode 12-bit JPEG or JPEG 2000; pydicom calls it.
 
     Args:
         frame: The compressed frame.
@@ -59,9 +61,14 @@ def decode_frame(frame: bytes, runner: DecodeRunner) -> bytearray:
     return bytearray(np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("<")).tobytes())
 
 
+def choose_plugin(syntax: str) -> str:
+    """The decoding plug-in to ask for, or empty where pydicom's own choice is good."""
+    return _PLUGIN if is_available(syntax) else ""
+
+
 def _register() -> None:
     for syntax in DECODER_DEPENDENCIES:
-        get_decoder(syntax).add_plugin("imagecodecs", (__name__, decode_frame.__name__))
+        get_decoder(syntax).add_plugin(_PLUGIN, (__name__, decode_frame.__name__))
 
 
 _register()

@@ -17,7 +17,7 @@ from pydicom.encaps import get_frame
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import UID
 
-from pipeline.dicom_codecs import check_codestream
+from pipeline.dicom_codecs import check_codestream, choose_plugin
 from pipeline.dicom_files import parse_dicom, refusing
 from pipeline.dicom_grey import Voi, make_grey_table, storable_range
 from pipeline.errors import SourceError
@@ -105,7 +105,7 @@ def render_pixels(
             f"pixel values {stored.min()} to {stored.max()} exceed {facts.bits_stored} bits stored",
             _REMEDY,
         )
-    return table[stored], facts
+    return np.take(table, stored), facts
 
 
 def describe_pixels(dataset: Dataset, name: str) -> PixelFacts:
@@ -221,7 +221,9 @@ def _decode(dataset: Dataset, facts: PixelFacts, name: str) -> NDArray[np.intege
             check_codestream(frame, syntax, *facts.shape_yx, name)
         else:
             _check_length(data, dataset, facts, name)
-        pixels = get_decoder(syntax).as_array(dataset, index=0, raw=True)[0]
+        pixels = get_decoder(syntax).as_array(
+            dataset, index=0, raw=True, decoding_plugin=choose_plugin(syntax)
+        )[0]
     if pixels.shape != facts.shape_yx:
         raise SourceError(name, f"decoded to {pixels.shape}, not {facts.shape_yx}", _REMEDY)
     return pixels

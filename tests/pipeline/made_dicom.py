@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
+from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, ComputedRadiographyImageStorage, ExplicitVRLittleEndian
+
+from pipeline.dicom_pixels import render_pixels
 
 # Wider than high, and no two corners alike, so that a swapped or turned axis fails.
 SHAPE = (17, 23)
@@ -79,3 +86,30 @@ def write_dicom(dataset: Dataset) -> bytes:
 
 def pad_even(data: bytes) -> bytes:
     return data + b"\0" * (len(data) % 2)
+
+
+def render(dataset: Dataset, voi: int | str = 0) -> NDArray[np.uint8]:
+    return render_pixels(dataset, "image", voi=voi)[0]
+
+
+def scale(values: Any, low: float, high: float) -> NDArray[np.uint8]:
+    """Grey of values between black and white."""
+    unit = np.clip((np.asarray(values, np.float64) - low) / (high - low), 0, 1)
+    return np.floor(unit * 255 + 0.5).astype(np.uint8)
+
+
+def render_by_dcmtk(dataset: Dataset, folder: Path, *options: str) -> NDArray[np.uint8]:
+    """The grey that Debian's DICOM toolkit gives."""
+    tool = shutil.which("dcmj2pnm")
+    if tool is None:
+        pytest.skip("dcmj2pnm is not installed: apt-get install dcmtk to run this test")
+    file, picture = folder / "image.dcm", folder / "image.pgm"
+    file.write_bytes(write_dicom(dataset))
+    subprocess.run([tool, "+op", *options, file, picture], check=True, capture_output=True)
+    with Image.open(picture) as image:
+        return np.asarray(image)
+
+
+def assert_agree(ours: NDArray[np.uint8], theirs: NDArray[np.uint8]) -> None:
+    assert ours.shape == theirs.shape
+    assert np.abs(ours.astype(int) - theirs).max() <= 1
