@@ -7,7 +7,9 @@
   separation for histological images, IEEE TMI 35 (2016). Sparse non-negative dictionary learning.
 
 Both were published image by image. Here the pixels of a whole slide are pooled: faster, and a
-tile of pale fat is not stretched to look like one of dense nuclei.
+tile of pale fat is not stretched to look like one of dense nuclei. Two choices that the papers
+leave open: tissue is what CIE lightness says (public code does so too), and the 99th percentile
+of a stain is taken over tissue, so that it does not depend on how much glass lies round it.
 """
 
 from __future__ import annotations
