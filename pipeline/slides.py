@@ -120,9 +120,8 @@ class OpenSlideReader:
     ) -> NDArray[np.uint8]:
         """Read a rectangle of one level.
 
-        The origin is rounded to a whole pixel of that level, and moved inside by the rounding's
-        one pixel where need be, so that no pixel is interpolated. Each axis has its own
-        downsample, whereas OpenSlide knows only their mean: the difference is corrected here.
+        Each axis has its own downsample, whereas OpenSlide knows only their mean: the difference
+        is corrected here. See `find_start_yx` and `gives_whole_pixels`.
 
         Args:
             origin_yx: Upper left corner in level-0 pixels.
@@ -136,7 +135,7 @@ class OpenSlideReader:
             ValueError: The rectangle does not lie within the slide.
             SourceError: The file is corrupt there.
         """
-        start_yx = self._level_start_yx(origin_yx, level, shape_yx)
+        start_yx = self.find_start_yx(origin_yx, level, shape_yx)
         # OpenSlide divides its level-0 location by the mean of both axes' downsamples.
         mean_downsample = self._slide.level_downsamples[level]
         location_xy = (
@@ -156,9 +155,30 @@ class OpenSlideReader:
             ) from error
         return _composite_on_white(region)
 
-    def _level_start_yx(
+    def gives_whole_pixels(self, level: int) -> bool:
+        """Whether pixels of a level come out as stored.
+
+        Where the mean downsample is no whole number, OpenSlide's level-0 location falls between
+        pixels of the level, and OpenSlide interpolates.
+        """
+        return float(self._slide.level_downsamples[level]).is_integer()
+
+    def find_start_yx(
         self, origin_yx: tuple[int, int], level: int, shape_yx: tuple[int, int]
     ) -> tuple[int, int]:
+        """Where a rectangle begins, in pixels of its level.
+
+        The origin is rounded to a whole pixel, and moved inside by the rounding's one pixel
+        where need be.
+
+        Args:
+            origin_yx: Upper left corner in level-0 pixels.
+            level: Which level.
+            shape_yx: Height and width in pixels of that level.
+
+        Raises:
+            ValueError: The rectangle does not lie within the slide.
+        """
         starts = []
         for origin, size, downsample, available in zip(
             origin_yx,

@@ -1,0 +1,241 @@
+"""Tiled JPEG in TIFF, decoded tile by tile: a quick way to the very pixels that OpenSlide gives.
+
+Camelyon16's form, generic tiled TIFF and Aperio's JPEG. OpenSlide decodes a JPEG tile for every
+region that touches it; here each is decoded once, as long as regions are read in the order of
+`JpegTiles.order`. A level is read so only where tiles spread over it came out equal to OpenSlide's.
+What cannot be decoded without a warning is left to OpenSlide, which says what is wrong with it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Final, TypeAlias
+
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+
+from pipeline.errors import SourceError
+from pipeline.slides import OpenSlideReader
+
+Pixels: TypeAlias = NDArray[np.uint8]
+
+# Formats whose levels OpenSlide takes from TIFF pages as they are: no overlap, no reordering.
+_VENDORS: Final = frozenset({"generic-tiff", "aperio", "philips"})
+_COLORSPACES: Final = {tifffile.PHOTOMETRIC.YCBCR: "YCbCr", tifffile.PHOTOMETRIC.RGB: "RGB"}
+_PROBES: Final = 6
+# Decoded tiles kept: enough for the neighbours of a region, and all the memory this takes.
+_CACHE_BYTES: Final = 64 << 20
+
+_START_OF_IMAGE: Final = b"\xff\xd8"
+# Adobe's marker states the colour space, which bare JPEG leaves to guesses (ITU-T T.872, 6.5.3).
+_ADOBE: Final = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"
+_TRANSFORM: Final = {"YCbCr": b"\x01", "RGB": b"\x00"}
+
+
+@contextmanager
+def open_jpeg_tiles(path: Path, slide: OpenSlideReader, level: int) -> Iterator[JpegTiles | None]:
+    """Open a level's JPEG tiles, and close the file again.
+
+    Args:
+        path: The slide's file.
+        slide: The same, opened by OpenSlide: the judge.
+        level: Which level.
+
+    Yields:
+        The tiles; None where the format is another, or pixels are not OpenSlide's.
+    """
+    codec = _find_codec()
+    may_be_equal = slide.vendor in _VENDORS and slide.gives_whole_pixels(level)
+    page = _find_page(path, slide, level) if codec and may_be_equal else None
+    if codec is None or page is None:
+        yield None
+        return
+    with path.open("rb", buffering=0) as file:
+        tiles = JpegTiles(codec, file.fileno(), page)
+        yield tiles if _is_proved(tiles, slide, level) else None
+
+
+class JpegTiles:
+    """The JPEG tiles of one level. Coordinates are (y, x), in pixels of that level.
+
+    Memory: 64 MiB of decoded tiles, or one tile where that is more.
+
+    Args:
+        codec: The `simplejpeg` module.
+        descriptor: Of the open file.
+        page: The level's TIFF page, for which `_is_jpeg_of_rgb` holds.
+    """
+
+    def __init__(self, codec: ModuleType, descriptor: int, page: tifffile.TiffPage) -> None:
+        self._codec, self._descriptor = codec, descriptor
+        self.tile_shape_yx = (page.tilelength, page.tilewidth)
+        self.columns = -(-page.imagewidth // page.tilewidth)
+        self._offsets, self._sizes = page.dataoffsets, page.databytecounts
+        self._colorspace = _COLORSPACES[tifffile.PHOTOMETRIC(page.photometric)]
+        tables = (page.jpegtables or b"")[2:-2]
+        self._head = _START_OF_IMAGE + _ADOBE + _TRANSFORM[self._colorspace] + tables
+        self._kept: OrderedDict[int, Pixels | None] = OrderedDict()
+        self._room = max(1, _CACHE_BYTES // (3 * self.tile_shape_yx[0] * self.tile_shape_yx[1]))
+
+    @property
+    def stored(self) -> Sequence[int]:
+        """Numbers of the tiles that have data, in reading order."""
+        return [number for number, size in enumerate(self._sizes) if size]
+
+    def order(self, starts_yx: NDArray[np.int64]) -> NDArray[np.intp]:
+        """The order in which to read regions, so that a tile serves all of its regions at once.
+
+        Args:
+            starts_yx: (n, 2), upper left corners of the regions.
+
+        Returns:
+            (n,) indices into `starts_yx`.
+        """
+        row, column = (starts_yx // self.tile_shape_yx).T
+        return np.lexsort((starts_yx[:, 1], starts_yx[:, 0], column, row))
+
+    def read_region(self, start_yx: tuple[int, int], shape_yx: tuple[int, int]) -> Pixels | None:
+        """Read a rectangle, which must lie inside the level.
+
+        Args:
+            start_yx: Upper left corner.
+            shape_yx: Height and width.
+
+        Returns:
+            uint8 (height, width, 3), RGB, not to be written to; None where a tile is missing or
+            corrupt.
+        """
+        (y, x), (height, width) = start_yx, shape_yx
+        tile_height, tile_width = self.tile_shape_yx
+        rows = range(y // tile_height, (y + height - 1) // tile_height + 1)
+        columns = range(x // tile_width, (x + width - 1) // tile_width + 1)
+        region = np.empty((height, width, 3), np.uint8)
+        for row in rows:
+            for column in columns:
+                tile = self._read_tile(row * self.columns + column)
+                if tile is None:
+                    return None
+                into_y, from_y = _overlap(row * tile_height - y, tile_height, height)
+                into_x, from_x = _overlap(column * tile_width - x, tile_width, width)
+                if len(rows) == len(columns) == 1:
+                    return tile[from_y, from_x]
+                region[into_y, into_x] = tile[from_y, from_x]
+        return region
+
+    def _read_tile(self, number: int) -> Pixels | None:
+        """A tile from the cache or the file."""
+        if number in self._kept:
+            self._kept.move_to_end(number)
+            return self._kept[number]
+        while len(self._kept) >= self._room:
+            self._kept.popitem(last=False)
+        self._kept[number] = self._decode(number)
+        return self._kept[number]
+
+    def _decode(self, number: int) -> Pixels | None:
+        """Decode a tile; None unless it is sound and what its page says it is."""
+        data = os.pread(self._descriptor, self._sizes[number], self._offsets[number])
+        if len(data) != self._sizes[number] or not data.startswith(_START_OF_IMAGE):
+            return None
+        stream = self._head + data[2:]
+        try:
+            height, width, colorspace, _ = self._codec.decode_jpeg_header(stream)
+            if (height, width) != self.tile_shape_yx or colorspace != self._colorspace:
+                return None
+            pixels: Pixels = self._codec.decode_jpeg(stream, strict=True)
+        except ValueError:
+            return None
+        return pixels
+
+
+def _overlap(begin: int, size: int, limit: int) -> tuple[slice, slice]:
+    """Where a tile that begins at `begin` of a region covers it: in the region, in the tile."""
+    first, last = max(begin, 0), min(begin + size, limit)
+    return slice(first, last), slice(first - begin, last - begin)
+
+
+def _find_codec() -> ModuleType | None:
+    """The JPEG codec that treats warnings as errors; where it is not installed, OpenSlide reads."""
+    try:
+        return import_module("simplejpeg")
+    except ModuleNotFoundError:
+        return None
+
+
+def _find_page(path: Path, slide: OpenSlideReader, level: int) -> tifffile.TiffPage | None:
+    """The one TIFF page that holds a level, if it is of JPEG tiles."""
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            pages = [page for page in tiff.pages if isinstance(page, tifffile.TiffPage)]
+    except (tifffile.TiffFileError, ValueError, OSError):
+        return None
+    tiled = [page for page in pages if page.is_tiled]
+    if slide.vendor == "philips":
+        # Its pages are padded to whole tiles, and OpenSlide cuts the padding off.
+        return _pick(tiled[level : level + 1] if len(tiled) == slide.level_count else [])
+    shape_yx = slide.level_shapes_yx[level]
+    return _pick([page for page in tiled if (page.imagelength, page.imagewidth) == shape_yx])
+
+
+def _pick(pages: Sequence[tifffile.TiffPage]) -> tifffile.TiffPage | None:
+    return pages[0] if len(pages) == 1 and _is_jpeg_of_rgb(pages[0]) else None
+
+
+def _is_jpeg_of_rgb(page: tifffile.TiffPage) -> bool:
+    tile_count = -(-page.imagelength // page.tilelength) * -(-page.imagewidth // page.tilewidth)
+    return (
+        page.compression == tifffile.COMPRESSION.JPEG
+        and page.photometric in _COLORSPACES
+        and page.planarconfig == tifffile.PLANARCONFIG.CONTIG
+        and (page.bitspersample, page.samplesperpixel, page.imagedepth) == (8, 3, 1)
+        and page.fillorder == 1
+        and len(page.dataoffsets) == len(page.databytecounts) == tile_count
+    )
+
+
+def _is_proved(tiles: JpegTiles, slide: OpenSlideReader, level: int) -> bool:
+    """Whether tiles from the first to the last, and none of those that OpenSlide reads, are equal.
+
+    A tile that OpenSlide refuses must be refused here too; one equal tile is needed at least.
+    """
+    stored = tiles.stored
+    chosen = {stored[round(place)] for place in np.linspace(0, len(stored) - 1, _PROBES)}
+    equal = 0
+    for number in chosen if stored else ():
+        start_yx, shape_yx = _place(tiles, slide, level, number)
+        if min(shape_yx) < 1:
+            continue
+        mine = tiles.read_region(start_yx, shape_yx)
+        try:
+            theirs = slide.read_region_yx(_to_level_0(slide, level, start_yx), level, shape_yx)
+        except SourceError:
+            if mine is not None:
+                return False
+            continue
+        if mine is None or not np.array_equal(mine, theirs):
+            return False
+        equal += 1
+    return equal > 0
+
+
+def _place(
+    tiles: JpegTiles, slide: OpenSlideReader, level: int, number: int
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Start and shape of a tile, what is outside the level cut off."""
+    row, column = divmod(number, tiles.columns)
+    y, x = row * tiles.tile_shape_yx[0], column * tiles.tile_shape_yx[1]
+    height, width = slide.level_shapes_yx[level]
+    tile_height, tile_width = tiles.tile_shape_yx
+    return (y, x), (min(tile_height, height - y), min(tile_width, width - x))
+
+
+def _to_level_0(slide: OpenSlideReader, level: int, start_yx: tuple[int, int]) -> tuple[int, int]:
+    down_y, down_x = slide.level_downsamples_yx[level]
+    return round(start_yx[0] * down_y), round(start_yx[1] * down_x)
