@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.errors import SourceError
+from pipeline.jpeg_tiles import JpegTiles, open_jpeg_tiles
 from pipeline.plan import SourceRead
 from pipeline.quality import QUALITY_COLUMNS, measure_quality
 from pipeline.records import Slide
 from pipeline.schema import Array
-from pipeline.slides import SlideReader, digest_slide, open_slide
+from pipeline.slides import OpenSlideReader, SlideReader, digest_slide, open_slide
 from pipeline.staging import stage
 from pipeline.tiling import PairYX, choose_level, measure_tile_extent_yx
-
-# Quality is measured on so many tiles at once: its float arrays stay small.
-_QUALITY_BATCH: Final = 64
 
 
 @dataclass(frozen=True)
@@ -55,27 +53,51 @@ class SlideTileReader:
             stage(source.url, source.version) as path,
             open_slide(path, item=source.url, mpp_override_um=self.mpp_override_um) as slide,
         ):
-            images, reasons = self._read_tiles(slide, rows["origin_yx"])
+            images, reasons = self._read_tiles(path, slide, rows["origin_yx"])
             digest = digest_slide(path)
         is_readable = np.array([reason is None for reason in reasons], np.bool_)
         return SourceRead(images, tuple(reasons), _measure(images, is_readable), digest)
 
     def _read_tiles(
-        self, slide: SlideReader, origins_yx: NDArray[np.int64]
+        self, path: Path, slide: OpenSlideReader, origins_yx: NDArray[np.int64]
     ) -> tuple[NDArray[np.uint8], list[str | None]]:
         extent_yx = measure_tile_extent_yx(slide.mpp_yx, self.mpp_um, self.tile_size_px)
         level, shape_yx = choose_read(slide, extent_yx, self.tile_size_px)
         side = self.tile_size_px
         images = np.zeros((len(origins_yx), side, side, 3), np.uint8)
         reasons: list[str | None] = [None] * len(origins_yx)
-        for row, (y, x) in enumerate(origins_yx.tolist()):
-            try:
-                region = slide.read_region_yx((y, x), level, shape_yx)
-            except SourceError as error:
-                reasons[row] = str(error)
-            else:
-                images[row] = resample(region, side)
+        with open_jpeg_tiles(path, slide, level) as tiles:
+            for row, region in _read_regions(slide, tiles, origins_yx, level, shape_yx):
+                if isinstance(region, SourceError):
+                    reasons[row] = str(region)
+                else:
+                    images[row] = resample(region, side)
         return images, reasons
+
+
+def _read_regions(
+    slide: OpenSlideReader,
+    tiles: JpegTiles | None,
+    origins_yx: NDArray[np.int64],
+    level: int,
+    shape_yx: PairYX,
+) -> Iterator[tuple[int, NDArray[np.uint8] | SourceError]]:
+    """Regions, or why they cannot be read, each with its row; in the order that reads fastest.
+
+    OpenSlide reads what the JPEG tiles do not give.
+    """
+    origins = [(y, x) for y, x in origins_yx.tolist()]
+    starts = [slide.find_start_yx(origin_yx, level, shape_yx) for origin_yx in origins]
+    order = tiles.order(np.array(starts).reshape(-1, 2)).tolist() if tiles else range(len(origins))
+    for row in order:
+        region = tiles.read_region(starts[row], shape_yx) if tiles else None
+        if region is not None:
+            yield row, region
+            continue
+        try:
+            yield row, slide.read_region_yx(origins[row], level, shape_yx)
+        except SourceError as error:
+            yield row, error
 
 
 def choose_read(slide: SlideReader, extent_yx: PairYX, tile_size_px: int) -> tuple[int, PairYX]:
@@ -100,6 +122,8 @@ def choose_read(slide: SlideReader, extent_yx: PairYX, tile_size_px: int) -> tup
 
 def resample(region: NDArray[np.uint8], side_px: int) -> NDArray[np.uint8]:
     """Average a region down to a square tile; one that has the size already is left as it is."""
+    if region.shape[:2] == (side_px, side_px):
+        return region
     factor_y, factor_x = region.shape[0] // side_px, region.shape[1] // side_px
     picture = Image.fromarray(region)
     if region.shape[:2] == (factor_y * side_px, factor_x * side_px):
@@ -114,8 +138,7 @@ def _measure(
     """Quality of each tile; NaN for the unreadable ones."""
     columns = {name: np.full(len(images), np.nan, np.float32) for name in QUALITY_COLUMNS}
     readable = np.flatnonzero(is_readable)
-    for start in range(0, len(readable), _QUALITY_BATCH):
-        batch = readable[start : start + _QUALITY_BATCH]
-        for name, values in measure_quality(images[batch]).items():
-            columns[name][batch] = values
+    everything = images if is_readable.all() else images[readable]
+    for name, values in measure_quality(everything).items():
+        columns[name][readable] = values
     return columns
