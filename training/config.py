@@ -126,6 +126,8 @@ class TrainSettings(_Frozen):
         checkpoint_every: Steps between checkpoints; the end of a stage is one too.
         checkpoints_kept: How many of the latest are kept.
         validation_images: At most so many normals, and anomalies, in each validation.
+        cpu_threads: Threads of each worker that computes on cores; None shares the machine's
+            cores among its workers. Tiny networks do best with 1.
         cache_bytes: The training images are held in memory if they need no more than this, and
             are read chunk by chunk otherwise.
     """
@@ -142,6 +144,7 @@ class TrainSettings(_Frozen):
     checkpoint_every: PositiveInt = 1_000
     checkpoints_kept: PositiveInt = 2
     validation_images: PositiveInt = 2_000
+    cpu_threads: PositiveInt | None = None
     cache_bytes: int = Field(default=4 * 2**30, ge=0)
 
     @model_validator(mode="after")

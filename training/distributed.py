@@ -12,18 +12,24 @@ import logging
 import os
 import pickle
 import tempfile
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import ray
 import ray.train
 import torch
 import torch.distributed
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import (
+    Checkpoint,
+    CheckpointConfig,
+    FailureConfig,
+    RunConfig,
+    ScalingConfig,
+    TrainingFailedError,
+)
 from ray.train.torch import TorchConfig, TorchTrainer, get_device, prepare_model
 from ray.util.queue import Queue
 from torch import Tensor
@@ -36,15 +42,17 @@ from training.checkpoint import load_checkpoint, read_networks, save_checkpoint
 from training.config import TrainSettings
 from training.data import TrainingImages, check_trainable
 from training.features import FEATURES, keep_features, prepare_features, read_features
+from training.listening import OnReport, listening
 from training.loop import Report, train
 from training.state import Array, Recipe, Team, TrainingState, begin_training
 from training.validation import read_validation
 
 RUN: Final = "run.json"
 _MAX_FAILURES: Final = 3
-_LISTEN_EVERY_S: Final = 0.3
 
-OnReport: TypeAlias = Callable[[Report], None]
+
+class WorkersError(NormscopeError):
+    """Workers that failed again and again, for a reason of their machine's."""
 
 
 @dataclass(frozen=True)
@@ -109,12 +117,12 @@ def fit(
         SettingsError: The settings do not fit the dataset, or the run's earlier settings.
         WeightsError: The weights of VGG19 cannot be had.
         DivergenceError: The loss has left all bounds.
-        StorageError: Checkpoints cannot be written.
+        StorageError: The run's folder cannot be written.
+        WorkersError: The workers failed more than three times.
     """
     dataset = open_dataset(dataset_url)
     check_trainable(dataset, settings)
-    run_url = storage.join(_absolute(storage_url), run_name)
-    _claim(run_url, settings, dataset)
+    run_url = claim_run(storage_url, run_name, settings, dataset)
     features_url = storage.join(run_url, FEATURES)
     if not storage.exists(features_url):
         keep_features(features_url, prepare_features(settings, dataset))
@@ -134,12 +142,12 @@ def fit(
                 checkpoint_config=CheckpointConfig(num_to_keep=settings.checkpoints_kept),
             ),
         )
-        with _listening(mailbox, on_report) as heard:
-            result = trainer.fit()
+        with listening(lambda: mailbox.get_nowait_batch(mailbox.qsize()), on_report) as heard:
+            result = _fit_to_the_end(trainer, run_url)
         if heard.error is not None:
             raise heard.error
         if result.checkpoint is None:
-            raise StorageError(run_url, "no checkpoint was registered", "Run it again")
+            raise WorkersError(run_url, "no checkpoint was registered", "Run it again")
         with result.checkpoint.as_directory() as folder:
             networks = read_networks(Path(folder))
     return FitResult(
@@ -150,18 +158,36 @@ def fit(
     )
 
 
-def _claim(run_url: str, settings: TrainSettings, dataset: Dataset) -> None:
-    """Write down what the run of this name is, or make sure that it is the same."""
+def _fit_to_the_end(trainer: TorchTrainer, run_url: str) -> ray.train.Result:
+    try:
+        return trainer.fit()
+    except TrainingFailedError as error:
+        last = str(error).strip().splitlines()[-1]
+        remedy = "Run it again under its name: it goes on from its last checkpoint"
+        raise WorkersError(run_url, f"the workers failed ({last})", remedy) from error
+
+
+def claim_run(storage_url: str, run_name: str, settings: TrainSettings, dataset: Dataset) -> str:
+    """Write down what the run of a name is, or make sure that it is the same.
+
+    Returns:
+        The run's folder or prefix.
+
+    Raises:
+        SettingsError: The name was given to other settings or another dataset.
+    """
+    run_url = storage.join(_absolute(storage_url), run_name)
     content = {"settings": settings.model_dump(mode="json"), "dataset": dataset.fingerprint}
     url = storage.join(run_url, RUN)
-    if storage.create_bytes(url, json.dumps(content, indent=1).encode()):
-        return
-    before = json.loads(storage.read_bytes(url))
-    if before != content:
-        what = "on another dataset" if before["dataset"] != dataset.fingerprint else "otherwise"
-        raise SettingsError(
-            run_url, f"a run of this name was begun {what}", "Choose another run name"
-        )
+    if not storage.create_bytes(url, json.dumps(content, indent=1).encode()):
+        before = json.loads(storage.read_bytes(url))
+        if before != json.loads(json.dumps(content)):
+            same_data = before["dataset"] == dataset.fingerprint
+            what = "with other settings" if same_data else "on another dataset"
+            raise SettingsError(
+                run_url, f"a run of this name was begun {what}", "Choose another run name"
+            )
+    return run_url
 
 
 def _absolute(url: str) -> str:
@@ -197,7 +223,7 @@ def _work(config: dict[str, Any]) -> None:
     job: Job = config["job"]
     context = ray.train.get_context()
     cores = (os.cpu_count() or 1) // max(context.get_local_world_size(), 1)
-    torch.set_num_threads(max(cores, 1))
+    torch.set_num_threads(job.settings.cpu_threads or max(cores, 1))
     team = Team(context.get_world_rank(), context.get_world_size(), prepare_model, _gather)
     try:
         _train_job(job, team)
@@ -258,50 +284,3 @@ def _gather(array: Array) -> list[Array]:
     found: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(found, array)
     return found
-
-
-# From the workers to the driver.
-
-
-class _Heard:
-    """What the driver has heard so far."""
-
-    def __init__(self, on_report: OnReport | None) -> None:
-        self.reports: list[Report] = []
-        self.error: Exception | None = None
-        self._on_report = on_report
-
-    def take(self, letter: object) -> None:
-        """Sort one letter."""
-        if isinstance(letter, Report):
-            self.reports.append(Report(letter.step, letter.total_steps, letter.metrics))
-            if self._on_report is not None:
-                self._on_report(letter)
-        elif isinstance(letter, Exception):
-            self.error = self.error or letter
-
-
-@contextmanager
-def _listening(mailbox: Any, on_report: OnReport | None) -> Iterator[_Heard]:
-    """Hand on letters while the block runs, and those that are left at its end."""
-    heard, stop = _Heard(on_report), threading.Event()
-
-    def collect() -> None:
-        for letter in mailbox.get_nowait_batch(mailbox.qsize()):
-            heard.take(pickle.loads(letter))  # noqa: S301 -- our own workers wrote it
-
-    def listen() -> None:
-        try:
-            while not stop.wait(_LISTEN_EVERY_S):
-                collect()
-            collect()
-        except Exception as error:  # noqa: BLE001 -- handed to the driver's own thread
-            heard.error = error
-
-    listener = threading.Thread(target=listen, name="training-reports", daemon=True)
-    listener.start()
-    try:
-        yield heard
-    finally:
-        stop.set()
-        listener.join()

@@ -43,6 +43,7 @@ _PRESETS: Final[MappingProxyType[str, dict[str, Any]]] = MappingProxyType(
             "validate_every": 100,
             "checkpoint_every": 100,
             "validation_images": 300,
+            "cpu_threads": 1,
         },
         # Minutes on two cores, as far as relu3_1, which every VGG19 file reaches.
         "quick": {

@@ -69,6 +69,11 @@ class TrackedRun:
         for name, value in tags.items():
             MlflowClient().set_tag(self.run_id, name, value)
 
+    def read_record(self) -> tuple[dict[str, float], dict[str, str]]:
+        """The latest value of every metric, and the tags."""
+        data = MlflowClient().get_run(self.run_id).data
+        return data.metrics, data.tags
+
     def log_json(self, path: str, content: Mapping[str, object]) -> None:
         """Keep a record as an artifact."""
         MlflowClient().log_text(self.run_id, json.dumps(content, indent=1) + "\n", path)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Final
 
 import numpy as np
@@ -15,17 +17,18 @@ from training.calibration import Calibration, ThresholdRule, calibrate, choose_t
 from training.config import TrainSettings
 from training.data import check_trainable, choose_rows
 from training.detector import Detector, DetectorDescription
-from training.distributed import FitResult, fit
+from training.distributed import FitResult, claim_run, fit
 from training.features import read_features
 from training.image_cache import open_images
 from training.loop import Report
 from training.preparation import IngestRecord
-from training.registry import log_and_register
-from training.tracking import TrackedRun, tracked_run
+from training.registry import VersionInfo, find_version, log_and_register
+from training.tracking import RUN_NAME, TrackedRun, tracked_run, training_version
 from training.validation import summarise
 
 # Heatmaps of so many normals say how strange a normal pixel can be.
 _HEATMAPS: Final = 256
+CHECKPOINT: Final = "normscope.checkpoint_url"
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ def train_and_register(
     dataset_url: str,
     storage_url: str,
     tracking_uri: str,
-    run_name: str,
+    run_name: str | None = None,
     model_name: str | None = None,
     workers: int = 1,
     uses_gpu: bool = False,
@@ -69,14 +72,15 @@ def train_and_register(
     """Train on a dataset's normal images and register the result as challenger.
 
     Started again by its run's name after an interruption, it goes on from the last checkpoint
-    and in the same MLflow run.
+    and in the same MLflow run; a run that has registered its version gives that one.
 
     Args:
         settings: Of the training.
         dataset_url: Sealed dataset.
         storage_url: Where checkpoints are kept: a path, `file://` or `s3://`.
         tracking_uri: MLflow's server, or `sqlite:///file`.
-        run_name: Of the run, in storage and in MLflow.
+        run_name: Of the run, in storage and in MLflow; made from model, settings, data and code
+            by default.
         model_name: To register under; `<source of the dataset>-anomaly` by default.
         workers: How many processes train together.
         uses_gpu: Whether each has a GPU.
@@ -96,6 +100,8 @@ def train_and_register(
     check_trainable(dataset, settings)
     _require_calibration(dataset)
     name = model_name or f"{dataset.attributes['source']}-anomaly"
+    run_name = run_name or name_run(name, settings, dataset)
+    claim_run(storage_url, run_name, settings, dataset)
     with tracked_run(
         tracking_uri=tracking_uri,
         experiment=name,
@@ -109,39 +115,75 @@ def train_and_register(
             run.log_report(report)
             on_progress(report.step, report.total_steps)
 
-        fitted = fit(
-            settings,
-            dataset_url=dataset_url,
-            storage_url=storage_url,
-            run_name=run_name,
-            workers=workers,
-            uses_gpu=uses_gpu,
-            ray_address=ray_address,
-            on_report=take,
-        )
-        run.log_curves()
-        detector = _assemble(settings, dataset, fitted)
-        normals, anomalies, calibration = score_validation(detector, dataset)
-        threshold = choose_threshold(
-            normals, anomalies, rule=threshold_rule, quantile=threshold_quantile
-        )
-        figures = _log_verdict(run, normals, anomalies)
-        version = log_and_register(
-            detector,
-            name=name,
-            run_id=run.run_id,
-            ingest=IngestRecord.of(dataset),
-            calibration=calibration,
-            threshold=threshold,
-        )
-    return TrainedModel(
+        made = find_version(name, run.run_id)
+        if made is None:
+            fitted = fit(
+                settings,
+                dataset_url=dataset_url,
+                storage_url=storage_url,
+                run_name=run_name,
+                workers=workers,
+                uses_gpu=uses_gpu,
+                ray_address=ray_address,
+                on_report=take,
+            )
+            made = _register(
+                run, name, settings, dataset, fitted,
+                threshold_rule=threshold_rule, threshold_quantile=threshold_quantile,
+            )  # fmt: skip
+        return _recall(run, made)
+
+
+def name_run(model_name: str, settings: TrainSettings, dataset: Dataset) -> str:
+    """A name that says what a run trains: the same for equal settings, data and code."""
+    facts = [settings.model_dump(mode="json"), dataset.fingerprint, training_version()]
+    digest = sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return f"{model_name}-{digest[:12]}"
+
+
+def _register(
+    run: TrackedRun,
+    name: str,
+    settings: TrainSettings,
+    dataset: Dataset,
+    fitted: FitResult,
+    *,
+    threshold_rule: ThresholdRule,
+    threshold_quantile: float,
+) -> VersionInfo:
+    """Calibrate what was trained, and make it the challenger."""
+    run.log_curves()
+    run.set_tags({CHECKPOINT: fitted.checkpoint_url})
+    detector = _assemble(settings, dataset, fitted)
+    normals, anomalies, calibration = score_validation(detector, dataset)
+    threshold = choose_threshold(
+        normals, anomalies, rule=threshold_rule, quantile=threshold_quantile
+    )
+    labels = np.repeat([Label.NORMAL, Label.ANOMALOUS], [len(normals), len(anomalies)])
+    figures = summarise(np.concatenate([normals, anomalies]), labels)
+    final = {f"final_{name}": value for name, value in figures.items()}
+    run.log_metrics({**final, "threshold": threshold.value})
+    return log_and_register(
+        detector,
         name=name,
-        version=version.version,
         run_id=run.run_id,
-        run_name=run_name,
-        validation_auroc=figures.get("validation_auroc"),
-        threshold=threshold.value,
-        checkpoint_url=fitted.checkpoint_url,
+        ingest=IngestRecord.of(dataset),
+        calibration=calibration,
+        threshold=threshold,
+    )
+
+
+def _recall(run: TrackedRun, made: VersionInfo) -> TrainedModel:
+    """What an earlier call of this run has registered."""
+    metrics, tags = run.read_record()
+    return TrainedModel(
+        name=made.name,
+        version=made.version,
+        run_id=run.run_id,
+        run_name=tags[RUN_NAME],
+        validation_auroc=metrics.get("final_validation_auroc"),
+        threshold=metrics["threshold"],
+        checkpoint_url=tags[CHECKPOINT],
     )
 
 
@@ -184,12 +226,3 @@ def _assemble(settings: TrainSettings, dataset: Dataset, fitted: FitResult) -> D
         network=fitted.networks,
         features=read_features(fitted.features_url, settings).state_dict(),
     )
-
-
-def _log_verdict(
-    run: TrackedRun, normals: NDArray[np.float32], anomalies: NDArray[np.float32]
-) -> dict[str, float]:
-    labels = np.repeat([Label.NORMAL, Label.ANOMALOUS], [len(normals), len(anomalies)])
-    figures = summarise(np.concatenate([normals, anomalies]), labels)
-    run.log_metrics({f"final_{name}": value for name, value in figures.items()})
-    return figures

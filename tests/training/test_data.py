@@ -1,0 +1,154 @@
+"""Batches: one sequence for any number of workers, and datasets that training refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.errors import SchemaError, SettingsError
+from pipeline.records import Label
+from tests.training.toys import HEIGHT, WIDTH, make_dataset, make_settings
+from training.augmentation import Views, draw_views, take_views
+from training.config import ImageSettings
+from training.data import (
+    BUFFER_CHUNKS,
+    SampleOrder,
+    TrainingImages,
+    check_trainable,
+    choose_rows,
+    order_rows,
+    to_tensor,
+)
+from training.image_cache import HeldImages, StreamedImages, open_images
+
+RANDOM_VIEWS = ImageSettings(crop_px=32, crops_at_random=True, flips_at_random=True)
+
+
+def test_rows_are_readable_normals_of_their_split() -> None:
+    dataset = make_dataset("memory://data/rows")
+    rows = choose_rows(dataset, "train", Label.NORMAL)
+    assert rows.tolist() == [row for row in range(40) if row % 10 != 7]
+    anomalies = choose_rows(dataset, "validation", Label.ANOMALOUS)
+    assert anomalies.tolist() == [48, 49, 50, 51, 52, 53, 54, 55]
+    assert choose_rows(dataset, "validation", Label.ANOMALOUS, 3).tolist() == [48, 52, 55]
+
+
+def test_an_epoch_holds_every_row_once_and_stays_within_windows() -> None:
+    rows = np.flatnonzero(np.arange(1000) % 3 > 0)
+    ordered = order_rows(rows, chunk_images=10, seed=4, epoch=2)
+    assert sorted(ordered) == rows.tolist()
+    # Whoever reads the first rows of a window has touched no more chunks than its buffer holds.
+    in_window = sum(np.isin(rows // 10, np.unique(ordered[:7] // 10)))
+    assert len(np.unique(ordered[:in_window] // 10)) <= BUFFER_CHUNKS
+    window = ordered[: BUFFER_CHUNKS * 6]
+    assert (np.diff(window // 10) != 0).mean() > 0.5
+
+
+def test_orders_differ_by_seed_and_epoch_alone() -> None:
+    rows = np.arange(200)
+    first = order_rows(rows, chunk_images=10, seed=1, epoch=0)
+    assert np.array_equal(first, order_rows(rows, chunk_images=10, seed=1, epoch=0))
+    assert not np.array_equal(first, order_rows(rows, chunk_images=10, seed=1, epoch=1))
+    assert not np.array_equal(first, order_rows(rows, chunk_images=10, seed=2, epoch=0))
+
+
+def test_samples_go_on_from_one_epoch_to_the_next() -> None:
+    rows = np.arange(5, 25)
+    order = SampleOrder(rows, chunk_images=3, seed=1)
+    whole = order.rows_at(0, 60)
+    for start, count in ((0, 20), (20, 20), (40, 20)):
+        assert sorted(whole[start : start + count]) == rows.tolist()
+    fresh = SampleOrder(rows, chunk_images=3, seed=1)
+    assert np.array_equal(fresh.rows_at(33, 14), whole[33:47])
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+@pytest.mark.parametrize("cache_bytes", [2**30, 0])
+def test_workers_share_one_sequence(world: int, cache_bytes: int) -> None:
+    dataset = make_dataset("memory://data/shared")
+    alone = TrainingImages(dataset, make_settings(images=RANDOM_VIEWS))
+    settings = make_settings(images=RANDOM_VIEWS, cache_bytes=cache_bytes)
+    teams = [TrainingImages(dataset, settings) for _ in range(world)]
+    for start in (0, 10, 30):  # the last one straddles two epochs
+        batch = np.empty((10, 32, 32, 1), np.uint8)
+        for rank, images in enumerate(teams):
+            batch[rank::world] = images.read_batch(start, 10, rank=rank, world=world)
+        assert np.array_equal(batch, alone.read_batch(start, 10))
+
+
+def test_streamed_images_equal_held_ones_and_keep_few_chunks() -> None:
+    dataset = make_dataset("memory://data/streamed")
+    rows = np.arange(0, 56, 3)
+    streamed = open_images(dataset, rows, cache_bytes=0, cached_chunks=2)
+    held = open_images(dataset, rows, cache_bytes=2**30, cached_chunks=2)
+    assert isinstance(streamed, StreamedImages)
+    assert isinstance(held, HeldImages)
+    wanted = np.array([54, 0, 21, 3, 54])
+    streamed.expect(rows)
+    assert np.array_equal(streamed.read_rows(wanted), held.read_rows(wanted))
+    assert len(streamed._chunks) <= 2
+    expected = np.concatenate([dataset.read_images(row, row + 1) for row in wanted])
+    assert np.array_equal(held.read_rows(wanted), expected)
+
+
+def test_views_are_cut_by_y_and_x() -> None:
+    images = np.arange(2 * 6 * 5 * 1, dtype=np.uint8).reshape(2, 6, 5, 1)
+    views = Views(np.array([[2, 1], [0, 0]]), np.array([[False, True], [True, False]]), 3)
+    taken = take_views(images, views)
+    assert np.array_equal(taken[0], images[0, 2:5, 1:4][:, ::-1])
+    assert np.array_equal(taken[1], images[1, 0:3, 0:3][::-1])
+
+
+def test_drawn_views_cover_every_place_evenly() -> None:
+    samples = np.arange(20_000)
+    views = draw_views(samples, size_yx=(HEIGHT, WIDTH), settings=RANDOM_VIEWS, seed=7)
+    counts_y = np.bincount(views.origins_yx[:, 0], minlength=9)
+    counts_x = np.bincount(views.origins_yx[:, 1], minlength=3)
+    assert len(counts_y) == HEIGHT - 32 + 1
+    assert len(counts_x) == WIDTH - 32 + 1
+    assert counts_y.min() > 0.9 * 20_000 / 9
+    assert counts_x.min() > 0.9 * 20_000 / 3
+    assert np.allclose(views.flips_yx.mean(0), 0.5, atol=0.02)
+    assert abs(np.corrcoef(views.flips_yx[:, 0], views.flips_yx[:, 1])[0, 1]) < 0.03
+
+
+def test_a_view_depends_on_its_sample_alone() -> None:
+    whole = draw_views(np.arange(50), size_yx=(90, 70), settings=RANDOM_VIEWS, seed=7)
+    part = draw_views(np.arange(20, 50, 3), size_yx=(90, 70), settings=RANDOM_VIEWS, seed=7)
+    assert np.array_equal(part.origins_yx, whole.origins_yx[20:50:3])
+    assert np.array_equal(part.flips_yx, whole.flips_yx[20:50:3])
+
+
+def test_tensors_are_averaged_down_and_range_from_minus_one_to_one() -> None:
+    images = np.zeros((1, 4, 4, 2), np.uint8)
+    images[0, :2, 2:, 1] = [[255, 255], [255, 0]]
+    found = to_tensor(images, resolution=2)
+    expected = torch.tensor([[[-1.0, -1], [-1, -1]], [[-1, 0.5], [-1, -1]]])
+    assert torch.allclose(found[0], expected)
+
+
+def test_leaking_datasets_are_refused(tmp_path: Path) -> None:
+    dataset = make_dataset(str(tmp_path / "leaking"), leaks=True)
+    with pytest.raises(SchemaError, match=r"g0 .*train, validation"):
+        check_trainable(dataset, make_settings())
+
+
+def test_datasets_without_normals_are_refused() -> None:
+    dataset = make_dataset("memory://data/empty", normals=0)
+    with pytest.raises(SchemaError, match="no readable normal image"):
+        check_trainable(dataset, make_settings())
+
+
+def test_too_small_images_are_refused_with_both_numbers() -> None:
+    dataset = make_dataset("memory://data/small")
+    growth = {
+        "initial_resolution": 32, "final_resolution": 64,
+        "fade_in_iterations": 1, "stabilize_iterations": 1, "batch_sizes": 4,
+    }  # fmt: skip
+    layers = {32: {"relu1_1": 1}, 64: {"relu1_1": 1}}
+    loss = {"layers": layers, "vgg_weights": "random", "vgg_width": 8}
+    with pytest.raises(SettingsError, match=r"64 px, but .* 40 x 34 px"):
+        check_trainable(dataset, make_settings(growth=growth, loss=loss))
