@@ -180,6 +180,7 @@ def _content(facts: WorklistFacts, cases: Sequence[Case]) -> Mapping[str, Any]:
         "source": facts.source,
         "dataset_fingerprint": facts.dataset_fingerprint,
         "threshold": facts.threshold,
+        "scored_count": facts.scored_count,
         "reference": [float(f"{value:.6g}") for value in np.quantile(facts.reference, at)],
         "image_id": [case.image_id for case in cases],
         "group_id": [case.group_id for case in cases],

@@ -4,7 +4,7 @@
   const at = (id) => document.getElementById(id);
   const ROW_PX = 68;
   const SPARE_ROWS = 6;
-  const MARKS = { normal: "\u25CB", artefact: "\u25C7", abnormal: "\u25B2" };
+  const MARKS = { normal: "\u25CB", artefact: "\u25C7", abnormal: "\u25A0" };
   const KEPT_AS = ["normscope", content.model_name, content.model_version, content.dataset_fingerprint].join("/");
   const count = content.image_id.length;
   const haystacks = content.image_id.map((id, i) => `${id}\n${content.group_id[i]}\n${content.label[i]}`.toLowerCase());
@@ -30,6 +30,10 @@
     }
   }
 
+  // One scale for the chart and the bars of the list.
+  const lowest = Math.min(content.reference[0], content.anomaly_score[count - 1]);
+  const highest = Math.max(content.reference.at(-1), content.anomaly_score[0], content.threshold);
+  const shareOf = (score) => (score - lowest) / (highest - lowest || 1);
   const verdictOf = (i) => verdicts[content.image_id[i]]?.verdict ?? "";
   const byText = (column) => (a, b) => column[a].localeCompare(column[b], undefined, { numeric: true }) || a - b;
   const ORDERS = {
@@ -87,12 +91,13 @@
       thumb.src = content.thumbnail[i];
     }
     const middle = make("div", "middle");
-    const name = make("div", "name", content.image_id[i]);
+    const name = make("div", "name", content.image_id[i].replace(/.*\/(?=.)/s, ""));
     name.title = content.image_id[i];
     const meter = make("div", "meter");
-    const filled = make("i", "");
-    filled.style.width = `${content.percentile[i]}%`;
-    meter.append(filled);
+    const [filled, limit] = [make("i", ""), make("b", "")];
+    filled.style.width = `${100 * shareOf(content.anomaly_score[i])}%`;
+    limit.style.left = `${100 * shareOf(content.threshold)}%`;
+    meter.append(filled, limit);
     middle.append(name, make("div", "group", content.group_id[i]), meter);
     const end = make("div", "end");
     const verdict = verdictOf(i);
@@ -112,14 +117,15 @@
     list.setAttribute("aria-activedescendant", shown.length ? `case-${selected}` : "");
   }
 
-  const formatPercentile = (i) => content.percentile[i].toFixed(content.percentile[i] % 1 ? 1 : 0);
+  // Rounded down: 100 is kept for those stranger than every normal image.
+  const formatPercentile = (i) => String(Math.floor(10 * content.percentile[i]) / 10);
 
   function showCase() {
     const isEmpty = shown.length === 0;
     for (const id of ["stage", "rank", "image-id", "chart"]) at(id).style.visibility = isEmpty ? "hidden" : "";
     if (isEmpty) return;
     const i = selected;
-    at("rank").textContent = `Rank ${i + 1} of ${count}`;
+    at("rank").textContent = `Rank ${i + 1} of ${content.scored_count}`;
     at("image-id").textContent = content.image_id[i];
     at("group-id").textContent = content.group_id[i];
     at("label").textContent = content.label[i];
@@ -155,12 +161,9 @@
   }
 
   function drawChart(i) {
-    const scores = content.reference;
-    const low = Math.min(scores[0], content.anomaly_score[count - 1]);
-    const high = Math.max(scores[scores.length - 1], content.anomaly_score[0], content.threshold);
-    const x = (score) => 6 + (228 * (score - low)) / (high - low || 1);
+    const x = (score) => 6 + 228 * shareOf(score);
     const bins = new Array(38).fill(0);
-    for (const score of scores) bins[Math.min(37, Math.floor((38 * (score - low)) / (high - low || 1)))] += 1;
+    for (const score of content.reference) bins[Math.min(37, Math.floor(38 * shareOf(score)))] += 1;
     const tallest = Math.max(...bins);
     const marks = [draw("line", { x1: 0, x2: 240, y1: 62, y2: 62, class: "axis" })];
     bins.forEach((size, bin) => {
@@ -170,7 +173,7 @@
     const here = x(content.anomaly_score[i]);
     marks.push(draw("line", { x1: limit, x2: limit, y1: 4, y2: 62, class: "limit" }));
     marks.push(draw("path", { d: `M${here} 63l5 9h-10z`, class: "here" }));
-    marks.push(draw("text", { x: 2, y: 82 }, low.toPrecision(3)), draw("text", { x: 238, y: 82, "text-anchor": "end" }, high.toPrecision(3)));
+    marks.push(draw("text", { x: 2, y: 82 }, lowest.toPrecision(3)), draw("text", { x: 238, y: 82, "text-anchor": "end" }, highest.toPrecision(3)));
     at("chart").replaceChildren(...marks);
   }
 
