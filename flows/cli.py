@@ -153,18 +153,10 @@ def launch(*tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=Tr
     Returns:
         The exit status.
     """
-    settings = Settings()
-    stack = find_stack(settings)
-    if stack is not None:
-        adopt_environment(stack.environment())
-        settings = Settings()
-    prepare_environment(settings)
-    if sys.stderr.isatty():  # there a bar shows how far the work is
-        adopt_environment({"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING"})
     command, bound, _ = app.parse_args(tokens)
     try:
         if hasattr(command, "with_options"):  # a flow
-            return _run_flow(command, bound, settings)
+            return _run_flow(command, bound, Settings())
         command(*bound.args, **bound.kwargs)
     except NormscopeError as error:
         print(f"normscope: {error}", file=sys.stderr)
@@ -174,4 +166,12 @@ def launch(*tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=Tr
 
 def main() -> None:
     """The console script."""
+    settings = Settings()
+    stack = find_stack(settings)
+    if stack is not None:
+        adopt_environment(stack.environment())
+        settings = Settings()
+    prepare_environment(settings)
+    if sys.stderr.isatty():  # there a bar shows how far the work is
+        adopt_environment({"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING"})
     sys.exit(app.meta())

@@ -9,7 +9,7 @@ from typing import Final
 
 import yaml
 
-from flows.local_stack import POOL
+from flows.services import POOL
 from flows.settings import Settings, child_environment
 from pipeline.errors import SettingsError
 

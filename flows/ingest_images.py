@@ -7,10 +7,11 @@ from typing import Annotated, Literal
 from prefect import flow, get_run_logger
 from pydantic import Field
 
+import flows.environment  # noqa: F401 -- sets variables, before the rest
 from flows.engine import open_engine
 from flows.progress import progress
 from flows.reports import publish
-from flows.settings import Settings
+from flows.settings import load_settings
 from flows.tasks import resumable
 from pipeline.image_dataset import Colour, ImageSettings, make_reader, plan_images
 from pipeline.ingest import IngestReport, ingest
@@ -58,6 +59,6 @@ def ingest_images(
     for note in listing.notes:
         get_run_logger().info(note)
     plan = plan_images(listing.images, settings, source=name_of(source), rejected=listing.rejected)
-    with open_engine(Settings()) as map_work, progress("Images") as advance:
+    with open_engine(load_settings()) as map_work, progress("Images") as advance:
         report = resumable(ingest)(dataset, plan, make_reader(plan), map_work, on_progress=advance)
     return publish(report)

@@ -7,10 +7,11 @@ from typing import Annotated
 from prefect import flow
 from pydantic import Field
 
+import flows.environment  # noqa: F401 -- sets variables, before the rest
 from flows.engine import open_engine
 from flows.progress import progress
 from flows.reports import publish
-from flows.settings import Settings
+from flows.settings import load_settings
 from flows.tasks import resumable
 from pipeline.ingest import IngestReport, ingest
 from pipeline.slide_dataset import SlideSettings, make_reader, plan_slides
@@ -53,7 +54,7 @@ def ingest_slides(
         max_tiles_per_slide=max_tiles_per_slide, mpp_override_um=mpp_override_um, seed=seed,
     )  # fmt: skip
     listing = list_slides(source, labels=labels)
-    with open_engine(Settings()) as map_work:
+    with open_engine(load_settings()) as map_work:
         with progress("Slides") as surveyed:
             plan = plan_slides(
                 listing.slides, settings, map_work, source=listing.source,

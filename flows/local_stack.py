@@ -1,6 +1,7 @@
 """Prefect, MLflow and Ray on this machine: one server for one command, or the whole stack.
 
-Everything listens on loopback only and keeps its state below the home folder.
+All state lies below the home folder. Prefect and MLflow listen on loopback only; Ray listens on
+every address of the machine and asks whoever comes for the home folder's token.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import singledispatch
 from typing import Any, Final, TypeVar
 
@@ -12,8 +13,24 @@ from prefect.context import FlowRunContext
 
 from pipeline.ingest import IngestReport
 from pipeline.records import ManifestEntry
+from pipeline.storage import join
+from training.promotion import PromotionReport
+from training.scoring import ScoreReport
+from training.train import TrainedModel
 
 R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class ModalityOutcome:
+    """What the demo made of one kind of scans."""
+
+    name: str
+    ingested: IngestReport
+    promotion: PromotionReport
+    scored: ScoreReport
+
+
 _NAMED: Final = 20  # failures that a report names; the manifest has them all
 
 
@@ -71,3 +88,76 @@ def _(report: IngestReport) -> str:
 @count_failures.register
 def _(report: IngestReport) -> int:
     return len(report.failures)
+
+
+@to_markdown.register
+def _(report: TrainedModel) -> str:
+    auroc = (
+        "no labelled anomalies"
+        if report.validation_auroc is None
+        else (f"{report.validation_auroc:.3f}")
+    )
+    return "\n".join(
+        [
+            f"**Model** `{report.name}` version {report.version} is registered as challenger.",
+            "",
+            f"- AUROC on the validation split: {auroc}",
+            f"- threshold {report.threshold:.4g}, run `{report.run_name}` (`{report.run_id}`)",
+            f"- next: `normscope promote {report.name} DATASET`",
+        ]
+    )
+
+
+@to_markdown.register
+def _(report: PromotionReport) -> str:
+    decision = report.decision
+    numbers = [f"| {name} | {value:.4g} |" for name, value in decision.numbers.items()]
+    return "\n".join(
+        [
+            f"**{report.model_name}** version {report.challenger_version}: {decision.outcome}.",
+            "",
+            *[f"- {reason}" for reason in (*decision.reasons, *report.notes)],
+            f"- judged on {report.image_count} validation images of `{report.dataset_url}`",
+            f"- champion before: {report.champion_version or 'none'}",
+            "",
+            "| figure | value |",
+            "|---|---|",
+            *numbers,
+        ]
+    )
+
+
+@to_markdown.register
+def _(report: ScoreReport) -> str:
+    lines = [
+        f"**Worklist** `{report.worklist_url}`",
+        "",
+        f"- {report.scored_count} images scored by `{report.model_name}` version "
+        f"{report.model_version} in {report.seconds:.1f} s",
+        f"- {report.anomalous_count} of them over the threshold {report.threshold:.4g}",
+    ]
+    if report.auroc is not None:
+        lines.append(f"- AUROC {report.auroc}")
+    lines += [f"- {note}" for note in report.notes]
+    manifest = join(report.output_url, "manifest.json")
+    return "\n".join([*lines, *_list_failures(report.manifest, manifest)])
+
+
+@count_failures.register
+def _(report: ScoreReport) -> int:
+    return len(report.failures)
+
+
+@to_markdown.register(tuple)
+def _(outcomes: tuple[ModalityOutcome, ...]) -> str:
+    lines = ["| | images | AUROC on planted anomalies | champion |", "|---|---|---|---|"]
+    lines += [
+        f"| {outcome.name} | {outcome.ingested.image_count} | {outcome.scored.auroc} | "
+        f"{outcome.scored.model_name} version {outcome.scored.model_version} |"
+        for outcome in outcomes
+    ]
+    lines += ["", "The feature network is random: this shows that the chain works, no more.", ""]
+    for outcome in outcomes:
+        lines.append(f"- dataset `{outcome.ingested.url}`")
+        lines.append(f"- worklist `{outcome.scored.worklist_url}`")
+    return "\n".join(lines)

@@ -16,6 +16,9 @@ QUIET: Final[Mapping[str, str]] = {
     # Nothing here calls home unless its user asks for it.
     "DO_NOT_TRACK": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    # Its own bars and notes would cut through ours.
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "RAY_USAGE_STATS_ENABLED": "0",
     # Ray Train's current interface, and its current rule for visible devices.
@@ -115,6 +118,7 @@ def library_environment(settings: Settings) -> dict[str, str]:
     if _has_own_ray_token(settings):
         variables["RAY_AUTH_MODE"] = "token"
         variables["RAY_AUTH_TOKEN_PATH"] = str(settings.home / "ray" / "token")
+    variables["MLFLOW_TRACKING_URI"] = settings.mlflow_tracking_uri
     if settings.mlflow_artifact_root is not None:
         # MLflow's own default is a folder `mlruns` wherever the process happens to stand.
         variables["_MLFLOW_SERVER_ARTIFACT_ROOT"] = settings.mlflow_artifact_root.as_uri()
@@ -141,6 +145,13 @@ def prepare_environment(settings: Settings) -> None:
     if _has_own_ray_token(settings):
         _create_token(settings.home / "ray" / "token")
     adopt_environment(library_environment(settings))
+
+
+def load_settings() -> Settings:
+    """What a flow begins with: settings read, and the libraries' variables set accordingly."""
+    settings = Settings()
+    prepare_environment(settings)
+    return settings
 
 
 def adopt_environment(variables: Mapping[str, str]) -> None:

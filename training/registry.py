@@ -183,6 +183,12 @@ def resolve(name: str, version_or_alias: str) -> VersionInfo:
     return VersionInfo(name, str(found.version), str(found.run_id), dict(found.tags))
 
 
+def find_version(name: str, run_id: str) -> VersionInfo | None:
+    """The version that a run has registered, or None."""
+    found = MlflowClient().search_model_versions(f"name='{name}' and run_id='{run_id}'")
+    return resolve(name, str(found[0].version)) if found else None
+
+
 def aliases(name: str) -> dict[str, str]:
     """Every alias of a model and the version that it names.
 

@@ -1,0 +1,62 @@
+"""`normscope demo`: the whole chain on synthetic slides and X-rays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from prefect import flow
+
+import flows.environment  # noqa: F401 -- sets variables, before the rest
+from flows.ingest_slides import ingest_slides
+from flows.ingest_xrays import ingest_xrays
+from flows.promote import promote
+from flows.reports import ModalityOutcome, publish
+from flows.score import score
+from flows.settings import load_settings
+from flows.train import train
+from pipeline.ingest import IngestReport
+from pipeline.sources.synthetic import write_slides, write_xrays
+from pipeline.storage import join
+
+
+@dataclass(frozen=True)
+class _Modality:
+    """One half of the demo: who writes its scans, and who takes them in."""
+
+    name: str
+    write: Callable[..., None]
+    ingest: Callable[[str, str], IngestReport]
+
+
+_MODALITIES = (
+    _Modality("camelyon16", write_slides, ingest_slides),
+    _Modality("chestxray14", write_xrays, ingest_xrays),
+)
+
+
+@flow(name="demo")
+def demo(*, folder: str | None = None, seed: int = 0) -> tuple[ModalityOutcome, ...]:
+    """Run the whole chain on synthetic slides and X-rays with planted anomalies.
+
+    Needs no data, weights, credentials or GPU. The feature network is random, so the figures
+    show that everything turns, not how good the method is. Run again, it keeps what is made.
+
+    Args:
+        folder: Where everything goes, a path or `s3://`; `demo/` in the home folder by default.
+        seed: Of the scans and of the training.
+    """
+    place = folder or join(str(load_settings().home), "demo")
+    return publish(
+        tuple(_run(modality, join(place, modality.name), seed) for modality in _MODALITIES)
+    )
+
+
+def _run(modality: _Modality, place: str, seed: int) -> ModalityOutcome:
+    scans, dataset = join(place, "scans"), join(place, "dataset")
+    modality.write(scans, seed=seed)
+    ingested = modality.ingest(scans, dataset)
+    trained = train(dataset, preset="demo", seed=seed, storage=join(place, "training"))
+    promotion = promote(trained.name, dataset)
+    scored = score(dataset, join(place, "scores"), model_name=trained.name)
+    return ModalityOutcome(modality.name, ingested, promotion, scored)

@@ -1,0 +1,60 @@
+"""`normscope score`: new images to a ranked worklist, by the champion."""
+
+from __future__ import annotations
+
+from prefect import flow
+
+import flows.environment  # noqa: F401 -- sets variables, before the rest
+from flows.engine import open_engine
+from flows.progress import progress
+from flows.reports import publish
+from flows.settings import load_settings
+from flows.tasks import resumable
+from pipeline.conform import ingest_alike, is_dataset
+from pipeline.records import Split
+from pipeline.storage import join, name_of
+from training.registry import load_champion
+from training.scoring import ScoreReport, score_dataset
+
+
+@flow(name="score")
+def score(
+    source: str,
+    output: str,
+    *,
+    model_name: str,
+    labels: str | None = None,
+    splits: list[Split] | None = None,
+    top_heatmaps: int = 200,
+) -> ScoreReport:
+    """Score a folder, prefix or dataset with the champion, and write the worklist.
+
+    Scans are first prepared exactly as the champion's training images were, into `dataset/`
+    below the output. Then come scores.parquet, heatmaps/, manifest.json and worklist.html.
+
+    Args:
+        source: Folder or `s3://` prefix of scans, or a sealed dataset.
+        output: Where the results go: a path or an `s3://` URL.
+        model_name: Registered name, e.g. pcam-anomaly.
+        labels: Label table of the scans, where there is one: then the AUROC is reported.
+        splits: Of a dataset, which to score; test by default.
+        top_heatmaps: So many of the strangest get a heatmap and a picture in the worklist.
+    """
+    settings = load_settings()
+    champion = load_champion(model_name)
+    dataset = source
+    if not is_dataset(source):
+        dataset, splits = join(output, "dataset"), None
+        with open_engine(settings) as map_work, progress("Images") as advance:
+            resumable(ingest_alike)(
+                source, dataset, champion.ingest.parameters, map_work,
+                name=name_of(source), labels=labels, on_progress=advance,
+            )  # fmt: skip
+    elif splits is None:
+        splits = ["test"]
+    with progress("Scores") as advance:
+        report = resumable(score_dataset)(
+            dataset, champion, output, splits=splits, top_heatmaps=top_heatmaps,
+            on_progress=advance,
+        )  # fmt: skip
+    return publish(report)

@@ -1,0 +1,69 @@
+"""`normscope train`: a dataset's normal images to a registered challenger."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from prefect import flow
+from pydantic import Field
+
+import flows.environment  # noqa: F401 -- sets variables, before the rest
+from flows.progress import progress
+from flows.reports import publish
+from flows.settings import load_settings
+from flows.tasks import resumable
+from pipeline.storage import join
+from training.presets import load_preset
+from training.train import TrainedModel, train_and_register
+
+
+@flow(name="train")
+def train(
+    dataset: str,
+    *,
+    preset: str = "quick",
+    vgg_weights: str | None = None,
+    model_name: str | None = None,
+    run_name: str | None = None,
+    storage: str | None = None,
+    workers: Annotated[int, Field(ge=1)] = 1,
+    use_gpu: bool = False,
+    seed: int = 0,
+    changes: dict[str, str] | None = None,
+) -> TrainedModel:
+    """Train on a dataset's normal images and register the result as challenger.
+
+    Started again with the same settings, an interrupted run goes on from its last checkpoint,
+    and one that has finished gives the version that it made.
+
+    Args:
+        dataset: A sealed dataset.
+        preset: demo (seconds), quick (minutes on two cores), camelyon16-paper, nih-subset-paper,
+            nih-pa-paper or nih-ap-paper.
+        vgg_weights: torchvision's VGG19 file, `download` to fetch it once, or `random`; the
+            preset decides by default.
+        model_name: To register under; the dataset's source and `-anomaly` by default.
+        run_name: Of the run; made from settings and data by default.
+        storage: Where checkpoints are kept, a path or `s3://`; the home folder by default.
+        workers: Processes that train together.
+        use_gpu: Whether each has a GPU.
+        seed: Of weights, order and augmentation.
+        changes: Settings that differ from the preset, a dotted path with `__` for the dot:
+            `--changes.optimiser__learning_rate 1e-4`.
+    """
+    settings = load_settings()
+    weights = {"loss__vgg_weights": vgg_weights} if vgg_weights else {}
+    with progress("Steps") as advance:
+        trained = resumable(train_and_register)(
+            load_preset(preset, seed=seed, **weights, **(changes or {})),
+            dataset_url=dataset,
+            storage_url=storage or join(str(settings.home), "training"),
+            tracking_uri=settings.mlflow_tracking_uri,
+            run_name=run_name,
+            model_name=model_name,
+            workers=workers,
+            uses_gpu=use_gpu,
+            ray_address=settings.ray_address,
+            on_progress=advance,
+        )
+    return publish(trained)

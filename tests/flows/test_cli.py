@@ -1,0 +1,154 @@
+"""The command line: what goes wrong is said in one line that names the thing and the remedy."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flows.cli import app, launch
+from pipeline.manifest import read_manifest
+from pipeline.schema import open_dataset
+from tests.pipeline.made_slides import paint_tissue, write_pyramid
+
+pytestmark = pytest.mark.usefixtures("prefect_api")
+
+
+@pytest.fixture
+def prefect_api(prefect_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", prefect_server)
+    monkeypatch.setenv("NORMSCOPE_WORKERS", "1")
+
+
+def write_images(folder: Path, count: int = 12) -> Path:
+    """Grey images, not square, with a label table."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(3)
+    rows = ["path,label,patient"]
+    for number in range(count):
+        name = f"image_{number:02d}.png"
+        Image.fromarray(rng.integers(0, 256, (40, 31), np.uint8)).save(folder / name)
+        rows.append(f"{name},{int(number % 4 == 3)},{number // 2}")
+    (folder / "manifest.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def test_images_become_a_sealed_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write_images(tmp_path / "in")
+    dataset = tmp_path / "out.zarr"
+    assert launch("ingest", "images", str(source), str(dataset), "--size-px", "32") == 0
+    assert "is sealed" in capsys.readouterr().out
+    assert open_dataset(str(dataset)).image_shape == (32, 32, 1)
+
+
+def test_one_bad_image_is_listed_and_the_rest_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_images(tmp_path / "in")
+    (source / "image_05.png").write_text("this is no picture")
+    dataset = tmp_path / "out.zarr"
+    assert launch("ingest", "images", str(source), str(dataset)) == 1
+    said = capsys.readouterr()
+    assert "1 items failed" in said.err
+    assert "image_05.png" in said.out
+    states = {Path(e.item).name: e.state for e in read_manifest(f"{dataset}/manifest.json")}
+    assert states["image_05.png"] == "failed"
+    assert list(states.values()).count("done") == 11
+    assert np.count_nonzero(open_dataset(str(dataset)).column("readable")) == 11
+
+
+def refuse(capsys: pytest.CaptureFixture[str], *tokens: str) -> str:
+    """Run a command that must be refused; return the one line that it says."""
+    assert launch(*tokens) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("normscope:")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_a_table_without_the_needed_columns(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_images(tmp_path / "in")
+    (source / "manifest.csv").write_text("name_of_thing,colour\na,b\n")
+    said = refuse(capsys, "ingest", "images", str(source), str(tmp_path / "out"))
+    assert "manifest.csv" in said
+    assert "name_of_thing" in said
+
+
+def test_a_bucket_that_does_not_exist(
+    tmp_path: Path, moto_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert moto_url
+    source = str(write_images(tmp_path / "in"))
+    said = refuse(capsys, "ingest", "images", source, "s3://no-such-bucket/x.zarr")
+    assert "no-such-bucket" in said
+    assert "Create the bucket" in said
+
+
+def test_missing_credentials(
+    tmp_path: Path,
+    moto_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    source = str(write_images(tmp_path / "in"))
+    said = refuse(capsys, "ingest", "images", source, f"{moto_url}/x.zarr")
+    assert "Set AWS_ACCESS_KEY_ID" in said
+
+
+def test_slides_that_cannot_be_used_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "slides"
+    folder.mkdir()
+    pixels = paint_tissue((700, 500), [(40, 60, 640, 420)])
+    write_pyramid(folder / "good.tif", pixels)
+    shutil.copy(folder / "good.tif", folder / "truncated.tif")
+    with (folder / "truncated.tif").open("r+b") as file:
+        file.truncate((folder / "good.tif").stat().st_size // 3)
+    write_pyramid(folder / "without_mpp.tif", pixels, mpp_yx=None)
+    shutil.copy(folder / "good.tif", folder / "annotated.tif")
+    (folder / "annotated.xml").write_text("<GPX><wpt/></GPX>")
+    dataset = tmp_path / "out.zarr"
+    assert launch("ingest", "slides", str(folder), str(dataset), "--tile-size-px", "32") == 1
+    entries = {Path(e.item).name: e for e in read_manifest(f"{dataset}/manifest.json")}
+    assert entries["good.tif"].state == "done"
+    assert {name for name, entry in entries.items() if entry.state == "failed"} == {
+        "truncated.tif",
+        "without_mpp.tif",
+        "annotated.tif",
+    }
+    assert "mpp_override_um" in entries["without_mpp.tif"].reason
+    assert "annotated.xml" in entries["annotated.tif"].reason
+    assert "3 items failed" in capsys.readouterr().err
+
+
+def test_a_missing_weight_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, dataset = str(write_images(tmp_path / "in")), str(tmp_path / "out.zarr")
+    assert launch("ingest", "images", source, dataset, "--size-px", "32") == 0
+    said = refuse(capsys, "train", dataset, "--preset", "demo", "--vgg-weights", "/none/vgg19.pth")
+    assert "/none/vgg19.pth" in said
+
+
+def test_no_dataset_and_no_champion(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no dataset here" in refuse(capsys, "train", str(tmp_path / "none.zarr"))
+    source = str(write_images(tmp_path / "in"))
+    said = refuse(capsys, "score", source, str(tmp_path / "out"), "--model-name", "never-trained")
+    assert "never-trained" in said
+    assert "promote" in said
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["demo", "ingest slides", "ingest xrays", "ingest images", "train", "search", "promote",
+     "score", "up", "down", "deploy"],
+)  # fmt: skip
+def test_every_command_teaches_by_example(path: str, capsys: pytest.CaptureFixture[str]) -> None:
+    app(f"{path} --help", exit_on_error=False, result_action="return_value")
+    said = capsys.readouterr().out
+    assert f"normscope {path}" in said.split("Example")[1]
