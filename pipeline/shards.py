@@ -91,13 +91,13 @@ def _key_of_work(
 
 
 def _digest(first: Array, columns: Mapping[str, Array]) -> str:
-    digest = sha256(np.ascontiguousarray(first).tobytes())
+    digest = sha256(np.ascontiguousarray(first).data)
     for name, values in sorted(columns.items()):
         digest.update(name.encode())
         if values.dtype.kind in "TUO":
             digest.update(json.dumps(values.tolist()).encode())
         else:
-            digest.update(np.ascontiguousarray(values).tobytes())
+            digest.update(np.ascontiguousarray(values).data)
     return digest.hexdigest()
 
 
@@ -122,7 +122,8 @@ def make_shard(url: str, reader: Reader[Any], task: ShardTask) -> Commit:
         rows = {name: values[begin:end] for name, values in task.columns.items()}
         read = _read_or_mark(reader, source, rows, end - begin, task.spec.image_shape)
         readable = np.array([reason is None for reason in read.reasons])
-        images[begin:end][readable] = read.images[readable]
+        images[begin:end] = read.images
+        images[begin:end][~readable] = 0
         columns["readable"][begin:end] = readable
         columns["source_digest"][begin:end] = read.digest
         for name, values in read.columns.items():
@@ -150,7 +151,8 @@ def _write_shard(
         array = group[name]
         if not isinstance(array, zarr.Array):
             raise SchemaError(url, f"{name!r} is no array", "Choose an empty destination")
-        array[place] = values
+        # Comparing every chunk with the fill value costs as much as compressing it.
+        array.with_config({"write_empty_chunks": True})[place] = values
     commits = group["commit"]
     if isinstance(commits, zarr.Array):
         commits[task.shard : task.shard + 1] = np.array([commit.to_json()], dtype=object)
