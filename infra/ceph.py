@@ -74,6 +74,9 @@ class Server:
                 start_new_session=True,
             )
         (self.folder / "run" / f"{name}.pid").write_text(str(daemon.pid))
+        # Linux shows a new program's environment a moment later than the program.
+        while daemon.poll() is None and self.find_pid(name) is None:
+            time.sleep(0.01)
         daemon.returncode = 0  # it outlives this process on purpose
 
     def find_pid(self, name: str) -> int | None:

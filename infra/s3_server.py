@@ -78,12 +78,16 @@ rgw run sync thread = false
 """
 
 
-def start(folder: Path, port: int) -> dict[str, str]:
+def start(
+    folder: Path, port: int, *, host: str = HOST, secret_key: str | None = None
+) -> dict[str, str]:
     """Start the server, unless it runs already.
 
     Args:
         folder: Holds all of its state; made by the first start, kept by `stop`.
         port: Of the gateway; 0 takes whichever is free. A running server keeps its own.
+        host: The address that the gateway listens on; everything else stays on loopback.
+        secret_key: Of the user that the first start makes; a random one by default.
 
     Returns:
         The variables that its clients need.
@@ -107,7 +111,7 @@ def start(folder: Path, port: int) -> dict[str, str]:
             if not (server.folder / "rgw" / "keyring").exists():
                 _create_store(server)
             _start_store(server)
-            return _start_gateway(server, port)
+            return _start_gateway(server, port, host, secret_key or secrets.token_hex(20))
         except BaseException:
             _stop_daemons(server)
             raise
@@ -177,7 +181,7 @@ def _start_store(server: Server) -> None:
     server.wait_until(lambda: " 1 up" in _ask(server, "osd", "stat"), "osd")
 
 
-def _start_gateway(server: Server, port: int) -> dict[str, str]:
+def _start_gateway(server: Server, port: int, host: str, secret_key: str) -> dict[str, str]:
     """Start the gateway and, the first time, make its user; the variables for its clients."""
     port_path = server.folder / "run" / "port"
     if server.find_pid("rgw") is None:
@@ -185,12 +189,11 @@ def _start_gateway(server: Server, port: int) -> dict[str, str]:
         _require_free_port(port)
         port_path.write_text(str(port))
         # Without tcp_nodelay each small read waits 40 ms for the other side's acknowledgement.
-        frontend = f"beast endpoint={HOST}:{port} tcp_nodelay=1"
+        frontend = f"beast endpoint={host}:{port} tcp_nodelay=1"
         server.start_daemon("rgw", "radosgw", "-n", "client.rgw", "--rgw-frontends", frontend)
     port = int(port_path.read_text())
     server.wait_until(lambda: _answers(port), "rgw")
     if not server.state_path.exists():
-        secret_key = secrets.token_hex(20)
         user = ("--uid", ACCESS_KEY, "--display-name", ACCESS_KEY)
         keys = ("--access-key", ACCESS_KEY, "--secret-key", secret_key)
         server.run("radosgw-admin", "user", "create", *user, *keys)
@@ -259,12 +262,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("action", choices=("up", "down"))
     parser.add_argument("folder", type=Path, metavar="DIR", help="holds all of the server's state")
     parser.add_argument("--port", type=int, default=0, help="of the gateway; any free one if 0")
+    parser.add_argument("--host", default=HOST, help="that the gateway listens on")
+    parser.add_argument("--secret-key", help="for the first start; a random one by default")
     options = parser.parse_args(arguments)
     try:
         if options.action == "down":
             stop(options.folder)
             return 0
-        for name, value in start(options.folder, options.port).items():
+        variables = start(
+            options.folder, options.port, host=options.host, secret_key=options.secret_key
+        )
+        for name, value in variables.items():
             print(f"export {name}={shlex.quote(value)}")
     except ServerError as error:
         print(f"s3_server: {error}", file=sys.stderr)
