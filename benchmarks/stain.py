@@ -138,7 +138,9 @@ def _measure_in(workplace: Workplace, slide: str, rounds: int, quick: bool) -> O
     notes = [f"{len(workplace.tiles)} tiles of {slide}; {len(workplace.few)} of them tile by tile."]
     vahadane_peers = {REFERENCE: STAINTOOLS}
     if quick:
-        notes.append("TIAToolbox, the slowest of the peers, is left out of the quick run.")
+        notes.append(
+            "TIAToolbox, whose environment takes minutes to make, is left out of the quick run."
+        )
     else:
         peers["TIAToolbox"] = TIATOOLBOX
         vahadane_peers["TIAToolbox (scikit-learn)"] = TIATOOLBOX
