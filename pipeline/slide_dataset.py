@@ -19,7 +19,7 @@ from pipeline.slide_settings import SlideSettings
 from pipeline.slide_survey import SlideSurvey, survey_slide
 from pipeline.splits import assign_splits
 from pipeline.storage import join
-from pipeline.tile_reader import SlideTileReader
+from pipeline.tile_reader import DECODER_COLUMN, SlideTileReader
 
 __all__ = ["SlideSettings", "SlideTileReader", "make_reader", "plan_slides"]
 
@@ -32,6 +32,7 @@ SLIDE_COLUMNS: Final[Mapping[str, np.dtype[Any]]] = {
     "tissue_fraction": _FLOAT,
     "lesion_fraction": _FLOAT,
     **dict.fromkeys(QUALITY_COLUMNS, _FLOAT),
+    DECODER_COLUMN: np.dtypes.StringDType(),
 }
 
 

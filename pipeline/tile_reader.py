@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,9 @@ from pipeline.schema import Array
 from pipeline.slides import OpenSlideReader, SlideReader, digest_slide, open_slide
 from pipeline.staging import stage
 from pipeline.tiling import PairYX, choose_level, measure_tile_extent_yx
+
+Decoder: TypeAlias = Literal["jpeg", "openslide"]
+DECODER_COLUMN: Final = "decoder"
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,8 @@ class SlideTileReader:
             rows: `origin_yx`, (n, 2) int64, level-0 pixels.
 
         Returns:
-            The tiles, their quality, and which of them are corrupt.
+            The tiles, their quality, which of them are corrupt, and what decoded the slide:
+            `jpeg` (`pipeline.jpeg_tiles`) or `openslide`.
 
         Raises:
             SourceError: The slide cannot be opened, or has changed since it was planned.
@@ -53,14 +58,19 @@ class SlideTileReader:
             stage(source.url, source.version) as path,
             open_slide(path, item=source.url, mpp_override_um=self.mpp_override_um) as slide,
         ):
-            images, reasons = self._read_tiles(path, slide, rows["origin_yx"])
+            images, reasons, decoder = self._read_tiles(path, slide, rows["origin_yx"])
             digest = digest_slide(path)
         is_readable = np.array([reason is None for reason in reasons], np.bool_)
-        return SourceRead(images, tuple(reasons), _measure(images, is_readable), digest)
+        columns = {
+            **_measure(images, is_readable),
+            DECODER_COLUMN: np.full(len(images), decoder, object),
+        }
+        return SourceRead(images, tuple(reasons), columns, digest)
 
     def _read_tiles(
         self, path: Path, slide: OpenSlideReader, origins_yx: NDArray[np.int64]
-    ) -> tuple[NDArray[np.uint8], list[str | None]]:
+    ) -> tuple[NDArray[np.uint8], list[str | None], Decoder]:
+        """Tiles, why each is unreadable, and what the slide as a whole was decoded by."""
         extent_yx = measure_tile_extent_yx(slide.mpp_yx, self.mpp_um, self.tile_size_px)
         level, shape_yx = choose_read(slide, extent_yx, self.tile_size_px)
         side = self.tile_size_px
@@ -72,7 +82,7 @@ class SlideTileReader:
                     reasons[row] = str(region)
                 else:
                     images[row] = resample(region, side)
-        return images, reasons
+            return images, reasons, "jpeg" if tiles else "openslide"
 
 
 def _read_regions(

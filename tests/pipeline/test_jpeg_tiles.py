@@ -12,7 +12,10 @@ from numpy.typing import NDArray
 from pipeline import jpeg_tiles
 from pipeline.errors import SourceError
 from pipeline.jpeg_tiles import JpegTiles, open_jpeg_tiles
+from pipeline.records import Slide
 from pipeline.slides import OpenSlideReader, open_slide
+from pipeline.storage import describe
+from pipeline.tile_reader import SlideTileReader, resample
 from tests.pipeline.made_jpeg_slides import (
     cut,
     encode,
@@ -275,3 +278,18 @@ def test_the_cache_stays_within_its_bounds(tmp_path: Path) -> None:
         whole = tiles.read_region((0, 0), (1024, 1536))
         assert len(tiles._kept) == 3
         np.testing.assert_array_equal(whole, slide.read_region_yx((0, 0), 0, (1024, 1536)))
+
+
+def test_a_dataset_says_what_decoded_each_slide(tmp_path: Path) -> None:
+    jpeg = write_pyramid(tmp_path / "a.tif", [(512, 768)], tile=(256, 256))
+    other = write_pyramid(tmp_path / "b.tif", [(512, 768)], tile=(256, 256), compression="lzw")
+    reader = SlideTileReader(tile_size_px=64, mpp_um=1.0)
+    rows = {"origin_yx": np.array([(0, 640), (256, 128)])}
+    reads = [
+        reader.read(Slide(p.stem, str(p), describe(str(p)).version), rows) for p in (jpeg, other)
+    ]
+    assert [set(read.columns["decoder"]) for read in reads] == [{"jpeg"}, {"openslide"}]
+    with open_slide(jpeg) as slide:
+        for image, origin in zip(reads[0].images, [(0, 640), (256, 128)], strict=True):
+            expected = resample(slide.read_region_yx(origin, 0, (128, 128)), 64)
+            np.testing.assert_array_equal(image, expected)
