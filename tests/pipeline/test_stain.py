@@ -1,16 +1,11 @@
 from __future__ import annotations
 
-from pathlib import Path
-from typing import get_args
-
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
-from skimage.color import rgb2hsv, rgb2lab
+from skimage.color import rgb2lab
 from sklearn.decomposition import dict_learning, sparse_encode
 
-from pipeline.slides import open_slide
 from pipeline.stain import (
     REFERENCE_STAINS,
     StainFit,
@@ -21,26 +16,7 @@ from pipeline.stain import (
     unmix,
 )
 from pipeline.stain_fit import fit_stains
-
-METHODS: tuple[StainMethod, ...] = get_args(StainMethod)
-# Two scanners' colours, unlike each other and unlike the reference; unequal maxima.
-PURPLE = np.array([[0.62, 0.68, 0.39], [0.13, 0.94, 0.31]])
-PINK = np.array([[0.52, 0.75, 0.41], [0.28, 0.91, 0.30]])
-SHAPE = (3, 41, 67)  # tiles, y, x: not square, and no multiple of a vector register
-
-
-def paint(
-    stains: NDArray[np.float64], gains: tuple[float, float] = (1.3, 0.6), seed: int = 3
-) -> NDArray[np.uint8]:
-    """Tiles of two stains by Beer and Lambert, some pixels of one stain alone."""
-    rng = np.random.default_rng(seed)
-    concentrations = rng.gamma(3.0, 0.25, (*SHAPE, 2)) * gains
-    alone = rng.random(SHAPE)
-    concentrations[alone < 0.2, 0] = 0.0
-    concentrations[alone > 0.85, 1] = 0.0
-    unit = stains / np.linalg.norm(stains, axis=1, keepdims=True)
-    painted: NDArray[np.uint8] = np.rint(255 * np.exp(-concentrations @ unit)).astype(np.uint8)
-    return painted
+from tests.pipeline.made_stains import METHODS, PINK, PURPLE, SHAPE, paint, require_stains
 
 
 def list_tissue(tiles: NDArray[np.uint8]) -> NDArray[np.float64]:
@@ -94,11 +70,6 @@ def define_concentrations(
         density, matrix, algorithm="lasso_cd", alpha=0.01, positive=True, max_iter=5000
     )
     return lasso
-
-
-def require_stains(fit: StainFit) -> Stains:
-    assert fit.stains is not None, fit.reason
-    return fit.stains
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -267,43 +238,3 @@ def test_density_of_black_is_finite() -> None:
     red, green, blue = measure_density(np.array([[0, 1, 255]], np.uint8))
     assert (red[0], green[0], blue[0]) == (red[0], red[0], 0.0)
     assert red[0] == pytest.approx(np.log(255))
-
-
-def spread_of_hue(tiles: NDArray[np.uint8]) -> float:
-    """Circular standard deviation, in degrees, of the tiles' mean hue over their tissue."""
-    directions = []
-    for tile in tiles:
-        hue = rgb2hsv(tile)[rgb2lab(tile)[..., 0] < 80][:, 0] * 2 * np.pi
-        mean = np.exp(1j * hue).mean()
-        directions.append(mean / abs(mean))
-    return float(np.degrees(np.sqrt(-2 * np.log(abs(np.mean(directions))))))
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_tiles_of_many_slides_come_closer_in_hue(method: StainMethod, shared_data: Path) -> None:
-    files = sorted((shared_data / "pcam").glob("train/normal/*"))[:80]
-    if not files:
-        pytest.skip(f"no PatchCamelyon tiles below {shared_data}")
-    tiles = [np.asarray(Image.open(file).convert("RGB")) for file in files]
-    fits = [fit_stains(tile, method) for tile in tiles]
-    kept = [(tile, fit) for tile, fit in zip(tiles, fits, strict=True) if not fit.is_degenerate]
-    assert len(kept) > 40
-    normalised = np.stack([normalise_stains(tile, fit) for tile, fit in kept])
-    assert spread_of_hue(normalised) < 0.9 * spread_of_hue(np.stack([tile for tile, _ in kept]))
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_a_slide_reaches_the_target(method: StainMethod, shared_data: Path) -> None:
-    path = shared_data / "slides" / "cmu-1-small-region.svs"
-    if not path.exists():
-        pytest.skip(f"no slide at {path}")
-    with open_slide(path, item=str(path)) as slide:
-        region = slide.read_region_yx((300, 200), 0, (1536, 1280))
-    tiles = region.reshape(6, 256, 5, 256, 3).swapaxes(1, 2).reshape(-1, 256, 256, 3)
-    fit = fit_stains(tiles, method)
-    normalised = normalise_stains(tiles, fit)
-    after = require_stains(fit_stains(normalised, method))
-    before = require_stains(fit)
-    distances = [np.abs(each.matrix - REFERENCE_STAINS.matrix).max() for each in (before, after)]
-    assert distances[1] < 0.6 * distances[0]
-    assert not np.array_equal(normalised, tiles)
