@@ -24,8 +24,8 @@ def promote(
     dataset: str,
     *,
     criterion: Literal["non_inferiority", "superiority"] = "non_inferiority",
-    margin: Annotated[float, Field(ge=0)] = 0.02,
-    level: Annotated[float, Field(gt=0, lt=1)] = 0.95,
+    margin: Annotated[float, Field(ge=0, lt=1)] = 0.02,
+    level: Annotated[float, Field(gt=0.5, lt=1)] = 0.95,
     seed: int = 0,
 ) -> PromotionReport:
     """Let the challenger face the champion, and move the aliases if it wins.
@@ -47,7 +47,7 @@ def promote(
         report = resumable(promotion.promote)(
             model_name, dataset, settings=settings, on_progress=advance
         )
-    if report.decision.outcome == "promoted":
+    if report.has_new_champion:
         emit_event(
             "mlflow.model.promoted",
             resource={

@@ -110,21 +110,7 @@ def _(report: TrainedModel) -> str:
 
 @to_markdown.register
 def _(report: PromotionReport) -> str:
-    decision = report.decision
-    numbers = [f"| {name} | {value:.4g} |" for name, value in decision.numbers.items()]
-    return "\n".join(
-        [
-            f"**{report.model_name}** version {report.challenger_version}: {decision.outcome}.",
-            "",
-            *[f"- {reason}" for reason in (*decision.reasons, *report.notes)],
-            f"- judged on {report.image_count} validation images of `{report.dataset_url}`",
-            f"- champion before: {report.champion_version or 'none'}",
-            "",
-            "| figure | value |",
-            "|---|---|",
-            *numbers,
-        ]
-    )
+    return report.to_markdown()
 
 
 @to_markdown.register

@@ -60,6 +60,12 @@ class PromotionReport:
     decision: Decision
     notes: tuple[str, ...]
 
+    @property
+    def has_new_champion(self) -> bool:
+        """Whether the alias has moved."""
+        is_promoted = self.decision.outcome == "promoted"
+        return is_promoted and self.champion_version != self.challenger_version
+
     def to_markdown(self) -> str:
         """The record that is kept with the run."""
         against = f"version {self.champion_version}" if self.champion_version else "no champion yet"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,6 +12,14 @@ import pytest
 from pipeline import storage
 from pipeline.errors import AbsentError, SourceError, StorageError
 from pipeline.staging import require_reachable, stage
+
+
+@pytest.fixture(autouse=True)
+def fresh_connections() -> Iterator[None]:
+    storage.reset_connections()
+    yield
+    storage.reset_connections()
+
 
 ODD_NAME = "b/ü [1] 50%#.png"
 
@@ -103,18 +112,16 @@ def test_a_wrong_bucket_is_named(s3_url: str) -> None:
         require_reachable("s3://no-such-bucket/x")
 
 
-def test_wrong_credentials_are_named(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.s3
+def test_wrong_credentials_are_named(
+    real_s3_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:  # moto lets everybody in
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
     storage.reset_connections()
-    try:
-        if "moto" in s3_url:
-            pytest.skip("moto lets everybody in")
-        with pytest.raises(StorageError, match="AWS_ACCESS_KEY_ID"):
-            require_reachable(s3_url)
-        with pytest.raises(StorageError, match="AWS_ACCESS_KEY_ID"):
-            storage.list_objects(s3_url)
-    finally:
-        storage.reset_connections()
+    with pytest.raises(StorageError, match="AWS_ACCESS_KEY_ID"):
+        require_reachable(real_s3_url)
+    with pytest.raises(StorageError, match="AWS_ACCESS_KEY_ID"):
+        storage.list_objects(real_s3_url)
 
 
 def test_missing_credentials_are_named(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
