@@ -1,0 +1,246 @@
+"""How fast a slide becomes a sealed dataset, beside what merely reading the same tiles takes.
+
+The slide is made for the purpose in Camelyon16's form: a pyramid of JPEG tiles of 512 px, quality
+80, half of each chroma axis; painted tissue with grain, laid out several times side by side. Every
+method gets the same tiles: 256 px of level 0, side by side, wherever there is tissue. Peers and
+OpenSlide only read them, one after the other, with as many threads as they start by themselves;
+Normscope finds the tissue, reads, measures quality, hashes, compresses, writes and seals. The
+limit is the decode of every JPEG tile that the tiles touch, once, on one core.
+
+`vs_openslide` and `share_of_limit` are Normscope on one core; `vs_best_peer` is Normscope with a
+worker on each of two cores, as it comes, and `vs_best_peer_one_core` on one.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+from PIL import Image
+
+from benchmarks.harness import Method, Outcome, compare, run_benchmark
+from benchmarks.peers import make_environment, run_peer
+from benchmarks.tiling_run import MPP_UM, list_slide, make_settings
+from pipeline.engines import map_serially
+from pipeline.slide_dataset import plan_slides
+from pipeline.sources.synthetic_slides import paint_slide
+
+TILE_PX: Final = 256
+JPEG_TILE_PX: Final = 512
+JPEG_QUALITY: Final = 80
+# Every level's tiles come out whole, so that the painting can be repeated by copying them.
+PAINTING_YX: Final = (4096, 8192)
+LEVELS: Final = 4
+SCRIPT: Final = Path(__file__).with_name("tiling_peer.py")
+OPENSLIDE, LIMIT = "OpenSlide", "limit: each JPEG tile once"
+ONE_CORE, TWO_CORES = "Normscope, sealed, 1 core", "Normscope, sealed, 2 workers"
+
+# Library, as `tiling_peer.py` calls it -> its name and what its environment holds.
+PEERS: Final = {
+    "tiffslide": ("tiffslide", ("tiffslide==3.0.1",)),
+    "cucim": ("cuCIM on the CPU", ("cucim-cu12==26.10.0",)),
+    "fastslide": ("fastslide", ("fastslide==0.8.1",)),
+    "histolab": ("histolab", ("histolab==0.7.0", "openslide-bin==4.0.1.2")),
+    "histoprep": ("HistoPrep", ("histoprep==2.0.5", "openslide-bin==4.0.1.2")),
+    "pyvips": ("pyvips", ("pyvips[binary]==3.2.0",)),
+    "tifffile": ("tifffile, imagecodecs", ("tifffile==2026.3.3", "imagecodecs==2026.3.6")),
+}
+OPENSLIDE_REQUIREMENTS: Final = (
+    "openslide-python==1.4.7",
+    "openslide-bin==4.0.1.2",
+    "numpy==2.4.6",
+)
+
+
+@dataclass(slots=True)
+class Bench:
+    """The slide, its tiles, and what the methods left behind.
+
+    Args:
+        folder: For everything.
+        peaks_mib: Method -> its peak memory.
+    """
+
+    folder: Path
+    peaks_mib: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def slide(self) -> Path:
+        """The slide."""
+        return self.folder / "slide.tif"
+
+    @property
+    def origins(self) -> Path:
+        """Origins of the tiles, as `numpy.save` writes them."""
+        return self.folder / "origins.npy"
+
+    def probes(self, library: str) -> Path:
+        """Some of a library's tiles."""
+        return self.folder / f"{library}.npy"
+
+
+def write_slide(path: Path, repeats_yx: tuple[int, int]) -> float:
+    """Write the slide; return the bits per pixel of its level 0."""
+    picture = Image.fromarray(paint_slide(np.random.default_rng(0), PAINTING_YX, 0)[0])
+    with tifffile.TiffWriter(path, bigtiff=True) as tiff:
+        for level in range(LEVELS):
+            height, width = (picture.height * repeats_yx[0], picture.width * repeats_yx[1])
+            tiles = _repeat(_encode(np.asarray(picture)), repeats_yx)
+            if level == 0:
+                bits = 8 * sum(map(len, tiles)) / (height * width)
+            tiff.write(
+                iter(tiles), shape=(height, width, 3), dtype="uint8", photometric="ycbcr",
+                subsampling=(2, 2), tile=(JPEG_TILE_PX, JPEG_TILE_PX), compression="jpeg",
+                subfiletype=min(level, 1), metadata=None, resolutionunit="CENTIMETER",
+                resolution=(10_000 / MPP_UM / 2**level,) * 2,
+            )  # fmt: skip
+            picture = picture.reduce(2)
+    return bits
+
+
+def _encode(pixels: NDArray[np.uint8]) -> list[list[bytes]]:
+    """JPEG tiles, row by row."""
+    with tempfile.TemporaryFile() as file:
+        tifffile.imwrite(
+            file, pixels, photometric="rgb", tile=(JPEG_TILE_PX, JPEG_TILE_PX), compression="jpeg",
+            compressionargs={"level": JPEG_QUALITY}, subsampling=(2, 2), metadata=None,
+        )  # fmt: skip
+        page = tifffile.TiffFile(file).pages.first
+        tiles = []
+        for offset, size in zip(page.dataoffsets, page.databytecounts, strict=True):
+            file.seek(offset)
+            tiles.append(file.read(size))
+    across = pixels.shape[1] // JPEG_TILE_PX
+    return [tiles[start : start + across] for start in range(0, len(tiles), across)]
+
+
+def _repeat(rows: list[list[bytes]], repeats_yx: tuple[int, int]) -> list[bytes]:
+    return [tile for row in rows * repeats_yx[0] for tile in row * repeats_yx[1]]
+
+
+def _run_peer(bench: Bench, library: str, python: Path) -> float:
+    found = run_peer(
+        python, SCRIPT, library, str(bench.slide), str(bench.origins), str(TILE_PX),
+        str(bench.probes(library)),
+    )  # fmt: skip
+    bench.peaks_mib[library] = max(bench.peaks_mib.get(library, 0.0), found["peak_memory_mib"])
+    return float(found["seconds"])
+
+
+def _run_own(bench: Bench, method: str, workers: int, runs: int = 1) -> float:
+    """Seconds of the last run, so that workers have started by then."""
+    command = [
+        sys.executable, "-m", "benchmarks.tiling_run", method, str(workers), str(bench.slide),
+        str(bench.origins), str(TILE_PX), str(bench.folder / "dataset"), str(runs),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  # our own module
+    if done.returncode != 0:
+        raise RuntimeError(f"{method} failed: {done.stderr[-1000:]}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    expected = len(np.load(bench.origins))
+    if found["tiles"] != expected:
+        raise ValueError(f"{method} made {found['tiles']} tiles of {expected}")
+    name = f"{method}-{workers}"
+    bench.peaks_mib[name] = max(bench.peaks_mib.get(name, 0.0), found["peak_memory_mib"])
+    return float(found["seconds"])
+
+
+def _install_peers() -> tuple[dict[str, Path], list[str]]:
+    """Library -> its Python, and a note for each that does not install."""
+    pythons, notes = {}, []
+    for library, (name, requirements) in PEERS.items():
+        try:
+            pythons[library] = make_environment(requirements)
+        except RuntimeError as error:
+            notes.append(f"{name} is left out: {str(error)[-200:]}")
+    return pythons, notes
+
+
+def _try_peers(bench: Bench, pythons: dict[str, Path]) -> tuple[list[str], list[str]]:
+    """Peers that can read the slide, and how their pixels compare with OpenSlide's."""
+    judge, working, notes = np.load(bench.probes("openslide")), [], []
+    for library, python in pythons.items():
+        name = PEERS[library][0]
+        try:
+            _run_peer(bench, library, python)
+        except RuntimeError as error:
+            notes.append(f"{name} is left out: {str(error)[-200:]}")
+            continue
+        working.append(library)
+        difference = np.abs(np.load(bench.probes(library)).astype(int) - judge)
+        if difference.any():
+            notes.append(f"{name}: pixels differ from OpenSlide's by up to {difference.max()}")
+    return working, notes
+
+
+def measure(quick: bool) -> Outcome:
+    """Compare all methods on one slide."""
+    with tempfile.TemporaryDirectory(prefix="normscope-tiling-") as folder:
+        bench = Bench(Path(folder))
+        bits = write_slide(bench.slide, (2, 1) if quick else (4, 3))
+        slides = [list_slide(bench.slide)]
+        plan = plan_slides(slides, make_settings(TILE_PX), map_serially, source="benchmark")
+        np.save(bench.origins, plan.columns["origin_yx"])
+        judge = make_environment(OPENSLIDE_REQUIREMENTS)
+        _run_peer(bench, "openslide", judge)
+        pythons, missing = _install_peers()
+        working, notes = _try_peers(bench, pythons)
+        return _compare(
+            bench, judge, {w: pythons[w] for w in working}, bits, [*missing, *notes], quick
+        )
+
+
+def _compare(
+    bench: Bench,
+    judge: Path,
+    pythons: dict[str, Path],
+    bits: float,
+    notes: list[str],
+    quick: bool,
+) -> Outcome:
+    count = len(np.load(bench.origins))
+
+    def peer(name: str, library: str, python: Path) -> Method:
+        return Method(name, lambda: _run_peer(bench, library, python), count)
+
+    comparison = compare(
+        f"{count} tissue tiles of {TILE_PX} px, level 0, side by side",
+        [
+            peer(OPENSLIDE, "openslide", judge),
+            *(peer(PEERS[library][0], library, python) for library, python in pythons.items()),
+            Method(LIMIT, lambda: _run_own(bench, "limit", 1), count),
+            Method(ONE_CORE, lambda: _run_own(bench, "normscope", 1), count),
+            Method(TWO_CORES, lambda: _run_own(bench, "normscope", 2, runs=2), count),
+        ],
+        unit="tiles/s",
+        rounds=3 if quick else 5,
+        warm_ups=0,
+    )
+    best = max((PEERS[library][0] for library in pythons), key=comparison.rate)
+    metrics = {
+        "vs_openslide": comparison.ratio(ONE_CORE),
+        "vs_best_peer": comparison.ratio(TWO_CORES, best),
+        "vs_best_peer_one_core": comparison.ratio(ONE_CORE, best),
+        "share_of_limit": comparison.ratio(ONE_CORE, LIMIT),
+        "two_workers": comparison.ratio(TWO_CORES, ONE_CORE),
+        "peak_memory_mib": bench.peaks_mib["normscope-1"],
+    }
+    told = [
+        f"Level 0 takes {bits:.2f} bits a pixel. The fastest peer is {best}.",
+        "peak_memory_mib is that of the one-core process: libraries, a shard and its encoding.",
+        "TIAToolbox is left out: it brings a deep-learning stack of several GB.",
+        *notes,
+    ]
+    return Outcome([comparison], metrics, told)
+
+
+if __name__ == "__main__":
+    sys.exit(run_benchmark("tiling", measure))

@@ -1,0 +1,104 @@
+"""Tile a slide with Normscope, or only decode its JPEG tiles: see `benchmarks.tiling`.
+
+`python -m benchmarks.tiling_run normscope|limit WORKERS SLIDE ORIGINS.npy SIDE FOLDER [RUNS]`. One
+worker stays on one core, its threads included. Prints one line of JSON for each of the RUNS.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+import tifffile
+
+from pipeline.engines import MapWork, dask_engine, map_serially
+from pipeline.ingest import ingest
+from pipeline.records import Slide
+from pipeline.slide_dataset import SlideSettings, make_reader, plan_slides
+from pipeline.storage import describe
+
+MPP_UM = 0.25
+SHARD_IMAGES = 256
+
+
+def make_settings(side_px: int) -> SlideSettings:
+    """All tissue of level 0 in tiles side by side."""
+    return SlideSettings(tile_size_px=side_px, mpp_um=MPP_UM, shard_images=SHARD_IMAGES)
+
+
+def list_slide(path: Path) -> Slide:
+    """The slide as a source would list it."""
+    return Slide(path.stem, str(path), describe(str(path)).version)
+
+
+@contextmanager
+def _engine(workers: int) -> Iterator[MapWork]:
+    with nullcontext(map_serially) if workers == 1 else dask_engine(workers=workers) as map_work:
+        yield map_work
+
+
+def tile(path: Path, side_px: int, folder: Path, map_work: MapWork) -> int:
+    """Plan and write a sealed dataset; the number of its tiles."""
+    settings = make_settings(side_px)
+    plan = plan_slides([list_slide(path)], settings, map_work, source="benchmark")
+    report = ingest(str(folder), plan, make_reader(settings), map_work)
+    if report.unreadable_count:
+        raise ValueError(f"{report.unreadable_count} tiles of {path} are unreadable")
+    return report.image_count
+
+
+def decode(path: Path, origins_yx: list[list[int]], side_px: int) -> int:
+    """Decode every JPEG tile of level 0 that a tile touches once, and do nothing else."""
+    with tifffile.TiffFile(path) as tiff:
+        page = tiff.pages.first
+    height, width = page.tilelength, page.tilewidth
+    across = -(-page.imagewidth // width)
+    numbers = {
+        row * across + column
+        for y, x in origins_yx
+        for row in range(y // height, (y + side_px - 1) // height + 1)
+        for column in range(x // width, (x + side_px - 1) // width + 1)
+    }
+    with path.open("rb", buffering=0) as file:
+        for number in sorted(numbers):
+            file.seek(page.dataoffsets[number])
+            data = file.read(page.databytecounts[number])
+            imagecodecs.jpeg8_decode(data, colorspace="YCBCR", outcolorspace="RGB")
+    return len(origins_yx)
+
+
+def main(
+    method: str, workers: str, path: str, origins: str, side: str, folder: str, runs: str = "1"
+) -> None:
+    """Do the work, and say how long it took."""
+    if workers == "1":
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    with _engine(int(workers)) as map_work:
+        for _ in range(int(runs)):
+            shutil.rmtree(folder, ignore_errors=True)
+            began = time.perf_counter()
+            if method == "limit":
+                count = decode(Path(path), np.load(origins).tolist(), int(side))
+            else:
+                count = tile(Path(path), int(side), Path(folder), map_work)
+            seconds = time.perf_counter() - began
+            usage = resource.getrusage(resource.RUSAGE_SELF)
+            result = {
+                "seconds": seconds,
+                "tiles": count,
+                "peak_memory_mib": usage.ru_maxrss / 1024,
+            }
+            print(json.dumps(result), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
