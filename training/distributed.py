@@ -33,18 +33,17 @@ from ray.train import (
 from ray.train.torch import TorchConfig, TorchTrainer, get_device, prepare_model
 from ray.util.queue import Queue
 from torch import Tensor
-from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from pipeline import storage
 from pipeline.errors import NormscopeError, SettingsError, StorageError
 from pipeline.schema import Dataset, open_dataset
 from training.checkpoint import load_checkpoint, read_networks, save_checkpoint
-from training.config import TrainSettings
+from training.config import TrainSettings, check_run_name
 from training.data import TrainingImages, check_trainable
 from training.features import FEATURES, keep_features, prepare_features, read_features
 from training.listening import OnReport, listening
 from training.loop import Report, train
-from training.state import Array, Recipe, Team, TrainingState, begin_training
+from training.state import Array, Recipe, Team, TrainingState, begin_training, make_recipe
 from training.validation import read_validation
 
 RUN: Final = "run.json"
@@ -129,7 +128,7 @@ def fit(
     with running_ray(ray_address, workers):
         # Letters are pickled before Ray sees them, so that the queue need not import torch.
         mailbox = Queue(actor_options={"num_cpus": 0})
-        job = Job(settings, _absolute(dataset_url), run_url, mailbox)
+        job = Job(settings, make_absolute(dataset_url), run_url, mailbox)
         trainer = TorchTrainer(
             _work,
             train_loop_config={"job": job},
@@ -137,7 +136,7 @@ def fit(
             scaling_config=_scale(workers, uses_gpu=uses_gpu),
             run_config=RunConfig(
                 name=run_name,
-                storage_path=_absolute(storage_url),
+                storage_path=make_absolute(storage_url),
                 failure_config=FailureConfig(max_failures=_MAX_FAILURES),
                 checkpoint_config=CheckpointConfig(num_to_keep=settings.checkpoints_kept),
             ),
@@ -176,7 +175,8 @@ def claim_run(storage_url: str, run_name: str, settings: TrainSettings, dataset:
     Raises:
         SettingsError: The name was given to other settings or another dataset.
     """
-    run_url = storage.join(_absolute(storage_url), run_name)
+    check_run_name(run_name)
+    run_url = storage.join(make_absolute(storage_url), run_name)
     content = {"settings": settings.model_dump(mode="json"), "dataset": dataset.fingerprint}
     url = storage.join(run_url, RUN)
     if not storage.create_bytes(url, json.dumps(content, indent=1).encode()):
@@ -190,7 +190,8 @@ def claim_run(storage_url: str, run_name: str, settings: TrainSettings, dataset:
     return run_url
 
 
-def _absolute(url: str) -> str:
+def make_absolute(url: str) -> str:
+    """A plain path as an absolute one, for processes that stand elsewhere."""
     return url if "://" in url else str(Path(url).absolute())
 
 
@@ -238,12 +239,8 @@ def _train_job(job: Job, team: Team) -> None:
     dataset = open_dataset(job.dataset_url)
     device = get_device()
     features = read_features(storage.join(job.run_url, FEATURES), job.settings)
-    recipe = Recipe(
-        settings=job.settings,
-        features=convert_conv2d_weight_memory_format(features.to(device), torch.channels_last),
-        image_channels=dataset.image_shape[2],
-        device=device,
-        team=team,
+    recipe = make_recipe(
+        job.settings, features, image_channels=dataset.image_shape[2], device=device, team=team
     )
     limit = job.settings.validation_images
     train(

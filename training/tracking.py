@@ -21,7 +21,7 @@ from mlflow.entities.param import Param
 from pydantic import BaseModel
 
 from pipeline.schema import Dataset, code_version
-from training.config import flatten
+from training.config import check_run_name, flatten
 from training.loop import Report
 from training.pictures import draw_curves, draw_gallery
 from training.validation import Gallery
@@ -143,9 +143,9 @@ def find_run(*, experiment: str, run_name: str) -> Run | None:
     found = client.get_experiment_by_name(experiment)
     if found is None:
         return None
-    quoted = run_name.replace("'", "")
+    check_run_name(run_name)  # it needs no quoting then
     runs = client.search_runs(
-        [found.experiment_id], filter_string=f"tags.`{RUN_NAME}` = '{quoted}'", max_results=1
+        [found.experiment_id], filter_string=f"tags.`{RUN_NAME}` = '{run_name}'", max_results=1
     )
     return runs[0] if runs else None
 

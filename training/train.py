@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from pipeline.errors import SchemaError
@@ -155,7 +158,8 @@ def _register(
     run.log_curves()
     run.set_tags({CHECKPOINT: fitted.checkpoint_url})
     detector = _assemble(settings, dataset, fitted)
-    normals, anomalies, calibration = score_validation(detector, dataset)
+    with _using_threads(settings.cpu_threads):
+        normals, anomalies, calibration = score_validation(detector, dataset)
     threshold = choose_threshold(
         normals, anomalies, rule=threshold_rule, quantile=threshold_quantile
     )
@@ -205,6 +209,14 @@ def score_validation(
     if heatmaps is None:
         raise RuntimeError("the detector made no heatmaps though asked to")
     return scores[0], scores[1], calibrate(scores[0], heatmaps)
+
+
+@contextmanager
+def _using_threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    yield
+    torch.set_num_threads(before)
 
 
 def _require_calibration(dataset: Dataset) -> None:

@@ -16,7 +16,7 @@ from training.checkpoint import load_checkpoint, save_checkpoint
 from training.data import TrainingImages, to_tensor
 from training.features import keep_features, prepare_features, read_features
 from training.loop import DivergenceError, Report, Save, train, train_step
-from training.state import Recipe, Team, TrainingState, begin_training, growth_at
+from training.state import Recipe, Team, TrainingState, begin_training, growth_at, make_recipe
 from training.validation import read_validation, score_images, summarise
 
 CPU = torch.device("cpu")
@@ -29,7 +29,7 @@ class Bench:
         self.settings = make_settings(**changes)
         self.dataset = make_dataset("memory://loop/toys", normals=60)
         features = prepare_features(self.settings, self.dataset)
-        self.recipe = Recipe(self.settings, features, image_channels=1, device=CPU)
+        self.recipe = make_recipe(self.settings, features, image_channels=1, device=CPU)
         self.images = TrainingImages(self.dataset, self.settings)
         self.validation = read_validation(self.dataset, self.settings.images)
 
