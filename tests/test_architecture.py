@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Final
 
@@ -29,14 +30,14 @@ SOLE_IMPORTERS: Final[Mapping[str, tuple[str, ...]]] = {
     "obstore": ("pipeline/storage.py",),
     "boto3": ("pipeline/staging.py", "pipeline/storage.py"),
     "botocore": ("pipeline/staging.py", "pipeline/storage.py"),
-    "pydicom": ("pipeline/sources/dicom.py", "pipeline/radiographs.py", "pipeline/privacy.py"),
+    "pydicom": ("pipeline/dicom_*.py", "pipeline/sources/dicom.py", "pipeline/privacy.py"),
     "ray": ("training/distributed.py", "training/search.py"),
     # The scorer is the code that MLflow keeps beside the weights: models-from-code.
     "mlflow": ("training/tracking.py", "training/registry.py", "training/scorer.py"),
-    "prefect": ("flows/",),
+    "prefect": ("flows/*",),
     "psutil": ("flows/processes.py",),
 }
-"""Where each library may be imported; a name that ends in a slash is a whole folder."""
+"""Where each library may be imported, as patterns of file names."""
 
 ENVIRONMENT_READERS: Final = ("flows/settings.py",)
 LINES_OF_A_FILE: Final = 300
@@ -81,10 +82,7 @@ def find_foreign_imports(path: str, source: str) -> list[str]:
     return [
         f"{path} imports {library}, which belongs to {', '.join(SOLE_IMPORTERS[library])}"
         for library in sorted(roots & SOLE_IMPORTERS.keys())
-        if not any(
-            path.startswith(room) if room.endswith("/") else path == room
-            for room in SOLE_IMPORTERS[library]
-        )
+        if not any(fnmatch(path, room) for room in SOLE_IMPORTERS[library])
     ]
 
 
