@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from pipeline.records import ManifestEntry
 from pipeline.storage import join
 from training.promotion import PromotionReport
 from training.scoring import ScoreReport
+from training.search import SearchResult
 from training.train import TrainedModel
 
 R = TypeVar("R")
@@ -147,3 +149,29 @@ def _(outcomes: tuple[ModalityOutcome, ...]) -> str:
         lines.append(f"- dataset `{outcome.ingested.url}`")
         lines.append(f"- worklist `{outcome.scored.worklist_url}`")
     return "\n".join(lines)
+
+
+@to_markdown.register
+def _(report: SearchResult) -> str:
+    best = report.best
+    rows = [
+        f"| {trial.choice['learning_rate']:.2g} | {trial.choice['latent_channels']} "
+        f"| {trial.choice['final_layer']} "
+        f"| {trial.problem or 'failed' if trial.auroc is None else f'{trial.auroc:.3f}'} |"
+        for trial in report.trials
+    ]
+    return "\n".join(
+        [
+            f"**Search** run `{report.run_id}`, the best first.",
+            "",
+            "| learning rate | latent channels | final layer | validation AUROC |",
+            "|---|---|---|---|",
+            *rows,
+            "",
+            "To train with the best, add to `normscope train`:",
+            "",
+            f"    --changes.optimiser__learning_rate {best.optimiser.learning_rate:.6g}",
+            f"    --changes.network__latent_channels {best.network.latent_channels}",
+            f"    --changes.loss__layers '{json.dumps(best.loss.layers)}'",
+        ]
+    )

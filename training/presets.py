@@ -10,6 +10,7 @@ presets measure them on the training images.
 
 from __future__ import annotations
 
+import json
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -110,7 +111,8 @@ def load_preset(name: str, **changes: Any) -> TrainSettings:
     Args:
         name: One of `PRESETS`.
         changes: Settings to change; a dotted path with `__` for the dot, such as
-            `loss__vgg_weights="vgg19.pth"`.
+            `loss__vgg_weights="vgg19.pth"`. A text that begins with `{` is JSON, so that a
+            mapping can be given on a command line: `loss__layers='{"16": {"relu1_2": 1}}'`.
 
     Raises:
         SettingsError: If there is no such preset or setting, or they contradict each other.
@@ -128,7 +130,8 @@ def load_preset(name: str, **changes: Any) -> TrainSettings:
         for parent in parents:
             inner[parent] = dict(inner.get(parent, {}))
             inner = inner[parent]
-        inner[last] = value
+        is_json = isinstance(value, str) and value.startswith("{")
+        inner[last] = _parse(path, value) if is_json else value
     try:
         return TrainSettings.model_validate(content)
     except ValidationError as error:
@@ -136,3 +139,10 @@ def load_preset(name: str, **changes: Any) -> TrainSettings:
         where = ".".join(str(part) for part in first["loc"]) or f"preset {name}"
         problem = first["msg"].removeprefix("Value error, ")
         raise SettingsError(where, problem, "Correct the setting") from error
+
+
+def _parse(path: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise SettingsError(path, f"not JSON ({error}): {text}", "Correct the setting") from error

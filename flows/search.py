@@ -1,0 +1,65 @@
+"""`normscope search`: hyperparameters chosen by the few labelled anomalies."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from prefect import flow, runtime
+from pydantic import Field
+
+import flows.environment  # noqa: F401 -- sets variables, before the rest
+from flows.reports import publish
+from flows.settings import load_settings
+from flows.tasks import resumable
+from pipeline.storage import join
+from training import search as tuning
+from training.presets import load_preset
+
+
+@flow(name="search")
+def search(
+    dataset: str,
+    *,
+    preset: str = "quick",
+    trials: Annotated[int, Field(ge=1)] = 6,
+    vgg_weights: str | None = None,
+    model_name: str | None = None,
+    run_name: str | None = None,
+    storage: str | None = None,
+    use_gpu: bool = False,
+    seed: int = 0,
+    changes: dict[str, str] | None = None,
+) -> tuning.SearchResult:
+    """Choose hyperparameters by the few labelled anomalies of the validation split.
+
+    Each trial is a short training with another learning rate, latent size or feature layer. All
+    are runs in MLflow below one parent; the report says how to train with the best.
+
+    Args:
+        dataset: A sealed dataset with labelled anomalies in its validation split.
+        preset: What the trials share; see `normscope train`.
+        trials: How many are made.
+        vgg_weights: torchvision's VGG19 file, `download` to fetch it once, or `random`; the
+            preset decides by default.
+        model_name: Whose experiment the runs belong to; the dataset's source and `-anomaly` by
+            default.
+        run_name: Of the search; made from the flow run's by default.
+        storage: Where Ray Tune keeps its record, a path or `s3://`; the home folder by default.
+        use_gpu: Whether each trial has a GPU.
+        seed: Of the trials and of what they draw.
+        changes: Settings that differ from the preset, as in `normscope train`.
+    """
+    settings = load_settings()
+    weights = {"loss__vgg_weights": vgg_weights} if vgg_weights else {}
+    found = resumable(tuning.search)(
+        load_preset(preset, seed=seed, **weights, **(changes or {})),
+        dataset_url=dataset,
+        storage_url=storage or join(str(settings.home), "search"),
+        tracking_uri=settings.mlflow_tracking_uri,
+        run_name=run_name or f"search-{runtime.flow_run.name}",
+        trials=trials,
+        model_name=model_name,
+        uses_gpu=use_gpu,
+        ray_address=settings.ray_address,
+    )
+    return publish(found)
