@@ -62,6 +62,18 @@ def hash_images(images: NDArray[np.uint8]) -> tuple[list[str], Hashes]:
     return digests, np.array(hashes, np.uint64).reshape(-1, _WORDS)
 
 
+def write_hashes(hashes: Hashes) -> list[str]:
+    """Perceptual hashes, uint64 (image, 4), as hexadecimal text."""
+    return [np.ascontiguousarray(hash_).tobytes().hex() for hash_ in hashes]
+
+
+def read_hashes(texts: Texts) -> Hashes:
+    """The reverse of `write_hashes`; an empty text gives zeros."""
+    blank = bytes(8 * _WORDS)
+    data = b"".join(bytes.fromhex(str(text)) or blank for text in texts)
+    return np.frombuffer(data, np.uint64).reshape(-1, _WORDS)
+
+
 def find_duplicates(
     digests: Texts,
     hashes: Hashes,

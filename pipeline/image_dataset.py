@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from hashlib import sha256
 from typing import Annotated, Any, Final, Literal, Self, TypeAlias
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from pipeline.dicom_grey import Voi
 from pipeline.errors import AbsentError, SettingsError, SourceError
-from pipeline.plan import Plan, SourceRead
-from pipeline.radiographs import MIN_SIDE_PX, decode_image, is_grey, prepare_image
+from pipeline.image_reader import MEASURED_COLUMNS, ImageReader, decode_source, read_source
+from pipeline.plan import Plan
+from pipeline.radiographs import MIN_SIDE_PX, Resampling, is_grey
 from pipeline.records import SPLITS, ManifestEntry, Scalar, SourceImage
 from pipeline.schema import BASE_COLUMNS, Array, DatasetSpec, code_version, fill_value
 from pipeline.splits import assign_splits
-from pipeline.storage import describe, read_bytes
 
 Colour: TypeAlias = Literal["auto", "grey", "rgb"]
 Fraction: TypeAlias = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -46,6 +45,8 @@ class ImageSettings(BaseModel):
         colour: `grey` or `rgb` converts every image to that; `auto` looks at a sample of them
             and takes `rgb` if at least half has colour.
         equalize: Whether to equalise the histogram, grey only.
+        resampling: `antialiased` (a triangle) or `area` (the mean).
+        voi: Which VOI LUT or window of DICOM files: its position or its explanation.
         validation_fraction: Share of the groups kept for validation where no official split is.
         test_fraction: Share of the groups kept for testing where no official split is.
         seed: Of the splits.
@@ -58,6 +59,8 @@ class ImageSettings(BaseModel):
     crop_px: int | None = Field(None, ge=MIN_SIDE_PX)
     colour: Colour = "auto"
     equalize: bool = False
+    resampling: Resampling = "antialiased"
+    voi: Voi = 0
     validation_fraction: Fraction = 0.1
     test_fraction: Fraction = 0.2
     seed: int = Field(0, ge=0)
@@ -72,49 +75,6 @@ class ImageSettings(BaseModel):
         if self.equalize and self.colour == "rgb":
             raise ValueError("equalize with colour `rgb`: only grey images can be equalised")
         return self
-
-
-@dataclass(frozen=True)
-class ImageReader:
-    """Reads one file as one image.
-
-    Args:
-        size_px: Height and width of the result.
-        channels: 1 or 3.
-        crop_px: Side of the centre crop in the file's pixels, or None.
-        equalize: Whether to equalise the histogram.
-    """
-
-    size_px: int
-    channels: int
-    crop_px: int | None = None
-    equalize: bool = False
-
-    def read(self, source: SourceImage, rows: Mapping[str, Array]) -> SourceRead:  # noqa: ARG002 - the protocol's
-        """Read a file.
-
-        Args:
-            source: The file.
-            rows: Its one row.
-
-        Raises:
-            SourceError: It cannot be decoded, or is not the file that was planned.
-        """
-        data = read_bytes(source.url)
-        # Asked afterwards: whatever was read before this answer is what was planned.
-        if describe(source.url).version != source.version:
-            raise SourceError(
-                source.url, "the file has changed since it was planned", "Run the ingest again"
-            )
-        image = prepare_image(
-            decode_image(data, source.url),
-            source.url,
-            size_px=self.size_px,
-            channels=self.channels,
-            crop_px=self.crop_px,
-            equalize=self.equalize,
-        )
-        return SourceRead(image[None], (None,), {}, sha256(data).hexdigest())
 
 
 def plan_images(
@@ -152,7 +112,7 @@ def plan_images(
         shard_images=shard_images,
         chunk_images=chunk_images,
         columns={**{name: _dtype_of(name, values) for name, values in columns.items()},
-                 **BASE_COLUMNS},
+                 **MEASURED_COLUMNS, **BASE_COLUMNS},
         mpp_um=None,
         # What was decided, not `auto`: equal images give equal datasets.
         parameters={**settings.model_dump(mode="json"), "colour": _COLOUR_OF[channels]},
@@ -169,13 +129,14 @@ def plan_images(
 
 def make_reader(plan: Plan) -> ImageReader:
     """The reader of the images that `plan_images` planned."""
-    settings = plan.spec.parameters
-    crop_px = settings["crop_px"]
+    settings = ImageSettings.model_validate(plan.spec.parameters)
     return ImageReader(
         size_px=plan.spec.image_shape[0],
         channels=plan.spec.image_shape[2],
-        crop_px=crop_px if isinstance(crop_px, int) else None,
-        equalize=settings["equalize"] is True,
+        crop_px=settings.crop_px,
+        equalize=settings.equalize,
+        resampling=settings.resampling,
+        voi=settings.voi,
     )
 
 
@@ -236,7 +197,7 @@ def _decide_channels(images: Sequence[SourceImage], settings: ImageSettings) -> 
 def _looks_grey(image: SourceImage) -> bool | None:
     """Whether an image has no colour; None where it cannot be read, which the ingest reports."""
     try:
-        return is_grey(decode_image(read_bytes(image.url), image.url))
+        return is_grey(decode_source(read_source(image), image.public_name))
     except (SourceError, AbsentError):
         return None
 

@@ -25,7 +25,7 @@ def account_for(
     """State what became of each source.
 
     Args:
-        sources: The planned files, each with its `url`.
+        sources: The planned files, each with its `url` or a `public_name` in its place.
         source_index: int (image,): the source of each row.
         unreadable: Row -> why it is unreadable.
         rejected: What never got into the plan.
@@ -41,13 +41,14 @@ def account_for(
     entries = []
     for number, source in enumerate(sources):
         reasons = lost.get(number, [])
+        name = getattr(source, "public_name", source.url)
         if not reasons:
-            entries.append(ManifestEntry(source.url, "done"))
+            entries.append(ManifestEntry(name, "done"))
         elif len(reasons) == planned[number]:
-            entries.append(ManifestEntry(source.url, "failed", reasons[0]))
+            entries.append(ManifestEntry(name, "failed", reasons[0]))
         else:
             count = f"{len(reasons)} of {planned[number]} tiles unreadable, first: {reasons[0]}"
-            entries.append(ManifestEntry(source.url, "done", count))
+            entries.append(ManifestEntry(name, "done", count))
     return (*entries, *rejected)
 
 

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Mapping
 from io import BytesIO
-from typing import Final
+from typing import Final, Literal, TypeAlias
 
+import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipeline.errors import SourceError
+
+Resampling: TypeAlias = Literal["antialiased", "area"]
 
 FORMATS: Final = ("PNG", "JPEG", "TIFF")
 # The largest flat detectors have about 20 megapixels. Below Pillow's own warning level.
@@ -23,6 +27,17 @@ MIN_SIDE_PX: Final = 16
 _REMEDY: Final = "Replace or remove the file, or leave it out"
 _WITH_ALPHA: Final = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
 _DEEP_GREY: Final = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
+_RESAMPLINGS: Final[Mapping[Resampling, Image.Resampling]] = {
+    "antialiased": Image.Resampling.BILINEAR,
+    "area": Image.Resampling.BOX,
+}
+_PNG_MAGIC: Final = b"\x89PNG\r\n\x1a\n"
+# The end of an IHDR (PNG 11.2.1): 8 bits, grey, deflate, adaptive filters, not interlaced.
+_PLAIN_GREY: Final = bytes([8, 0, 0, 0, 0])
+# What says nothing of the pixels. Transparency, orientation and animation are Pillow's business.
+_PLAIN_CHUNKS: Final = frozenset(
+    {b"IHDR", b"IDAT", b"IEND", b"gAMA", b"cHRM", b"sRGB", b"sBIT", b"bKGD", b"pHYs", b"tIME"}
+)
 
 
 def decode_image(data: bytes, name: str) -> NDArray[np.uint8]:
@@ -44,6 +59,9 @@ def decode_image(data: bytes, name: str) -> NDArray[np.uint8]:
     """
     if not data:
         raise SourceError(name, "the file is empty", _REMEDY)
+    plain = _decode_plain_png(data)
+    if plain is not None:
+        return plain
     try:
         with Image.open(BytesIO(data), formats=FORMATS) as image:
             _check(image, name)
@@ -67,6 +85,7 @@ def prepare_image(
     channels: int,
     crop_px: int | None = None,
     equalize: bool = False,
+    resampling: Resampling = "antialiased",
 ) -> NDArray[np.uint8]:
     """Bring an image to the shape of its dataset.
 
@@ -74,10 +93,12 @@ def prepare_image(
         pixels: uint8 (H, W, 1 or 3).
         name: Of the file, for the error.
         size_px: Side of the result. The whole (cropped) image is squeezed into it, so that
-            nothing is cut off unasked; antialiased.
+            nothing is cut off unasked.
         channels: 1: colour becomes grey by ITU-R BT.601 luma. 3: grey is repeated.
         crop_px: Side of the square that is first cut from the centre, in the file's pixels.
         equalize: Whether to equalise the histogram of the cropped grey image.
+        resampling: `antialiased` weighs neighbours by a triangle as wide as the reduction,
+            `area` takes the mean of the pixels that fall into one.
 
     Returns:
         uint8 (size_px, size_px, channels).
@@ -93,7 +114,7 @@ def prepare_image(
         image = _crop_centre(image, crop_px, name)
     if equalize:
         image = ImageOps.equalize(image)
-    small = np.asarray(image.resize((size_px, size_px), Image.Resampling.BILINEAR))
+    small = np.asarray(image.resize((size_px, size_px), _RESAMPLINGS[resampling]))
     small = small.reshape(size_px, size_px, -1)
     return np.repeat(small, channels // small.shape[2], axis=2)
 
@@ -101,6 +122,32 @@ def prepare_image(
 def is_grey(pixels: NDArray[np.uint8]) -> bool:
     """Whether an image (H, W, C) has no colour: one channel, or three that are equal."""
     return bool((pixels == pixels[..., :1]).all())
+
+
+def _decode_plain_png(data: bytes) -> NDArray[np.uint8] | None:
+    """A PNG of 8-bit grey and nothing unusual, by libpng in half of Pillow's time.
+
+    Returns:
+        uint8 (H, W, 1) as Pillow gives it, or None where Pillow is to decode or to refuse.
+    """
+    if not data.startswith(_PNG_MAGIC) or data[24:29] != _PLAIN_GREY:
+        return None
+    width, height = struct.unpack(">II", data[16:24])
+    if min(width, height) < MIN_SIDE_PX or width * height > MAX_PIXELS:
+        return None
+    at = len(_PNG_MAGIC)
+    while at + 12 <= len(data):
+        length, kind = struct.unpack(">I4s", data[at : at + 8])
+        # Text may hold an orientation too (`Raw profile type exif`, XMP).
+        is_comment = kind == b"tEXt" and not data.startswith(b"Raw profile", at + 8)
+        if kind not in _PLAIN_CHUNKS and not is_comment:
+            return None
+        at += 12 + length
+    try:
+        pixels: NDArray[np.uint8] = imagecodecs.png_decode(data)
+    except imagecodecs.PngError:
+        return None
+    return pixels[..., None] if pixels.shape == (height, width) else None
 
 
 def _check(image: Image.Image, name: str) -> None:

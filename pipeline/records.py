@@ -53,20 +53,30 @@ class SourceImage:
     Args:
         image_id: Unique in the dataset.
         group_id: The patient or slide it comes from; splits never divide a group.
-        url: Where the file lies: plain path, `file://` or `s3://`.
+        url: Where the file lies: plain path, `file://` or `s3://`. It may hold a person's name
+            and is not shown: engines log what they work on.
         version: Changes when the file does (size and time, or the object's ETag).
         label: Of the image.
         split: The official split, or None where there is none.
         columns: Further columns of the dataset, e.g. `view_position`, `age_years`.
+        name: What errors and manifests call it; empty where the URL may be shown.
+        span_bytes: Start and stop of its bytes where `url` is a tar archive, unpacked.
     """
 
     image_id: str
     group_id: str
-    url: str
+    url: str = field(repr=False)
     version: str
     label: Label = Label.UNKNOWN
     split: Split | None = None
     columns: Mapping[str, Scalar] = field(default_factory=dict)
+    name: str = ""
+    span_bytes: tuple[int, int] | None = None
+
+    @property
+    def public_name(self) -> str:
+        """What errors and manifests call it."""
+        return self.name or self.url
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +84,7 @@ class ManifestEntry:
     """What became of one item of a batch: nothing attempted goes unmentioned.
 
     Args:
-        item: The file's URL, or the table row's image name.
+        item: The file's public name or URL, or the table row's image name.
         state: `done`, `skipped` (left out on purpose, or absent) or `failed`.
         reason: Why, for `skipped` and `failed`; empty for `done`.
     """

@@ -105,8 +105,6 @@ def translated(url: str) -> Iterator[None]:
     """Turn the libraries' errors into one line with a remedy."""
     try:
         yield
-    except StorageError:
-        raise
     except FileNotFoundError as error:
         # obstore's NotFoundError is a FileNotFoundError too.
         if "NoSuchBucket" in str(error):
@@ -125,8 +123,8 @@ def translated(url: str) -> Iterator[None]:
         raise StorageError(url, f"storage failed ({first})", remedy) from error
 
 
-def _local_version(status: os.stat_result) -> str:
-    return f"{status.st_size}-{status.st_mtime_ns}"
+def _local_info(url: str, status: os.stat_result) -> ObjectInfo:
+    return ObjectInfo(url, status.st_size, f"{status.st_size}-{status.st_mtime_ns}")
 
 
 def list_objects(url: str) -> list[ObjectInfo]:
@@ -157,21 +155,18 @@ def list_objects(url: str) -> list[ObjectInfo]:
 
 def _walk(url: str, root: Path) -> Iterator[ObjectInfo]:
     if root.is_file():
-        yield ObjectInfo(url, root.stat().st_size, _local_version(root.stat()))
+        yield _local_info(url, root.stat())
         return
     for folder, _, names in os.walk(root, followlinks=True):
         for name in names:
             path = Path(folder, name)
             with suppress(FileNotFoundError):  # removed meanwhile, or a link to nowhere
-                status = path.stat()
-                child = join(url, path.relative_to(root).as_posix())
-                yield ObjectInfo(child, status.st_size, _local_version(status))
+                yield _local_info(join(url, path.relative_to(root).as_posix()), path.stat())
 
 
 def _head(url: str, place: Place) -> ObjectInfo:
     if place.scheme == "file":
-        status = Path(place.key).stat()
-        return ObjectInfo(url, status.st_size, _local_version(status))
+        return _local_info(url, Path(place.key).stat())
     meta = obstore.head(_objects(place.scheme, place.root), place.key)
     return ObjectInfo(url, meta["size"], meta["e_tag"] or "")
 
@@ -192,12 +187,10 @@ def exists(url: str) -> bool:
     place = parse(url)
     if place.scheme == "file":
         return Path(place.key).is_file()
-    with translated(url):
-        try:
-            _head(url, place)
-        except FileNotFoundError:
-            return False
-    return True
+    with translated(url), suppress(FileNotFoundError):
+        _head(url, place)
+        return True
+    return False
 
 
 def read_bytes(url: str) -> bytes:
@@ -214,6 +207,18 @@ def read_bytes(url: str) -> bytes:
         return bytes(obstore.get(_objects(place.scheme, place.root), place.key).bytes())
 
 
+def read_range(url: str, start: int, stop: int) -> bytes:
+    """Bytes `start` to `stop` of a file, fewer where it ends before; raises as `read_bytes`."""
+    place = parse(url)
+    with translated(url):
+        if place.scheme == "file":
+            with Path(place.key).open("rb") as file:
+                file.seek(start)
+                return file.read(stop - start)
+        store = _objects(place.scheme, place.root)
+        return bytes(obstore.get_range(store, place.key, start=start, end=stop))
+
+
 def write_bytes(url: str, data: bytes) -> None:
     """Write one whole file: readers see the old content or the new, never a part.
 
@@ -222,11 +227,11 @@ def write_bytes(url: str, data: bytes) -> None:
     """
     place = parse(url)
     with translated(url):
-        if place.scheme != "file":
+        if place.scheme == "file":
+            with _beside(Path(place.key), data) as temporary:
+                temporary.replace(place.key)
+        else:
             obstore.put(_objects(place.scheme, place.root), place.key, data)
-            return
-        with _beside(Path(place.key), data) as temporary:
-            temporary.replace(place.key)
 
 
 def create_bytes(url: str, data: bytes) -> bool:
@@ -239,16 +244,14 @@ def create_bytes(url: str, data: bytes) -> bool:
         StorageError: The place cannot be written.
     """
     place = parse(url)
-    with translated(url):
-        try:
-            if place.scheme != "file":
-                obstore.put(_objects(place.scheme, place.root), place.key, data, mode="create")
-                return True
+    with translated(url), suppress(AlreadyExistsError, FileExistsError):
+        if place.scheme == "file":
             with _beside(Path(place.key), data) as temporary:
                 os.link(temporary, place.key)
-        except (AlreadyExistsError, FileExistsError):
-            return False
-    return True
+        else:
+            obstore.put(_objects(place.scheme, place.root), place.key, data, mode="create")
+        return True
+    return False
 
 
 @contextmanager
@@ -271,11 +274,10 @@ def _beside(target: Path, data: bytes) -> Iterator[Path]:
 def delete(url: str) -> None:
     """Delete one file or object; one that is absent is no error."""
     place = parse(url)
-    with translated(url):
+    with translated(url), suppress(FileNotFoundError):
         if place.scheme == "file":
-            Path(place.key).unlink(missing_ok=True)
-            return
-        with suppress(FileNotFoundError):
+            Path(place.key).unlink()
+        else:
             obstore.delete(_objects(place.scheme, place.root), place.key)
 
 

@@ -23,7 +23,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
-from io import BytesIO
 from pathlib import PurePosixPath
 from typing import BinaryIO, Final, Literal
 
@@ -36,13 +35,15 @@ from pipeline.dicom_grey import Voi
 from pipeline.dicom_header import HEADER_TAGS, name_other_kind, read_age, read_view
 from pipeline.dicom_pixels import decode_dicom, describe_pixels
 from pipeline.engines import MapWork, map_serially
-from pipeline.errors import AbsentError, DeniedError, NormscopeError, SourceError, StorageError
+from pipeline.errors import SourceError
+from pipeline.image_reader import read_source
 from pipeline.privacy import PseudonymKey, burned_in_text, deidentify
+from pipeline.public_names import calling_it
+from pipeline.ranges import open_by_range
 from pipeline.records import Label, ManifestEntry, Scalar, SourceImage
 from pipeline.sources.listings import ImageListing, list_folder, relative_path
 from pipeline.sources.tables import parse_sex
-from pipeline.staging import stage
-from pipeline.storage import ObjectInfo, describe, name_of, parse, read_bytes
+from pipeline.storage import ObjectInfo, name_of, read_bytes
 
 # What lies about in a folder of DICOM files without being meant as one.
 _OTHER_SUFFIXES: Final = frozenset(
@@ -132,14 +133,8 @@ def read_radiograph(source: SourceImage, *, voi: Voi = 0) -> tuple[NDArray[np.ui
         SourceError: It cannot be decoded, is gone, or has changed since it was listed.
         StorageError: It cannot be reached.
     """
-    with _calling_it(source.image_id):
-        data = read_bytes(source.url)
-        version = describe(source.url).version
-    if version != source.version:
-        raise SourceError(
-            source.image_id, "the file has changed since it was listed", "Run the ingest again"
-        )
-    return decode_dicom(data, source.image_id, voi=voi), sha256(data).hexdigest()
+    data = read_source(source)
+    return decode_dicom(data, source.public_name, voi=voi), sha256(data).hexdigest()
 
 
 def _examine(
@@ -147,7 +142,7 @@ def _examine(
 ) -> tuple[str, SourceImage | ManifestEntry]:
     """A file's public name, and what became of it."""
     try:
-        with _calling_it(file.name), _open_header(file.info) as opened:
+        with calling_it(file.name), _open_header(file.info) as opened:
             header = parse_header(opened, file.name, HEADER_TAGS)
         with refusing(file.name, "the header is damaged", "Export it again, or leave it out"):
             kind = name_other_kind(header)
@@ -173,17 +168,20 @@ def _make_image(file: _File, header: Dataset, key: PseudonymKey, label: Label) -
         "photometric": facts.photometric,
         "burned_in_text": burned_in_text(clean),
     }
-    return SourceImage(image_id, group_id, file.info.url, file.info.version, label, columns=columns)
+    return SourceImage(
+        image_id, group_id, file.info.url, file.info.version, label, columns=columns, name=image_id
+    )
 
 
 def _tell_apart(file: _File, image: SourceImage, key: PseudonymKey) -> SourceImage | ManifestEntry:
     """Of files with one SOP Instance UID: the id is extended by a keyed digest of the content."""
     try:
-        with _calling_it(file.name):
+        with calling_it(file.name):
             digest = sha256(read_bytes(image.url)).hexdigest()
     except SourceError as error:
         return ManifestEntry(file.name, "failed", error.problem)
-    return replace(image, image_id=f"{image.image_id}-{key.pseudonym('content', digest)[:12]}")
+    image_id = f"{image.image_id}-{key.pseudonym('content', digest)[:12]}"
+    return replace(image, image_id=image_id, name=image_id)
 
 
 def _digest(url: str, folder: str, key: PseudonymKey) -> str:
@@ -197,36 +195,13 @@ def _is_hidden(url: str) -> bool:
 
 @contextmanager
 def _open_header(info: ObjectInfo) -> Iterator[BinaryIO]:
-    """A file, of which only the beginning is read where it lies on a disk."""
+    """A file, of which only the beginning is read or fetched."""
     if info.size_bytes > MAX_FILE_BYTES:
         raise SourceError(
             info.url, f"{info.size_bytes} bytes, at most {MAX_FILE_BYTES} are read", "Leave it out"
         )
-    if parse(info.url).scheme != "file":
-        yield BytesIO(read_bytes(info.url))
-        return
-    with stage(info.url, info.version) as path, path.open("rb") as file:
+    with open_by_range(info) as file:
         yield file
-
-
-@contextmanager
-def _calling_it(name: str) -> Iterator[None]:
-    """Let no error of the storage through that quotes a URL.
-
-    Raises:
-        SourceError: This one file cannot be read.
-        StorageError: The storage is at fault; it may pass.
-    """
-    try:
-        yield
-    except (AbsentError, DeniedError, PermissionError) as error:
-        problem = f"the file cannot be read ({type(error).__name__})"
-        raise SourceError(name, problem, "Check that it is there and may be read") from None
-    except StorageError as error:
-        problem = f"the storage failed ({type(error).__name__})"
-        raise StorageError(name, problem, "Check that the server or disk answers") from None
-    except NormscopeError as error:
-        raise type(error)(name, error.problem, error.remedy) from None
 
 
 def _notes(images: tuple[SourceImage, ...]) -> tuple[str, ...]:

@@ -16,13 +16,8 @@ from pydantic import ValidationError
 
 from pipeline.engines import map_serially
 from pipeline.errors import SettingsError, SourceError
-from pipeline.image_dataset import (
-    ImageReader,
-    ImageSettings,
-    choose_shards,
-    make_reader,
-    plan_images,
-)
+from pipeline.image_dataset import ImageSettings, choose_shards, make_reader, plan_images
+from pipeline.image_reader import ImageReader
 from pipeline.ingest import IngestReport, ingest
 from pipeline.records import Label, Scalar, SourceImage
 from pipeline.schema import Dataset, open_dataset

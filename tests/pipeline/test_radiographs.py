@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from io import BytesIO
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.errors import SourceError
-from pipeline.radiographs import decode_image, is_grey, prepare_image
+from pipeline.radiographs import _decode_plain_png, decode_image, is_grey, prepare_image
 from tests.pipeline.made_images import claim_png
 
 # Wider than high, a gradient along x and one bright spot off the diagonal.
@@ -36,6 +38,62 @@ def test_eight_bits_come_back_as_they_are(container: str) -> None:
     np.testing.assert_array_equal(pixels[..., 0], GREY)
     rgb = decode_image(encode(Image.fromarray(colour()), container), "a.png")
     np.testing.assert_array_equal(rgb, colour())
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    check = struct.pack(">I", zlib.crc32(kind + content))
+    return struct.pack(">I", len(content)) + kind + content + check
+
+
+@pytest.mark.parametrize("level", [0, 1, 6, 9])
+def test_plain_grey_pngs_are_decoded_as_pillow_does(level: int) -> None:
+    noise = np.random.default_rng(level).integers(0, 256, (70, 33), dtype=np.uint8)
+    for pixels in (GREY, noise):
+        data = encode(Image.fromarray(pixels), compress_level=level)
+        plain = _decode_plain_png(data)
+        assert plain is not None
+        np.testing.assert_array_equal(plain[..., 0], pixels)
+        np.testing.assert_array_equal(decode_image(data, "a.png"), plain)
+
+
+def test_real_radiographs_are_decoded_as_pillow_does(shared_data: Path) -> None:
+    for path in sorted((shared_data / "nih" / "images_1024").glob("*.png")):
+        plain = _decode_plain_png(path.read_bytes())
+        assert plain is not None
+        with Image.open(path) as image:
+            np.testing.assert_array_equal(plain[..., 0], np.asarray(image))
+
+
+def test_what_is_not_plain_is_left_to_pillow() -> None:
+    plain = encode(Image.fromarray(GREY))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    others = {
+        "colour": encode(Image.fromarray(colour())),
+        "deep": encode(Image.fromarray(GREY.astype(np.uint16))),
+        "transparent": encode(Image.fromarray(GREY), transparency=7),
+        "turned": encode(Image.fromarray(GREY), exif=exif),
+        "turned by a text": plain[:33] + chunk(b"tEXt", b"Raw profile type exif\0") + plain[33:],
+        "damaged": plain[:60] + bytes([plain[60] ^ 1]) + plain[61:],
+        "short": plain[:-30],
+    }
+    for kind, data in others.items():
+        assert _decode_plain_png(data) is None, kind
+    commented = plain[:33] + chunk(b"tEXt", b"Software\0x") + plain[33:]
+    np.testing.assert_array_equal(decode_image(commented, "a.png")[..., 0], GREY)
+    # tRNS makes level 28, which is in the image, transparent: black.
+    seen = decode_image(encode(Image.fromarray(GREY), transparency=28), "a.png")
+    assert GREY[0, 7] == 28
+    assert seen[0, 7, 0] == 0
+
+
+def test_area_resizing_takes_the_mean() -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (48, 96, 1), dtype=np.uint8)
+    result = prepare_image(pixels, "a", size_px=16, channels=1, resampling="area")
+    means = pixels.reshape(16, 3, 16, 6).mean(axis=(1, 3))
+    assert np.abs(result[..., 0] - means).max() <= 1
+    triangle = prepare_image(pixels, "a", size_px=16, channels=1)
+    assert np.abs(triangle[..., 0] - means).max() > 3
 
 
 def test_jpeg_is_read() -> None:
