@@ -11,14 +11,26 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from shlex import quote
 from typing import Annotated, Any, Final
 
 from cyclopts import App, Parameter
 from rich.console import Console
 from rich.markdown import Markdown
 
-from flows.local_stack import find_stack, running_prefect_server, start_stack, stop_stack
-from flows.settings import Settings, adopt_environment, prepare_environment
+from flows.local_stack import (
+    find_stack,
+    running_prefect_server,
+    start_stack,
+    stop_stack,
+    usual_stack,
+)
+from flows.settings import (
+    Settings,
+    adopt_environment,
+    library_environment,
+    prepare_environment,
+)
 from pipeline.errors import NormscopeError
 
 _HELP: Final = (
@@ -95,6 +107,18 @@ def down() -> None:
     """Stop what `up` started; all state stays in the home folder."""
     stopped = stop_stack(Settings())
     print(f"Stopped {', '.join(stopped)}." if stopped else "Nothing was running.")
+
+
+@app.command(help_epilogue='Example: eval "$(normscope env)"')
+def env() -> None:
+    """Print the variables for servers and shells of your own, at the usual ports of this machine.
+
+    Prefect, MLflow, Ray and workers that you start by hand all need the same ones.
+    """
+    settings = Settings()
+    stack = find_stack(settings) or usual_stack()
+    for name, value in {**library_environment(settings), **stack.environment()}.items():
+        print(f"export {name}={quote(value)}")
 
 
 @app.command(help_epilogue="Example: normscope deploy")

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Final
 
 from flows import processes, services
-from flows.loopback import require_free_port
+from flows.loopback import HOST, require_free_port
 from flows.processes import Service
 from flows.services import MLFLOW, PREFECT, RAY, WORKER
 from flows.settings import Settings
@@ -160,6 +160,16 @@ def find_stack(settings: Settings) -> Stack | None:
     if not (prefect_api_url and mlflow_tracking_uri and ray_address and worker):
         return None
     return Stack(prefect_api_url, mlflow_tracking_uri, ray_address)
+
+
+def usual_stack() -> Stack:
+    """Where a stack answers that somebody has started by hand at the usual ports."""
+    ports = StackPorts()
+    return Stack(
+        f"http://{HOST}:{ports.prefect}/api",
+        f"http://{HOST}:{ports.mlflow}",
+        f"{HOST}:{ports.ray}",
+    )
 
 
 def stop_stack(settings: Settings) -> list[str]:
