@@ -179,6 +179,8 @@ def child_environment(settings: Settings, **variables: str) -> dict[str, str]:
 
 def _has_own_ray_token(settings: Settings) -> bool:
     """Whether Ray is ours to guard: on this machine, and its user has arranged nothing else."""
+    if os.environ.get("RAY_AUTH_TOKEN_PATH") == str(settings.home / "ray" / "token"):
+        return True
     if {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
         return False
     return settings.ray_address is None or settings.ray_address.startswith(_LOOPBACK)
