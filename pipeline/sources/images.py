@@ -123,7 +123,7 @@ def list_images(
     images = in_order([*gathering.images.values(), *kept])
     if not images or (not gathering.images and labels_url):
         raise _match_nothing(table, gathering, folder)
-    left_out = () if keeps_unlisted else list_unlisted(unlisted.values())
+    left_out = () if keeps_unlisted else list_unlisted(info.url for info in unlisted.values())
     rejected = (*gathering.rejected, *gathering.list_absent(), *left_out)
     return ImageListing(images, rejected, rows.explain())
 

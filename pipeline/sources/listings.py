@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Final
 
 from pipeline.records import ManifestEntry, SourceImage
-from pipeline.storage import ObjectInfo, list_objects, parse
+from pipeline.storage import ObjectInfo, exists, join, list_objects, name_of, parse
 
 IMAGE_SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff"})
 # A table of a hundred thousand rows may lie beside a few hundred images.
@@ -46,6 +46,28 @@ class Folder:
     def is_single_file(self) -> bool:
         """Whether the URL names a file itself."""
         return len(self.files) == 1 and self.files[0].url == self.url
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFile:
+    """An image that lies in a folder, or in an archive there.
+
+    Args:
+        url: Of the file, or of the archive.
+        version: Changes when that does.
+        name: What errors and manifests call it; empty where the URL does.
+        span_bytes: Start and stop of its bytes in the archive, unpacked.
+    """
+
+    url: str
+    version: str
+    name: str = ""
+    span_bytes: tuple[int, int] | None = None
+
+    @property
+    def public_name(self) -> str:
+        """What errors and manifests call it."""
+        return self.name or self.url
 
 
 @dataclass
@@ -127,6 +149,26 @@ def relative_path(url: str, folder: str) -> str | None:
     return url[len(below) :] if url.startswith(below) else None
 
 
+def find_beside(folder: Folder, names: Sequence[str]) -> str | None:
+    """The first of some files that lies below a folder, the nearest first, or in its parent.
+
+    Args:
+        folder: Where to look.
+        names: Of the file, in order of preference; each may also end in `.gz`.
+    """
+    nearest = sorted(folder.files, key=lambda info: info.url.count("/"))
+    parent = parent_of(folder.url)
+    for wanted in names:
+        spellings = (wanted, f"{wanted}.gz")
+        below = [info.url for info in nearest if name_of(info.url) in spellings]
+        if below:
+            return below[0]
+    beside = (
+        [join(parent, wanted + end) for wanted in names for end in ("", ".gz")] if parent else []
+    )
+    return next((url for url in beside if exists(url)), None)
+
+
 def is_image(url: str) -> bool:
     """Whether a file's name is that of an image."""
     path = PurePosixPath(url)
@@ -138,6 +180,6 @@ def in_order(images: Iterable[SourceImage]) -> tuple[SourceImage, ...]:
     return tuple(sorted(images, key=lambda image: image.image_id))
 
 
-def list_unlisted(files: Iterable[ObjectInfo]) -> tuple[ManifestEntry, ...]:
+def list_unlisted(names: Iterable[str]) -> tuple[ManifestEntry, ...]:
     """Files that no row names."""
-    return tuple(ManifestEntry(info.url, "skipped", "no row in the table") for info in files)
+    return tuple(ManifestEntry(name, "skipped", "no row in the table") for name in names)

@@ -6,7 +6,7 @@ import csv
 import gzip
 import re
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from io import StringIO
 from typing import Final
@@ -56,7 +56,7 @@ def read_table(
         StorageError: It cannot be read.
     """
     try:
-        lines = csv.reader(StringIO(_read_text(url), newline=""))
+        lines = read_rows(url)
         header = next(lines, [])
         found = _find_columns(header, names)
         missing = [name for name in needed if name not in found]
@@ -76,6 +76,16 @@ def read_table(
     if not rows:
         raise SourceError(url, "the table has no rows", "Give one row an image")
     return Table(url, {name: header[at] for name, at in found.items()}, rows)
+
+
+def read_rows(url: str) -> Iterator[list[str]]:
+    """The cells of each line of a CSV file, gzipped or not.
+
+    Raises:
+        SourceError: It is no text in UTF-8.
+        StorageError: It cannot be read.
+    """
+    return csv.reader(StringIO(_read_text(url), newline=""))
 
 
 def _read_text(url: str) -> str:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import json
+import tarfile
+import tempfile
 from collections import Counter
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +15,10 @@ import pytest
 
 from pipeline.errors import SchemaError, SettingsError, SourceError
 from pipeline.image_dataset import ImageSettings, plan_images
+from pipeline.image_reader import read_source
 from pipeline.records import Label
 from pipeline.sources.chestxray14 import list_radiographs
+from pipeline.sources.chestxray14_boxes import read_boxes
 from pipeline.sources.listings import plain_url
 from pipeline.storage import write_bytes
 
@@ -129,10 +135,81 @@ def test_bad_rows_and_files_are_named_and_the_rest_goes_on(tmp_path: Path) -> No
     assert found["twice.png"] == ("skipped", "duplicated row")
     assert found["torn.png"] == ("failed", "its rows contradict each other")
     assert found[f"{url}/images/extra.png"] == ("skipped", "no row in the table")
-    assert found[f"{url}/other/{NAMES[0]}"][1].startswith(f"{url}/images/{NAMES[0]} has the same")
+    assert found[f"{url}/other/{NAMES[0]}"][1].startswith(f"'{url}/images/{NAMES[0]}' has the same")
     assert found["gone19.png"] == ("skipped", "in the table, but no such image")
     assert "gone20.png" not in found
     assert found[f"{url}/Data_Entry_2017.csv"][1].startswith("5 more rows")
+
+
+def pack(path: Path, names: list[str]) -> None:
+    with tarfile.open(path, "w:gz") as archive:
+        for name in names:
+            entry = tarfile.TarInfo(f"images/{name}")
+            entry.size = len(name)
+            archive.addfile(entry, BytesIO(name.encode()))
+
+
+def test_archives_give_the_same_images_as_what_they_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    url = write_set(tmp_path / "set", table_text(), NAMES[:1])
+    pack(tmp_path / "set" / "images_001.tar.gz", [*NAMES[:3], "extra.png"])
+    pack(tmp_path / "set" / "images_002.tar.gz", NAMES[3:])
+    pack(tmp_path / "set" / "lists.tar.gz", ["no.png"])  # no archive of images
+    (tmp_path / "set" / "images_003.tar.gz").write_bytes(b"half a download")
+    listing = list_radiographs(url)
+    assert [image.image_id for image in listing.images] == NAMES
+    assert listing.images[0].public_name == f"{url}/images/{NAMES[0]}"
+    for image, archive in zip(listing.images[1:], (1, 1, 2), strict=True):
+        place = f"{url}/images_00{archive}.tar.gz"
+        assert image.url == place
+        assert image.public_name == f"{place}/images/{image.image_id}"
+        assert read_source(image) == image.image_id.encode()
+    found = {entry.item: (entry.state, entry.reason) for entry in listing.rejected}
+    assert found[f"{url}/images_001.tar.gz"][1].startswith("1 of its 4 images lie elsewhere")
+    assert found[f"{url}/images_001.tar.gz/images/extra.png"][1] == "no row in the table"
+    assert found[f"{url}/images_003.tar.gz"][0] == "failed"
+    # Where it lies unpacked beside itself, an archive is not looked into.
+    (tmp_path / "set" / "images_002").mkdir()
+    (tmp_path / "set" / "images_002" / NAMES[3]).write_bytes(b"unpacked")
+    assert read_source(list_radiographs(url).images[3]) == b"unpacked"
+
+
+BOXES = (
+    "Image Index,Finding Label,Bbox [x,y,w,h],,,\n"
+    "00000001_001.png,Mass,10.5,20,30,40.25,,,\n"
+    "00000001_001.png,Infiltrate,1,2,3,4,,,\n"
+    "00000077_000.png,Nodule,1,2,3,4\n"
+    "00000003_000.png,Hernia,1,2,x,4\n"
+    "00000003_000.png,Erika,1,2,3,4\n"
+)
+
+
+def test_boxes_of_findings_become_a_column(tmp_path: Path) -> None:
+    url = write_set(tmp_path / "set", table_text())
+    (tmp_path / "set" / "BBox_List_2017.csv.gz").write_bytes(gzip.compress(BOXES.encode()))
+    listing = list_radiographs(f"{url}/images", table_url=f"{url}/Data_Entry_2017.csv")
+    boxes = [str(image.columns["boxes_yxhw"]) for image in listing.images]
+    assert boxes[0] == boxes[2] == boxes[3] == ""
+    assert json.loads(boxes[1]) == [
+        ["Mass", 20.0, 10.5, 40.25, 30.0], ["Infiltration", 2.0, 1.0, 4.0, 3.0],
+    ]  # fmt: skip
+    bad = [entry.item for entry in listing.rejected if entry.reason == "not a box"]
+    assert [item.rpartition(", ")[2] for item in bad] == ["line 5", "line 6"]
+    assert any("1 images have boxes" in note for note in listing.notes)
+    (tmp_path / "set" / "BBox_List_2017.csv.gz").write_bytes(b"a,b\n")
+    with pytest.raises(SourceError, match="not the list of boxes"):
+        list_radiographs(url)
+
+
+def test_the_real_boxes_are_read(shared_data: Path) -> None:
+    boxes, rejected = read_boxes(str(shared_data / "nih" / "BBox_List_2017.csv.gz"))
+    assert (len(boxes), len(rejected)) == (880, 0)
+    found = [box for text in boxes.values() for box in json.loads(text)]
+    assert len(found) == 984
+    assert Counter(finding for finding, *_ in found)["Infiltration"] == 123
+    assert all(y >= 0 and y + height <= 1025 for _, y, _, height, _ in found)
 
 
 def test_what_cannot_be_a_batch_is_one_error(tmp_path: Path) -> None:
