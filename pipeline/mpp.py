@@ -7,12 +7,14 @@ from typing import Final, Literal, TypeAlias
 
 from pipeline.errors import SourceError
 
-MppSource: TypeAlias = Literal["vendor property", "TIFF resolution tags", "settings"]
+MppSource: TypeAlias = Literal["vendor property", "TIFF resolution tags", "settings", "user table"]
 
 # Outside of these no microscope scans: 72 dots per inch, a writer's default, is 352.8 um/px.
 _MPP_LIMITS_UM: Final = (0.01, 100.0)
 _UM_PER_RESOLUTION_UNIT: Final[Mapping[str, float]] = {"inch": 25_400.0, "centimeter": 10_000.0}
-_MPP_REMEDY: Final = "Give the slide's um/px in the setting `mpp_override_um`"
+_MPP_REMEDY: Final = (
+    "Give the slide's um/px in a table (`mpp_table`), or every slide's in `mpp_override_um`"
+)
 
 
 def find_mpp(
@@ -32,7 +34,7 @@ def find_mpp(
         SourceError: There is no value, or it is impossible.
     """
     if override_um is not None:
-        return _checked_mpp((override_um, override_um), "settings", item), "settings"
+        return require_possible_mpp((override_um, override_um), "settings", item), "settings"
     source: MppSource = "vendor property"
     texts = [properties.get(f"openslide.mpp-{axis}") for axis in "yx"]
     per_unit = _UM_PER_RESOLUTION_UNIT.get(properties.get("tiff.ResolutionUnit", ""))
@@ -46,10 +48,25 @@ def find_mpp(
         power = properties.get("openslide.objective-power")
         known = f", only an objective power of {power}, which does not fix it" if power else ""
         raise SourceError(item, f"no um/px (mpp) in the file{known}", _MPP_REMEDY)
-    return _checked_mpp((float(texts[0]), float(texts[1])), source, item), source
+    return require_possible_mpp((float(texts[0]), float(texts[1])), source, item), source
 
 
-def _checked_mpp(mpp_yx: tuple[float, float], source: MppSource, item: str) -> tuple[float, float]:
+def require_possible_mpp(
+    mpp_yx: tuple[float, float], source: MppSource, item: str
+) -> tuple[float, float]:
+    """Refuse um/px at which no microscope scans.
+
+    Args:
+        mpp_yx: (y, x) in um/px.
+        source: Where the value comes from, for the error.
+        item: What it belongs to, for the error.
+
+    Returns:
+        The value itself.
+
+    Raises:
+        SourceError: It is impossible; 0 and NaN are.
+    """
     low, high = _MPP_LIMITS_UM
     if not all(low <= mpp <= high for mpp in mpp_yx):
         raise SourceError(

@@ -11,23 +11,28 @@ and both are read, on disk or on S3:
     testing/reference.csv
 
 Label and split follow from the official names; of test slides the label is in `reference.csv`.
-Any other slide is taken too, its label unknown unless a table gives it.
+Any other slide is taken too, its label unknown unless a table gives it. Published errata
+(`slide_tables.read_errata`) speak of slides with official names only.
 """
 
 from __future__ import annotations
 
 import csv
+import logging
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import PurePosixPath
 from typing import Final
 
 from pipeline.errors import SourceError
 from pipeline.records import Label, ManifestEntry, Slide, Split
+from pipeline.sources.slide_tables import Erratum, read_errata, read_mpp
 from pipeline.storage import ObjectInfo, list_objects, name_of, read_bytes
+
+logger = logging.getLogger(__name__)
 
 # What OpenSlide reads from one file, https://openslide.org/formats/. A MIRAX slide is a file and
 # a folder beside it; DICOM slides are many files and not taken.
@@ -67,15 +72,21 @@ class SlideListing:
     Args:
         source: `camelyon16` where slides bear its names, else the folder's or file's name.
         slides: In order of their id.
-        rejected: Annotations and table rows without a slide.
+        rejected: Slides that the errata exclude, annotations and table rows without a slide.
+        mpp_um: slide id -> um per level-0 pixel, as the user says.
+        partly_annotated: Ids of slides on which there may be lesions that nobody outlined.
     """
 
     source: str
     slides: tuple[Slide, ...]
     rejected: tuple[ManifestEntry, ...]
+    mpp_um: Mapping[str, float] = field(default_factory=dict)
+    partly_annotated: frozenset[str] = frozenset()
 
 
-def list_slides(url: str, *, labels: str | None = None) -> SlideListing:
+def list_slides(
+    url: str, *, labels: str | None = None, errata: str | None = None, mpp_table: str | None = None
+) -> SlideListing:
     """List the slides below a folder or prefix, or one slide.
 
     Args:
@@ -83,9 +94,11 @@ def list_slides(url: str, *, labels: str | None = None) -> SlideListing:
         labels: URL of a CSV table with the columns `slide` (file name without suffix) and `label`
             (`normal` or `tumor`); it outweighs the official names. None looks for the official
             `reference.csv`.
+        errata: See `slide_tables.read_errata`.
+        mpp_table: See `slide_tables.read_mpp`.
 
     Raises:
-        SourceError: There is no slide, or the table cannot be used.
+        SourceError: There is no slide, or a table cannot be used.
         StorageError: The URL cannot be read.
     """
     files = [_File(info, _relative(info.url, url)) for info in list_objects(url)]
@@ -96,33 +109,63 @@ def list_slides(url: str, *, labels: str | None = None) -> SlideListing:
             url, f"no slide among {len(files)} files", f"Slides end in {_listed(SLIDE_SUFFIXES)}"
         )
     label_of = _read_labels(files, labels)
+    erratum_of = read_errata(errata)
+    mpp_of = {
+        _name_slide(name): mpp for name, mpp in (read_mpp(mpp_table) if mpp_table else {}).items()
+    }
     annotations = _group_annotations(files)
+    named = list(zip(found, _name_uniquely(found), strict=True))
+    excluded = [_exclude(file, erratum_of) for file in found]
     slides = [
         _describe(file, slide_id, label_of, annotations.get(file.stem, ()))
-        for file, slide_id in zip(found, _name_uniquely(found), strict=True)
+        for (file, slide_id), entry in zip(named, excluded, strict=True)
+        if entry is None
     ]
     is_camelyon16 = any(_OFFICIAL_NAME.fullmatch(file.stem) for file in found)
+    stems = {file.stem for file in found}
+    orphans = _find_orphans(stems, annotations, {"label": label_of, "mpp": mpp_of})
     return SlideListing(
         source="camelyon16" if is_camelyon16 else PurePosixPath(name_of(url)).stem or "slides",
         slides=tuple(sorted(slides, key=lambda slide: slide.slide_id)),
-        rejected=tuple(_find_orphans({file.stem for file in found}, annotations, label_of)),
+        rejected=(*filter(None, excluded), *orphans),
+        mpp_um={slide_id: mpp_of[file.stem] for file, slide_id in named if file.stem in mpp_of},
+        partly_annotated=frozenset(
+            slide_id
+            for file, slide_id in named
+            if (erratum := _find_erratum(file, erratum_of)) and erratum.state == "partly_annotated"
+        ),
     )
+
+
+def _find_erratum(file: _File, erratum_of: Mapping[str, Erratum]) -> Erratum | None:
+    is_official = _OFFICIAL_NAME.fullmatch(file.stem)
+    return erratum_of.get(file.stem.lower()) if is_official else None
+
+
+def _exclude(file: _File, erratum_of: Mapping[str, Erratum]) -> ManifestEntry | None:
+    erratum = _find_erratum(file, erratum_of)
+    if erratum is None or erratum.state != "excluded":
+        return None
+    reason = f"excluded by the errata: {erratum.reason} ({erratum.source})"
+    logger.info("%s: %s", file.info.url, reason)
+    return ManifestEntry(file.info.url, "skipped", reason)
 
 
 def _find_orphans(
     stems: Collection[str],
     annotations: Mapping[str, Sequence[_File]],
-    label_of: Mapping[str, Label],
+    tables: Mapping[str, Collection[str]],
 ) -> Iterator[ManifestEntry]:
-    """What speaks of slides that are not there."""
+    """What speaks of slides that are not there; `tables` are names by kind of table."""
     for stem, group in sorted(annotations.items()):
         if stem not in stems:
             for file in group:
                 yield ManifestEntry(
                     file.info.url, "skipped", "annotation without a slide of that name"
                 )
-    for name in sorted(set(label_of) - set(stems)):
-        yield ManifestEntry(name, "skipped", "in the label table, but no such slide file")
+    for kind, names in tables.items():
+        for name in sorted(set(names) - set(stems)):
+            yield ManifestEntry(name, "skipped", f"in the {kind} table, but no such slide file")
 
 
 def _relative(url: str, root: str) -> PurePosixPath:
@@ -204,10 +247,14 @@ def _parse_labels(url: str) -> dict[str, Label]:
             raise SourceError(
                 url, f"label {word!r} in row {number}", f"Use one of {_listed(_LABEL_WORDS)}"
             )
-        path = PurePosixPath(row[name_column].strip())
-        name = path.stem if path.suffix.lower() in SLIDE_SUFFIXES else path.name
-        labels[name] = _LABEL_WORDS[word]
+        labels[_name_slide(row[name_column])] = _LABEL_WORDS[word]
     return labels
+
+
+def _name_slide(text: str) -> str:
+    """A slide's name from a table's cell: a name, or a path with or without the suffix."""
+    path = PurePosixPath(text.strip())
+    return path.stem if path.suffix.lower() in SLIDE_SUFFIXES else path.name
 
 
 def _listed(names: Iterable[str]) -> str:

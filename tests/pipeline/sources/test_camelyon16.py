@@ -7,6 +7,7 @@ import pytest
 from pipeline.errors import SourceError
 from pipeline.records import Label
 from pipeline.sources.camelyon16 import list_slides
+from pipeline.sources.slide_tables import read_errata
 from pipeline.storage import write_bytes
 
 
@@ -151,3 +152,60 @@ def test_refuses_a_label_table_that_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_bytes(b"\xff\xfe\x00\x80")
     with pytest.raises(SourceError, match="not a CSV table"):
         list_slides(url, labels=str(tmp_path / "labels.csv"))
+
+
+def test_errata_exclude_slides_and_say_why(tmp_path: Path) -> None:
+    url = touch(tmp_path, "a/normal_027.tif", "a/Normal_086.tif", "a/normal_001.tif",
+                "b/test_049.tif", "b/test_114.tif", "b/test_002.tif")  # fmt: skip
+    listing = list_slides(url)
+    assert [slide.slide_id for slide in listing.slides] == ["normal_001", "test_002"]
+    reasons = {Path(entry.item).stem: entry.reason for entry in listing.rejected}
+    assert {entry.state for entry in listing.rejected} == {"skipped"}
+    assert set(reasons) == {"normal_027", "Normal_086", "test_049", "test_114"}
+    assert "tumor_111" in reasons["Normal_086"]
+    assert all("https://" in reason for reason in reasons.values())
+
+
+def test_the_published_errata_are_whole() -> None:
+    errata = read_errata()
+    excluded = {name for name, erratum in errata.items() if erratum.state == "excluded"}
+    assert excluded == {
+        *(f"normal_{number:03d}" for number in (27, 45, 86, 108, 144, 150, 158)),
+        "test_049", "test_114",
+    }  # fmt: skip
+    assert len(errata) - len(excluded) == 20
+    assert all(erratum.reason and "https://" in erratum.source for erratum in errata.values())
+
+
+def test_a_user_overrides_the_errata(tmp_path: Path) -> None:
+    url = touch(tmp_path / "slides", "normal_027.tif", "tumor_001.tif", "case_9.tif")
+    table = tmp_path / "errata.csv"
+    table.write_text(
+        "slide,state,reason,source\ntumor_001,partly_annotated,two sections,us\n"
+        "case_9,excluded,no official slide,us\n"
+    )
+    listing = list_slides(url, errata=str(table))
+    assert [slide.slide_id for slide in listing.slides] == ["case_9", "normal_027", "tumor_001"]
+    assert listing.partly_annotated == {"tumor_001"}
+    assert len(list_slides(url, errata="none").slides) == 3
+    table.write_text("slide,state,reason,source\ntumor_001,odd,x,us\n")
+    with pytest.raises(SourceError, match="'odd' of tumor_001"):
+        list_slides(url, errata=str(table))
+
+
+def test_reads_a_table_of_mpp(tmp_path: Path) -> None:
+    url = touch(tmp_path / "slides", "a/x.svs", "b/x.svs", "b/y.svs")
+    table = tmp_path / "mpp.csv"
+    table.write_text("slide,mpp_um\nx.svs,0.243\nz,0.5\n")
+    listing = list_slides(url, mpp_table=str(table))
+    assert listing.mpp_um == {"a_x.svs": 0.243, "b_x.svs": 0.243}
+    (entry,) = listing.rejected
+    assert (entry.item, entry.reason) == ("z", "in the mpp table, but no such slide file")
+
+
+@pytest.mark.parametrize("value", ["0", "nan", "-0.25", "20x", ""])
+def test_refuses_an_impossible_mpp(tmp_path: Path, value: str) -> None:
+    url = touch(tmp_path / "slides", "x.svs")
+    (tmp_path / "mpp.csv").write_text(f"slide,mpp_um\nx,{value}\n")
+    with pytest.raises(SourceError, match=r"mpp\.csv, x: "):
+        list_slides(url, mpp_table=str(tmp_path / "mpp.csv"))
