@@ -11,19 +11,37 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Final, Protocol, TypeVar
 
 import dask
-from distributed import Client, LocalCluster
+from distributed import Client, KilledWorker, LocalCluster
 from distributed import as_completed as dask_completed
+from distributed.system import MEMORY_LIMIT
 
 from pipeline.errors import SettingsError
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-# A worker that dies takes one item with it; twice on the same item is bad luck, more is the item.
+# An item whose function raises is tried again so often: a server may have been away.
 _RETRIES: Final = 3
+# A worker that dies takes the item at hand with it; at so many deaths it is the item that kills.
+# An existing scheduler decides for itself (`distributed.scheduler.allowed-failures`, by default 3).
+_DEATHS_OF_AN_ITEM: Final = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """What an engine works with.
+
+    Args:
+        count: Items worked on at once.
+        memory_bytes: Memory for each of them.
+    """
+
+    count: int
+    memory_bytes: int
 
 
 class MapWork(Protocol):
@@ -81,13 +99,46 @@ def dask_engine(
                 str(address), "no Dask scheduler answers", "Start one with `dask scheduler`"
             ) from error
         with client:
+            yield DaskMap(client)
 
-            def map_on_dask(function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
-                # pure=False: results are effects on storage, so none may be taken from a cache.
-                futures = client.map(function, list(items), pure=False, retries=_RETRIES)
-                return (future.result() for future in dask_completed(futures, loop=client.loop))
 
-            yield map_on_dask
+@dataclass(frozen=True)
+class DaskMap:
+    """`MapWork` on the workers of a Dask client."""
+
+    client: Client
+
+    def __call__(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+        """Submit every item; what has not begun when the caller stops is not begun.
+
+        Raises:
+            SettingsError: Every worker that took up an item has died.
+        """
+        # pure=False: results are effects on storage, so none may be taken from a cache.
+        futures = self.client.map(function, list(items), pure=False, retries=_RETRIES)
+        for future in dask_completed(futures, loop=self.client.loop):
+            try:
+                yield future.result()
+            except KilledWorker as error:
+                raise SettingsError(
+                    f"item {futures.index(future) + 1} of {len(futures)}",
+                    "every worker that took it up has died: out of memory, or a crash in a codec",
+                    "Look into the workers' logs; give workers more memory or leave the file out",
+                ) from error
+
+    def describe(self) -> Workers:
+        """The workers there are; at least one, as the client waits for the first."""
+        self.client.wait_for_workers(1)
+        found = self.client.scheduler_info(n_workers=-1)["workers"].values()
+        memory = min((w["memory_limit"] or MEMORY_LIMIT) // w["nthreads"] for w in found)
+        return Workers(sum(worker["nthreads"] for worker in found), memory)
+
+
+def describe_workers(map_work: MapWork) -> Workers:
+    """What an engine works with; of one in this process the whole machine, or its container."""
+    if isinstance(map_work, DaskMap):
+        return map_work.describe()
+    return Workers(1, MEMORY_LIMIT)
 
 
 @contextmanager
@@ -96,11 +147,14 @@ def _cluster(address: str | None, workers: int, memory_limit: str) -> Iterator[s
         yield address
         return
     # Processes are spawned, not forked: obstore hangs in a forked child.
-    with LocalCluster(
-        n_workers=workers,
-        threads_per_worker=1,
-        memory_limit=memory_limit,
-        dashboard_address="127.0.0.1:0",
-        silence_logs=logging.ERROR,
-    ) as cluster:
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": _DEATHS_OF_AN_ITEM}),
+        LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            memory_limit=memory_limit,
+            dashboard_address="127.0.0.1:0",
+            silence_logs=logging.ERROR,
+        ) as cluster,
+    ):
         yield cluster

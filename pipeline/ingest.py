@@ -9,14 +9,13 @@ seals the dataset; whoever is killed before leaves an unsealed one, and a rerun 
 from __future__ import annotations
 
 import json
-import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from hashlib import sha256
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -25,12 +24,14 @@ from pipeline.engines import MapWork
 from pipeline.errors import SchemaError, SourceError
 from pipeline.manifest import account_for, write_manifest
 from pipeline.plan import Plan, Reader
+from pipeline.preflight import check_before_spending
 from pipeline.records import ManifestEntry, Progress, ignore_progress
 from pipeline.schema import JSON, DatasetSpec, open_dataset, write_documents
 from pipeline.shards import Commit, cut_shards, make_shard
 from pipeline.staging import require_reachable
 
-logger = logging.getLogger(__name__)
+# What the planning of slides keeps beside the arrays.
+_OF_SLIDES: Final = ("review/", "survey/")
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ def ingest(
     Raises:
         StorageError: The destination cannot be written.
         SourceError: The plan is empty.
+        SettingsError: A shard needs more memory than a worker has.
     """
     began = time.monotonic()
     spec = plan.spec
@@ -100,11 +102,8 @@ def ingest(
         if task.shard in before and before[task.shard].key == task.key
     }
     pending = [task for task in tasks if task.shard not in commits]
-    logger.info(
-        "%s: %d images in %d shards (%.1f MiB raw), %d shards to make",
-        url, spec.image_count, len(tasks), spec.raw_bytes / 2**20, len(pending),
-    )  # fmt: skip
     if pending:
+        check_before_spending(url, spec, pending, reader, map_work)
         _write_changed(url, write_documents(spec, None))
         _sweep(url, spec)
     done = spec.image_count - sum(len(task.source_index) for task in pending)
@@ -116,13 +115,19 @@ def ingest(
     ordered = [commits[shard] for shard in range(spec.shard_count)]
     fingerprint = _seal(url, plan, ordered)
     unreadable = dict(pair for commit in ordered for pair in commit.unreadable)
-    manifest = account_for(plan.sources, plan.source_index, unreadable, plan.rejected)
+    entries = account_for(plan.sources, plan.source_index, unreadable, plan.rejected)
+    manifest = tuple(_add_note(entry, plan.notes or {}) for entry in entries)
     report = IngestReport(
         url, fingerprint, spec.image_count, len(unreadable), len(pending),
         len(tasks) - len(pending), manifest, time.monotonic() - began,
     )  # fmt: skip
     write_manifest(storage.join(url, "manifest.json"), manifest, sealed_at=datetime.now(UTC))
     return report
+
+
+def _add_note(entry: ManifestEntry, notes: Mapping[str, str]) -> ManifestEntry:
+    note = notes.get(entry.item) if entry.state == "done" else None
+    return replace(entry, reason="; ".join(filter(None, [entry.reason, note]))) if note else entry
 
 
 def _read_commits(url: str) -> dict[int, Commit]:
@@ -155,7 +160,7 @@ def _sweep(url: str, spec: DatasetSpec) -> None:
         array, _, chunk = key.partition("/c/")
         number = chunk.split("/")[0]
         is_shard = f"{array}/zarr.json" in kept and number.isdecimal() and int(number) < last
-        if key not in kept and not is_shard and not key.startswith("review/"):
+        if key not in kept and not is_shard and not key.startswith(_OF_SLIDES):
             storage.delete(info.url)
 
 

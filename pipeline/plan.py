@@ -73,6 +73,7 @@ class Plan:
         rejected: Items that never got a place, with the reason.
         coverage: For each group: area by fate; `tiled` is what got a place.
         weight: float (image,): the area of each row in the coverage account.
+        notes: URL of a source -> what the manifest says of it though it is done.
     """
 
     spec: DatasetSpec
@@ -82,3 +83,4 @@ class Plan:
     rejected: tuple[ManifestEntry, ...] = ()
     coverage: Mapping[str, Mapping[str, float]] | None = None
     weight: NDArray[np.floating[Any]] | None = None
+    notes: Mapping[str, str] | None = None

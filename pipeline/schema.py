@@ -63,6 +63,8 @@ class DatasetSpec:
         mpp_um: Micrometres a pixel, or None where the unit has no meaning.
         parameters: Every setting that shaped the images.
         code_version: Of the code that makes them.
+        group_order: Groups in the order of their rows, kept so that a dataset that grows keeps
+            it; empty where it does not matter. No part of a shard's key of work.
     """
 
     modality: str
@@ -75,6 +77,7 @@ class DatasetSpec:
     mpp_um: float | None
     parameters: Mapping[str, JSON]
     code_version: str
+    group_order: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.shard_images % self.chunk_images:
@@ -127,7 +130,8 @@ def write_documents(spec: DatasetSpec, seal: Mapping[str, JSON] | None) -> dict[
     """
     documents: dict[str, Buffer] = {}
     store = MemoryStore(documents)
-    attributes = {**spec.attributes(), "sealed": seal is not None, **(seal or {})}
+    order = {"group_order": list(spec.group_order)} if spec.group_order else {}
+    attributes = {**spec.attributes(), **order, "sealed": seal is not None, **(seal or {})}
     group = zarr.create_group(store, attributes=attributes)
     group.create_array(
         "image",
@@ -245,6 +249,15 @@ class Dataset:
         if not isinstance(array, zarr.Array):
             raise SchemaError(self.url, f"{name!r} is no array", "Ingest the dataset again")
         return array
+
+
+def read_group_order(url: str) -> tuple[str, ...]:
+    """The groups of a dataset, finished or not, in the order of their rows; empty without one."""
+    try:
+        dataset = open_dataset(url, allow_unsealed=True)
+    except SchemaError:
+        return ()
+    return tuple(dataset.attributes.get("group_order", ()))
 
 
 def open_dataset(url: str, *, allow_unsealed: bool = False) -> Dataset:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -18,10 +18,14 @@ from pipeline.schema import BASE_COLUMNS, Array, DatasetSpec, code_version
 from pipeline.slide_settings import SlideSettings
 from pipeline.slide_survey import SlideSurvey, survey_slide
 from pipeline.splits import assign_splits
+from pipeline.staging import require_reachable
+from pipeline.stained_tiles import STAIN_COLUMNS, encode_stains, make_reader, state_of
 from pipeline.storage import join
-from pipeline.tile_reader import DECODER_COLUMN, SlideTileReader
+from pipeline.survey_store import recall_or_survey
+from pipeline.tile_choice import name_states
+from pipeline.tile_reader import DECODER_COLUMN
 
-__all__ = ["SlideSettings", "SlideTileReader", "make_reader", "plan_slides"]
+__all__ = ["SlideSettings", "make_reader", "plan_slides"]
 
 _FLOAT: Final = np.dtype("float32")
 SLIDE_COLUMNS: Final[Mapping[str, np.dtype[Any]]] = {
@@ -31,14 +35,11 @@ SLIDE_COLUMNS: Final[Mapping[str, np.dtype[Any]]] = {
     "mpp_source": np.dtypes.StringDType(),
     "tissue_fraction": _FLOAT,
     "lesion_fraction": _FLOAT,
+    "tile_state": np.dtypes.StringDType(),
+    **STAIN_COLUMNS,
     **dict.fromkeys(QUALITY_COLUMNS, _FLOAT),
     DECODER_COLUMN: np.dtypes.StringDType(),
 }
-
-
-def make_reader(settings: SlideSettings) -> SlideTileReader:
-    """The reader of the tiles that `plan_slides` plans."""
-    return SlideTileReader(settings.tile_size_px, settings.mpp_um, settings.mpp_override_um)
 
 
 def plan_slides(
@@ -48,7 +49,11 @@ def plan_slides(
     *,
     source: str,
     rejected: Sequence[ManifestEntry] = (),
+    mpp_um: Mapping[str, float] | None = None,
+    partly_annotated: Collection[str] = (),
+    known_order: Sequence[str] = (),
     review_url: str | None = None,
+    survey_url: str | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Plan:
     """Plan a dataset of tiles: survey every slide, split them, fix every tile's place.
@@ -62,23 +67,38 @@ def plan_slides(
         map_work: An engine of `pipeline.engines`; surveys run on it, one slide an item.
         source: Name of the dataset's source, e.g. `camelyon16`.
         rejected: What the source itself could not list.
+        mpp_um: Slide id -> um per level-0 pixel in place of what the file says.
+        partly_annotated: Ids of slides on which there may be lesions that nobody outlined.
+        known_order: Ids of the slides of the dataset that this plan replaces, in its order
+            (`schema.read_group_order`): they keep it and new ones come last, so that the shards
+            in front stay as they are.
         review_url: Folder for one review picture a slide, or None for none.
+        survey_url: Folder to keep surveys in and to take them from where nothing has changed,
+            or None to survey every slide anew.
         on_progress: Called with slides surveyed and in all.
 
     Returns:
-        The plan, in order of slide id. Its coverage account is in um^2 of tissue.
+        The plan, in order of slide id but for `known_order`. Its coverage account is in um^2 of
+        tissue.
 
     Raises:
         ValueError: Two slides share an id.
+        StorageError: The folder for pictures or surveys is out of reach.
     """
-    ordered = sorted(slides, key=lambda slide: slide.slide_id)
-    for first, second in pairwise(ordered):
-        if first.slide_id == second.slide_id:
-            raise ValueError(
-                f"slide_id {first.slide_id!r} names {first.url} and {second.url}: make ids unique"
-            )
+    rank = {slide_id: number for number, slide_id in enumerate(known_order)}
+    ordered = sorted(slides, key=lambda s: (rank.get(s.slide_id, len(rank)), s.slide_id))
+    _require_unique(ordered)
+    for url in filter(None, (review_url, survey_url)):
+        require_reachable(url)
+    survey = partial(
+        _try_survey,
+        settings=settings,
+        mpp_um=mpp_um or {},
+        partly_annotated=frozenset(partly_annotated),
+        review_url=review_url,
+        survey_url=survey_url,
+    )
     outcomes: dict[str, SlideSurvey | ManifestEntry] = {}
-    survey = partial(_try_survey, settings=settings, review_url=review_url)
     for slide_id, outcome in map_work(survey, ordered):
         outcomes[slide_id] = outcome
         if on_progress:
@@ -86,28 +106,73 @@ def plan_slides(
     in_order = [outcomes[slide.slide_id] for slide in ordered]
     surveys = [outcome for outcome in in_order if isinstance(outcome, SlideSurvey)]
     failed = [outcome for outcome in in_order if isinstance(outcome, ManifestEntry)]
-    tiled = [found for found in surveys if len(found.origins_yx)]
     skipped = [_explain_skip(found) for found in surveys if not len(found.origins_yx)]
+    return _lay_out(surveys, settings, source, (*rejected, *failed, *skipped))
+
+
+def _require_unique(slides: Sequence[Slide]) -> None:
+    urls: dict[str, list[str]] = {}
+    for slide in slides:
+        urls.setdefault(slide.slide_id, []).append(slide.url)
+    for slide_id, found in urls.items():
+        if len(found) > 1:
+            raise ValueError(f"slide_id {slide_id!r} names {' and '.join(found)}: make ids unique")
+
+
+def _lay_out(
+    surveys: Sequence[SlideSurvey],
+    settings: SlideSettings,
+    source: str,
+    rejected: tuple[ManifestEntry, ...],
+) -> Plan:
+    """Give every tile its place."""
+    tiled = [found for found in surveys if len(found.origins_yx)]
     counts = [len(found.origins_yx) for found in tiled]
     return Plan(
-        spec=_specify(settings, source, sum(counts)),
+        spec=_specify(settings, source, sum(counts), tiled),
         sources=tuple(found.slide for found in tiled),
         source_index=np.repeat(np.arange(len(tiled), dtype=np.int32), counts),
         columns=_make_columns(tiled, settings),
-        rejected=(*rejected, *failed, *skipped),
+        rejected=rejected,
         coverage={found.slide.slide_id: found.coverage for found in surveys},
         weight=_join([found.tissue_um2 for found in tiled], np.dtype("float64")),
+        notes={
+            found.slide.url: f"stains left as they are: {found.stain_fit.reason}"
+            for found in tiled
+            if found.stain_fit and found.stain_fit.is_degenerate
+        },
     )
 
 
 def _try_survey(
-    slide: Slide, *, settings: SlideSettings, review_url: str | None
+    slide: Slide,
+    *,
+    settings: SlideSettings,
+    mpp_um: Mapping[str, float],
+    partly_annotated: frozenset[str],
+    review_url: str | None,
+    survey_url: str | None,
 ) -> tuple[str, SlideSurvey | ManifestEntry]:
-    picture_url = join(review_url, f"{slide.slide_id}.png") if review_url else None
+    own = settings
+    if slide.slide_id in mpp_um:
+        own = settings.model_copy(update={"mpp_override_um": mpp_um[slide.slide_id]})
+    is_partly_annotated = slide.slide_id in partly_annotated
+    survey = partial(
+        survey_slide,
+        slide,
+        own,
+        is_partly_annotated=is_partly_annotated,
+        review_url=join(review_url, f"{slide.slide_id}.png") if review_url else None,
+    )
     try:
-        return slide.slide_id, survey_slide(slide, settings, review_url=picture_url)
+        if survey_url:
+            place = join(survey_url, f"{slide.slide_id}.npz")
+            found = recall_or_survey(place, slide, own, is_partly_annotated, survey)
+        else:
+            found = survey()
     except NormscopeError as error:
         return slide.slide_id, ManifestEntry(slide.url, "failed", str(error))
+    return slide.slide_id, replace(found, mpp_source="user table") if own is not settings else found
 
 
 def _explain_skip(found: SlideSurvey) -> ManifestEntry:
@@ -120,7 +185,9 @@ def _explain_skip(found: SlideSurvey) -> ManifestEntry:
     return ManifestEntry(found.slide.url, "skipped", reason)
 
 
-def _specify(settings: SlideSettings, source: str, image_count: int) -> DatasetSpec:
+def _specify(
+    settings: SlideSettings, source: str, image_count: int, tiled: Sequence[SlideSurvey]
+) -> DatasetSpec:
     side = settings.tile_size_px
     return DatasetSpec(
         modality="histology",
@@ -133,6 +200,7 @@ def _specify(settings: SlideSettings, source: str, image_count: int) -> DatasetS
         mpp_um=settings.mpp_um,
         parameters=settings.model_dump(mode="json"),
         code_version=code_version(),
+        group_order=tuple(found.slide.slide_id for found in tiled),
     )
 
 
@@ -149,6 +217,7 @@ def _make_columns(surveys: Sequence[SlideSurvey], settings: SlideSettings) -> di
     counts = [len(found.origins_yx) for found in surveys]
     names = np.array([found.slide.slide_id for found in surveys], dtype=object)
     origins_yx = _join([found.origins_yx for found in surveys], np.dtype("int64"), (2,))
+    lesion_fraction = _join([found.lesion_fraction for found in surveys], _FLOAT)
     group_id = np.repeat(names, counts)
     return {
         "image_id": np.array(
@@ -162,11 +231,22 @@ def _make_columns(surveys: Sequence[SlideSurvey], settings: SlideSettings) -> di
         "mpp_yx": np.repeat(
             np.array([found.mpp_yx for found in surveys], np.float64).reshape(-1, 2), counts, axis=0
         ),
-        "mpp_source": np.repeat(
-            np.array([found.mpp_source for found in surveys], dtype=object), counts
-        ),
         "tissue_fraction": _join([found.tissue_fraction for found in surveys], _FLOAT),
-        "lesion_fraction": _join([found.lesion_fraction for found in surveys], _FLOAT),
+        "lesion_fraction": lesion_fraction,
+        "tile_state": name_states(lesion_fraction, settings.lesion_threshold),
+        **_repeat(
+            counts,
+            mpp_source=[found.mpp_source for found in surveys],
+            stain_state=[state_of(found.stain_fit) for found in surveys],
+            stain_fit=[encode_stains(found.stain_fit) for found in surveys],
+        ),
+    }
+
+
+def _repeat(counts: Sequence[int], **words: Sequence[str]) -> dict[str, Array]:
+    """Columns of what is the same all over a slide."""
+    return {
+        name: np.repeat(np.array(values, dtype=object), counts) for name, values in words.items()
     }
 
 

@@ -1,13 +1,29 @@
-"""Settings of a slide dataset."""
+"""Settings of a slide dataset, and presets of them.
+
+`all-tissue` takes every tile that is at least half tissue. `paper` is what Shvetsova et al. 2021
+made of Camelyon16, from the public code (`ninatu/anomaly_detection` at 89b63fc,
+`camelyon16_preprocessing/scripts`): tiles of 768 px at 40x (0.243 to 0.25 um/px) on cells that are
+tissue throughout on a mask of 256 px a pixel, at most 50 a slide drawn at random, of tumour slides
+only those that are tumour throughout; Vahadane's normalisation; reduced to 10x, 192 px. Training
+then crops 64 px of them (the training preset `camelyon16-paper`). Three things differ: the unit is
+um/px, so that both scanners' tiles show the same 192 um; tiles are reduced first and normalised
+then, by stains that are fitted once per slide, to public reference stains in place of a region of
+normal_056; and slides keep their borders, as a black border is no tissue here.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Self, TypeAlias
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, Any, Final, Literal, Self, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.annotations import EXCLUDED_GROUPS, LESION_GROUPS
+from pipeline.errors import SettingsError
+from pipeline.stain import StainMethod
 
+StainSetting: TypeAlias = Literal["none"] | StainMethod
 Fraction: TypeAlias = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -22,11 +38,14 @@ class SlideSettings(BaseModel):
         min_tissue_fraction: A tile with a smaller share of tissue is left out.
         mask_mpp_um: Micrometres per pixel of the thumbnail that tissue is sought on.
         max_tiles_per_slide: A random sample of so many, or None for all.
+        lesion_tiles_only: Of slides with lesions, only the anomalous tiles.
         lesion_threshold: A tile with a larger lesion share is anomalous, one without any is
             normal, and one between is mixed: its label stays unknown.
         lesion_groups: Annotation groups that outline lesions.
         excluded_groups: Annotation groups that outline holes in lesions.
-        mpp_override_um: Micrometres per level-0 pixel, in place of what every slide says.
+        mpp_override_um: Micrometres per level-0 pixel, in place of what every slide says; a
+            table of single slides outweighs it.
+        stain: How stains are normalised, by what is found on each slide; `none` leaves them.
         validation_fraction: Share of the normal training slides kept for validation.
         test_fraction: Share of the slides kept for testing where no official split exists.
         seed: Of the splits and of the sample of tiles.
@@ -42,10 +61,12 @@ class SlideSettings(BaseModel):
     min_tissue_fraction: Fraction = 0.5
     mask_mpp_um: float = Field(8.0, gt=0.0)
     max_tiles_per_slide: int | None = Field(None, ge=1)
+    lesion_tiles_only: bool = False
     lesion_threshold: Fraction = 0.1
     lesion_groups: tuple[str, ...] = LESION_GROUPS
     excluded_groups: tuple[str, ...] = EXCLUDED_GROUPS
     mpp_override_um: float | None = Field(None, gt=0.0)
+    stain: StainSetting = "none"
     validation_fraction: Fraction = 0.2
     test_fraction: Fraction = 0.2
     seed: int = Field(0, ge=0)
@@ -65,3 +86,49 @@ class SlideSettings(BaseModel):
                 f"{self.chunk_images}: choose a multiple"
             )
         return self
+
+
+_PRESETS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
+    {
+        "all-tissue": {},
+        "paper": {
+            "tile_size_px": 192,
+            "mpp_um": 1.0,
+            # A mask pixel is 256 px at 0.25 um/px. All nine of a tile are to be tissue; a tile of
+            # ours need not lie on their edges, hence not quite 1.
+            "mask_mpp_um": 64.0,
+            "min_tissue_fraction": 0.99,
+            "max_tiles_per_slide": 50,
+            "lesion_tiles_only": True,
+            "lesion_threshold": 0.99,
+            "stain": "vahadane",
+            "shard_images": 256,
+        },
+    }
+)
+SLIDE_PRESETS: Final = tuple(_PRESETS)
+
+
+def load_slide_preset(name: str, **changes: Any) -> SlideSettings:
+    """Make settings from a preset.
+
+    Args:
+        name: One of `SLIDE_PRESETS`.
+        **changes: Settings that differ from it; None leaves one as it is.
+
+    Raises:
+        SettingsError: There is no such preset or setting, or they contradict each other.
+
+    Example:
+        >>> load_slide_preset("paper", seed=3, stain=None).stain
+        'vahadane'
+    """
+    if name not in _PRESETS:
+        raise SettingsError(name, "no such preset", f"Choose {' or '.join(SLIDE_PRESETS)}")
+    given = {key: value for key, value in changes.items() if value is not None}
+    try:
+        return SlideSettings.model_validate({**_PRESETS[name], **given})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or f"preset {name}"
+        raise SettingsError(where, first["msg"], "Correct the setting") from error

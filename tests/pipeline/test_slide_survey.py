@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from pipeline.records import Label
-from pipeline.slide_survey import label_tiles, survey_slide
+from pipeline.slide_survey import survey_slide
+from pipeline.tile_choice import label_tiles, name_states
 from tests.pipeline.made_slides import (
     BOXES,
     SETTINGS,
@@ -65,6 +66,11 @@ def test_labels_follow_the_lesion_share() -> None:
     assert label_tiles(share, 0.2).tolist() == [0, -1, -1, 1, 1, -1]
 
 
+def test_states_tell_mixed_from_unknown() -> None:
+    share = np.array([0.0, 0.05, 0.3, np.nan], np.float32)
+    assert name_states(share, 0.2).tolist() == ["normal", "mixed", "tumour", "unknown"]
+
+
 def test_lesions_fall_on_their_tiles(tmp_path: Path) -> None:
     # x 128 to 192, y 64 to 96: the upper half of one tile.
     outline = ((128.0, 64.0), (192.0, 64.0), (192.0, 96.0), (128.0, 96.0))
@@ -98,3 +104,32 @@ def test_where_nothing_is_known_tiles_are_attempted(tmp_path: Path) -> None:
     corrupt_tile(path, row=7, column=13)  # on glass
     found = survey_slide(list_slide(path), SETTINGS)
     assert [448, 832] in found.origins_yx.tolist()
+
+
+# x 128 to 256, y 64 to 96: the upper halves of two tiles; x 192 to 256, y 128 to 192: a whole one.
+TWO_LESIONS = [
+    ("Tumor", ((128.0, 64.0), (256.0, 64.0), (256.0, 96.0), (128.0, 96.0))),
+    ("_0", ((192.0, 128.0), (256.0, 128.0), (256.0, 192.0), (192.0, 192.0))),
+]
+
+
+def test_of_a_tumour_slide_lesions_alone_may_be_taken(tmp_path: Path) -> None:
+    annotation = write_asap(tmp_path / "a.xml", TWO_LESIONS)
+    slide = list_slide(write_slide(tmp_path, "a"), label=Label.ANOMALOUS, annotation=annotation)
+    changes = {"lesion_tiles_only": True, "lesion_threshold": 0.9}
+    found = survey_slide(slide, SETTINGS.model_copy(update=changes))
+    assert found.origins_yx.tolist() == [[128, 192]]
+    assert found.coverage["outside_lesions"] > 0
+    expect_balance(found.coverage)
+    normal = list_slide(write_slide(tmp_path, "b"), label=Label.NORMAL)
+    assert len(survey_slide(normal, SETTINGS.model_copy(update=changes)).origins_yx) == 42
+    blind = list_slide(write_slide(tmp_path, "c"), label=Label.ANOMALOUS)
+    assert len(survey_slide(blind, SETTINGS.model_copy(update=changes)).origins_yx) == 0
+
+
+def test_where_not_every_lesion_is_outlined_no_tile_is_called_normal(tmp_path: Path) -> None:
+    annotation = write_asap(tmp_path / "a.xml", TWO_LESIONS)
+    slide = list_slide(write_slide(tmp_path, "a"), label=Label.ANOMALOUS, annotation=annotation)
+    found = survey_slide(slide, SETTINGS, is_partly_annotated=True)
+    assert sorted(found.lesion_fraction[~np.isnan(found.lesion_fraction)].tolist()) == [0.5, 0.5, 1]
+    assert Label.NORMAL not in found.label
