@@ -1,15 +1,15 @@
 """Tiled JPEG in TIFF, decoded tile by tile: a quick way to the very pixels that OpenSlide gives.
 
 Camelyon16's form, generic tiled TIFF and Aperio's JPEG. OpenSlide decodes a JPEG tile for every
-region that touches it; here each is decoded once, as long as regions are read in the order of
-`JpegTiles.order`. A level is read so only where tiles spread over it came out equal to OpenSlide's.
-What cannot be decoded without a warning is left to OpenSlide, which says what is wrong with it.
+region that touches it; here each is decoded once for all of them. A level is read so only where
+tiles spread over it came out equal to OpenSlide's. What cannot be decoded without a warning is
+left to OpenSlide, which says what is wrong with it.
 """
 
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -25,12 +25,14 @@ from pipeline.errors import SourceError
 from pipeline.slides import OpenSlideReader
 
 Pixels: TypeAlias = NDArray[np.uint8]
+# A tile's number, and the same place in the region and in the tile.
+_Piece: TypeAlias = tuple[int, tuple[slice, slice], tuple[slice, slice]]
 
 # Formats whose levels OpenSlide takes from TIFF pages as they are: no overlap, no reordering.
 _VENDORS: Final = frozenset({"generic-tiff", "aperio", "philips"})
 _COLORSPACES: Final = {tifffile.PHOTOMETRIC.YCBCR: "YCbCr", tifffile.PHOTOMETRIC.RGB: "RGB"}
-_PROBES: Final = 6
-# Decoded tiles kept: enough for the neighbours of a region, and all the memory this takes.
+_PROBES: Final = 4
+# Decoded tiles kept for regions still to come; with one more, all the memory this takes.
 _CACHE_BYTES: Final = 64 << 20
 
 _START_OF_IMAGE: Final = b"\xff\xd8"
@@ -82,6 +84,7 @@ class JpegTiles:
         tables = (page.jpegtables or b"")[2:-2]
         self._head = _START_OF_IMAGE + _ADOBE + _TRANSFORM[self._colorspace] + tables
         self._kept: OrderedDict[int, Pixels | None] = OrderedDict()
+        self._spare: list[Pixels] = []
         self._room = max(1, _CACHE_BYTES // (3 * self.tile_shape_yx[0] * self.tile_shape_yx[1]))
 
     @property
@@ -89,44 +92,51 @@ class JpegTiles:
         """Numbers of the tiles that have data, in reading order."""
         return [number for number, size in enumerate(self._sizes) if size]
 
-    def order(self, starts_yx: NDArray[np.int64]) -> NDArray[np.intp]:
-        """The order in which to read regions, so that a tile serves all of its regions at once.
+    def read_regions(
+        self, starts_yx: Sequence[tuple[int, int]], shape_yx: tuple[int, int]
+    ) -> Iterator[tuple[int, Pixels | None]]:
+        """Read rectangles of one shape, which must lie inside the level.
+
+        They come in an order in which a tile serves all of its rectangles at once, so that it is
+        decoded once as long as the tiles that are needed again fit into the cache.
 
         Args:
-            starts_yx: (n, 2), upper left corners of the regions.
-
-        Returns:
-            (n,) indices into `starts_yx`.
-        """
-        row, column = (starts_yx // self.tile_shape_yx).T
-        return np.lexsort((starts_yx[:, 1], starts_yx[:, 0], column, row))
-
-    def read_region(self, start_yx: tuple[int, int], shape_yx: tuple[int, int]) -> Pixels | None:
-        """Read a rectangle, which must lie inside the level.
-
-        Args:
-            start_yx: Upper left corner.
+            starts_yx: Upper left corners.
             shape_yx: Height and width.
 
-        Returns:
-            uint8 (height, width, 3), RGB, not to be written to; None where a tile is missing or
-            corrupt.
+        Yields:
+            The index into `starts_yx`, and uint8 (height, width, 3), RGB, to be used before the
+            next is asked for; None in its place where a tile is missing or corrupt.
         """
+        cuts = [self._cut(start_yx, shape_yx) for start_yx in starts_yx]
+        awaited = Counter(number for cut in cuts for number, _, _ in cut)
+        for index in sorted(range(len(cuts)), key=lambda index: cuts[index][0][0]):
+            yield index, self._assemble(cuts[index], shape_yx)
+            for number, _, _ in cuts[index]:
+                awaited[number] -= 1
+                if not awaited[number]:
+                    self._drop(number)
+
+    def _cut(self, start_yx: tuple[int, int], shape_yx: tuple[int, int]) -> list[_Piece]:
         (y, x), (height, width) = start_yx, shape_yx
         tile_height, tile_width = self.tile_shape_yx
-        rows = range(y // tile_height, (y + height - 1) // tile_height + 1)
-        columns = range(x // tile_width, (x + width - 1) // tile_width + 1)
-        region = np.empty((height, width, 3), np.uint8)
-        for row in rows:
-            for column in columns:
-                tile = self._read_tile(row * self.columns + column)
-                if tile is None:
-                    return None
-                into_y, from_y = _overlap(row * tile_height - y, tile_height, height)
+        pieces = []
+        for row in range(y // tile_height, (y + height - 1) // tile_height + 1):
+            into_y, from_y = _overlap(row * tile_height - y, tile_height, height)
+            for column in range(x // tile_width, (x + width - 1) // tile_width + 1):
                 into_x, from_x = _overlap(column * tile_width - x, tile_width, width)
-                if len(rows) == len(columns) == 1:
-                    return tile[from_y, from_x]
-                region[into_y, into_x] = tile[from_y, from_x]
+                pieces.append((row * self.columns + column, (into_y, into_x), (from_y, from_x)))
+        return pieces
+
+    def _assemble(self, pieces: list[_Piece], shape_yx: tuple[int, int]) -> Pixels | None:
+        region = np.empty((*shape_yx, 3), np.uint8) if len(pieces) > 1 else None
+        for number, into_yx, from_yx in pieces:
+            tile = self._read_tile(number)
+            if tile is None:
+                return None
+            if region is None:
+                return tile[from_yx]
+            region[into_yx] = tile[from_yx]
         return region
 
     def _read_tile(self, number: int) -> Pixels | None:
@@ -135,9 +145,15 @@ class JpegTiles:
             self._kept.move_to_end(number)
             return self._kept[number]
         while len(self._kept) >= self._room:
-            self._kept.popitem(last=False)
+            self._drop(next(iter(self._kept)))
         self._kept[number] = self._decode(number)
         return self._kept[number]
+
+    def _drop(self, number: int) -> None:
+        """Let a tile go, and keep its memory for the next: fresh memory costs as a decode does."""
+        pixels = self._kept.pop(number, None)
+        if pixels is not None:
+            self._spare.append(pixels)
 
     def _decode(self, number: int) -> Pixels | None:
         """Decode a tile; None unless it is sound and what its page says it is."""
@@ -149,7 +165,8 @@ class JpegTiles:
             height, width, colorspace, _ = self._codec.decode_jpeg_header(stream)
             if (height, width) != self.tile_shape_yx or colorspace != self._colorspace:
                 return None
-            pixels: Pixels = self._codec.decode_jpeg(stream, strict=True)
+            buffer = self._spare.pop() if self._spare else np.empty((height, width, 3), np.uint8)
+            pixels: Pixels = self._codec.decode_jpeg(stream, strict=True, buffer=buffer)
         except ValueError:
             return None
         return pixels
@@ -212,7 +229,7 @@ def _is_proved(tiles: JpegTiles, slide: OpenSlideReader, level: int) -> bool:
         start_yx, shape_yx = _place(tiles, slide, level, number)
         if min(shape_yx) < 1:
             continue
-        mine = tiles.read_region(start_yx, shape_yx)
+        ((_, mine),) = tiles.read_regions([start_yx], shape_yx)
         try:
             theirs = slide.read_region_yx(_to_level_0(slide, level, start_yx), level, shape_yx)
         except SourceError:

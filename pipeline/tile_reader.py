@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
@@ -98,9 +98,12 @@ def _read_regions(
     """
     origins = [(y, x) for y, x in origins_yx.tolist()]
     starts = [slide.find_start_yx(origin_yx, level, shape_yx) for origin_yx in origins]
-    order = tiles.order(np.array(starts).reshape(-1, 2)).tolist() if tiles else range(len(origins))
-    for row in order:
-        region = tiles.read_region(starts[row], shape_yx) if tiles else None
+    found: Iterable[tuple[int, NDArray[np.uint8] | None]] = (
+        tiles.read_regions(starts, shape_yx)
+        if tiles
+        else ((row, None) for row in range(len(starts)))
+    )
+    for row, region in found:
         if region is not None:
             yield row, region
             continue
