@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -126,7 +126,9 @@ def _accept_first(
         scores, labels, groups=groups, level=settings.level, draws=settings.draws,
         seed=settings.seed,
     )  # fmt: skip
-    chance = "" if auroc.low > 0.5 else ", which is not shown to be better than chance"
+    chance = (
+        "" if auroc.low > 0.5 or auroc.missing else ", which is not shown to be better than chance"
+    )
     reasons = (first, f"Its AUROC is {auroc}{chance}")
     return Decision("promoted", reasons, _name_ends("challenger_auroc", auroc))
 
@@ -162,7 +164,7 @@ def _decide_by_reconstruction(
         draws=settings.draws, seed=settings.seed,
     )  # fmt: skip
     # Less error is better: turned round, higher is better as with the AUROC.
-    gain = Interval(-excess.estimate, -excess.high, -excess.low, excess.level)
+    gain = replace(excess, estimate=-excess.estimate, low=-excess.high, high=-excess.low)
     reasons = (
         f"Mean error of normal images falls by {_signed(gain)} of the champion's; "
         f"{_wanted(settings, 'share')}",
@@ -192,6 +194,8 @@ def _wanted(settings: PromotionSettings, unit: str) -> str:
 
 
 def _signed(interval: Interval) -> str:
+    if interval.missing:
+        return f"{interval.estimate:+.4f} (no interval: {interval.missing})"
     return (
         f"{interval.estimate:+.4f} "
         f"({interval.level:.0%} interval {interval.low:+.4f} to {interval.high:+.4f})"
@@ -199,6 +203,8 @@ def _signed(interval: Interval) -> str:
 
 
 def _name_ends(name: str, interval: Interval) -> dict[str, float]:
+    if interval.missing:
+        return {name: interval.estimate}
     return {
         name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high,
     }  # fmt: skip

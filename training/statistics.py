@@ -3,6 +3,7 @@
 Resampling keeps the number of groups with and without anomalies (stratified) and, for two score
 vectors, draws the same images for both (paired). Where images come from the same patient or
 slide, pass `groups`: whole groups are drawn then, as images of one group are not independent.
+Groups too few to resample give no interval rather than a false one.
 """
 
 from __future__ import annotations
@@ -21,6 +22,11 @@ Floats: TypeAlias = NDArray[np.floating[Any]]
 Labels: TypeAlias = NDArray[np.integer[Any]]
 Groups: TypeAlias = NDArray[Any]
 
+FEWEST_GROUPS: Final = 6
+"""Groups with images of a class below which there is no interval. Planted effects, groups of ten
+images, 300 trials: intervals of level 95 % cover 74 % with two groups, 86 % with four, 92 % with
+six, 94 % with ten."""
+
 _BLOCK_VALUES: Final = 4_000_000  # counts held at once: 32 MB a copy
 
 
@@ -30,17 +36,21 @@ class Interval:
 
     Args:
         estimate: On the images themselves.
-        low: Lower end.
-        high: Upper end.
+        low: Lower end; NaN where there is no interval, so that nothing is concluded from it.
+        high: Upper end; likewise.
         level: Share of draws between the ends, e.g. 0.95: each end errs in 2.5 %.
+        missing: Why there is no interval; empty where there is one.
     """
 
     estimate: float
     low: float
     high: float
     level: float
+    missing: str = ""
 
     def __str__(self) -> str:
+        if self.missing:
+            return f"{self.estimate:.3f} (no interval: {self.missing})"
         return f"{self.estimate:.3f} ({self.level:.0%} interval {self.low:.3f} to {self.high:.3f})"
 
 
@@ -67,8 +77,11 @@ def bootstrap_auroc(
         ValueError: A class is missing.
     """
     ranking = _rank(scores)
+    estimate = measure_auroc(scores, labels)
+    if missing := explain_missing_interval(labels, groups):
+        return _no_interval(estimate, level, missing)
     return _interval(
-        measure_auroc(scores, labels),
+        estimate,
         lambda counts: _auroc_of_counts(counts, ranking, labels),
         draw_counts(labels, groups, draws=draws, seed=seed),
         level,
@@ -100,6 +113,8 @@ def bootstrap_auroc_difference(
         ValueError: A class is missing or the lengths differ.
     """
     estimate = measure_auroc(scores, labels) - measure_auroc(others, labels)
+    if missing := explain_missing_interval(labels, groups):
+        return _no_interval(estimate, level, missing)
     ranking, other_ranking = _rank(scores), _rank(others)
     return _interval(
         estimate,
@@ -139,12 +154,32 @@ def bootstrap_relative_excess(
     if not others.mean() > 0:
         raise ValueError(f"mean {others.mean()} to compare with: it must be positive")
     labels = np.zeros(len(scores), np.int8)
+    estimate = float(scores.mean() / others.mean() - 1)
+    if missing := explain_missing_interval(labels, groups):
+        return _no_interval(estimate, level, missing)
     return _interval(
-        float(scores.mean() / others.mean() - 1),
+        estimate,
         lambda counts: (counts @ scores) / (counts @ others) - 1,
         draw_counts(labels, groups, draws=draws, seed=seed),
         level,
     )
+
+
+def explain_missing_interval(labels: Labels, groups: Groups | None) -> str:
+    """Say in words why there can be no interval; nothing where there can.
+
+    Args:
+        labels: int (n,), 0 or 1; each class that occurs needs `FEWEST_GROUPS` groups.
+        groups: (n,) or None.
+    """
+    units = np.arange(len(labels)) if groups is None else groups
+    one, many = ("image", "images") if groups is None else ("group", "groups")
+    for label, kind in ((Label.ANOMALOUS, "an anomaly"), (Label.NORMAL, "a normal image")):
+        count = len(np.unique(units[labels == label]))
+        if 0 < count < FEWEST_GROUPS:
+            held = f"{count} {one} holds" if count == 1 else f"{count} {many} hold"
+            return f"only {held} {kind}, and it takes {FEWEST_GROUPS}"
+    return ""
 
 
 def draw_counts(
@@ -183,6 +218,10 @@ def shows_non_inferiority(difference: Interval, *, margin: float) -> bool:
 def shows_superiority(difference: Interval, *, margin: float = 0.0) -> bool:
     """Whether a difference (higher = better) shows a gain of more than `margin`."""
     return difference.low > margin
+
+
+def _no_interval(estimate: float, level: float, missing: str) -> Interval:
+    return Interval(estimate, float("nan"), float("nan"), level, missing)
 
 
 def _interval(

@@ -109,3 +109,13 @@ def test_images_of_one_patient_count_as_one() -> None:
     decision = decide_promotion(copies, champion, its_labels, SETTINGS, groups=groups)
     once = decide_promotion(other, one, labels, SETTINGS)
     assert decision.numbers == pytest.approx(once.numbers)
+
+
+def test_anomalies_of_one_slide_decide_nothing() -> None:
+    better, labels = plant(2.0, 1)
+    worse, _ = plant(0.3, 2)
+    slides = np.where(labels == 1, -1, np.arange(len(labels)))
+    decision = decide_promotion(better, worse, labels, SETTINGS, groups=slides)
+    assert decision.outcome == "held"
+    assert "no interval: only 1 group holds an anomaly" in decision.reasons[0]
+    assert set(decision.numbers) == {"auroc_difference", "challenger_auroc", "champion_auroc"}

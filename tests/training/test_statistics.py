@@ -57,10 +57,26 @@ def test_groups_widen_an_interval_where_their_images_are_copies() -> None:
 
 
 def test_a_draw_without_normals_is_left_out() -> None:
-    # Every group has an anomaly, one has no normal: drawn twice, it leaves no pair.
-    labels, scores = np.array([1, 1, 0]), np.array([0.5, 0.2, 0.3])
-    found = bootstrap_auroc(scores, labels, groups=np.array([0, 1, 1]), draws=200)
+    # Every group has an anomaly, few have a normal: drawn without those, there is no pair.
+    groups = np.repeat(np.arange(40), 2)
+    labels = np.where(np.arange(80) % 2, 1, np.arange(80) >= 12).astype(np.int8)
+    found = bootstrap_auroc(np.linspace(0, 1, 80), labels, groups=groups, draws=3000)
     assert 0 <= found.low <= found.high <= 1
+
+
+def test_few_groups_give_no_interval_and_say_why() -> None:
+    scores, labels = make_scores(5)
+    slides = np.where(labels == 1, "tumor_001", np.arange(len(labels)).astype(str))
+    found = bootstrap_auroc(scores, labels, groups=slides, draws=100)
+    assert found.estimate == measure_auroc(scores, labels)
+    assert np.isnan([found.low, found.high]).all()
+    assert str(found).endswith("(no interval: only 1 group holds an anomaly, and it takes 6)")
+    paired = bootstrap_auroc_difference(scores, scores + 1, labels, groups=slides, draws=100)
+    assert not shows_non_inferiority(paired, margin=0.5)
+    assert not shows_superiority(paired, margin=-0.5)
+    few = bootstrap_relative_excess(np.ones(5), np.ones(5), draws=100)
+    assert few.missing == "only 5 images hold a normal image, and it takes 6"
+    assert bootstrap_auroc(scores, labels, groups=np.arange(len(labels))).missing == ""
 
 
 def test_coverage_of_the_interval_is_near_its_level() -> None:

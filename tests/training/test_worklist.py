@@ -162,6 +162,7 @@ def test_cases_are_ranked_and_keys_walk_through_them(page: Page) -> None:
     page.keyboard.press("k")
     page.keyboard.press("End")
     assert page.inner_text("#rank") == "Rank 30 of 30"
+    assert "undefined" not in page.inner_text("body")
     assert page.inner_text("#threshold-words").endswith("not over the threshold")
     assert "only the 5 strangest" in page.inner_text("#no-picture")
     assert page.locator(".case[aria-selected=true]").get_attribute("aria-posinset") == "30"
