@@ -8,12 +8,12 @@ first few go to PROBES. Prints `{"seconds": ..., "peak_memory_mib": ...}`.
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 from collections.abc import Callable
 from functools import lru_cache
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -118,7 +118,8 @@ def main(library: str, path: str, origins_file: str, side_px: str, probes_file: 
     seconds = time.perf_counter() - began
     if total != side * len(origins):
         raise ValueError(f"{library} gave {total} rows of pixels, not {side * len(origins)}")
-    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    status = Path("/proc/self/status").read_text()
+    peak_mib = int(status.partition("VmHWM:")[2].split()[0]) / 1024
     probes = [read(y, x, side)[..., :3] for y, x in origins[:: -(-len(origins) // PROBES)]]
     np.save(probes_file, np.stack(probes))
     print(json.dumps({"seconds": seconds, "peak_memory_mib": peak_mib}))
