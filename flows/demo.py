@@ -18,6 +18,7 @@ from flows.train import train
 from pipeline.ingest import IngestReport
 from pipeline.sources.synthetic import write_slides, write_xrays
 from pipeline.storage import join
+from training.distributed import running_ray
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,11 @@ def demo(*, folder: str | None = None, seed: int = 0) -> tuple[ModalityOutcome, 
         folder: Where everything goes, a path or `s3://`; `demo/` in the home folder by default.
         seed: Of the scans and of the training.
     """
-    place = folder or join(str(load_settings().home), "demo")
-    return publish(
-        tuple(_run(modality, join(place, modality.name), seed) for modality in _MODALITIES)
-    )
+    settings = load_settings()
+    place = folder or join(str(settings.home), "demo")
+    with running_ray(settings.ray_address, 1):  # one start for both trainings
+        outcomes = [_run(modality, join(place, modality.name), seed) for modality in _MODALITIES]
+    return publish(tuple(outcomes))
 
 
 def _run(modality: _Modality, place: str, seed: int) -> ModalityOutcome:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import Field, PositiveInt, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 QUIET: Final[Mapping[str, str]] = {
@@ -23,6 +23,9 @@ QUIET: Final[Mapping[str, str]] = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Ray Train's current interface, and its current rule for visible devices.
     "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    # Threads that wait by spinning take the cores from those that work.
+    "OMP_WAIT_POLICY": "passive",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # S3 servers other than Amazon's refuse the checksum trailers that SDKs now send.
     "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
@@ -88,6 +91,13 @@ class Settings(BaseSettings):
         validation_alias="AWS_ENDPOINT_URL",
         description="AWS_ENDPOINT_URL: an S3 server other than Amazon's, e.g. "
         "`http://127.0.0.1:9103`. Keys and region come from the usual AWS variables.",
+    )
+
+    pseudonym_key: SecretStr | None = Field(
+        default=None,
+        description="NORMSCOPE_PSEUDONYM_KEY: at least 64 hexadecimal digits, from which the "
+        "pseudonyms of patients and studies are made (`openssl rand -hex 32`); DICOM files need "
+        "it. Keep it secret and apart from the data.",
     )
 
     @field_validator("home", mode="after")
