@@ -1,21 +1,26 @@
-"""`normscope ingest xrays`: ChestX-ray14 radiographs to a dataset."""
+"""`normscope ingest xrays`: ChestX-ray14 or DICOM radiographs to a dataset."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
-from prefect import flow, get_run_logger
+from prefect import flow
 from pydantic import Field
 
 import flows.environment  # noqa: F401 -- sets variables, before the rest
 from flows.engine import open_engine
 from flows.progress import progress
-from flows.reports import publish
+from flows.reports import publish, to_markdown
 from flows.settings import load_settings
 from flows.tasks import resumable
-from pipeline.image_dataset import ImageSettings, make_reader, plan_images
-from pipeline.ingest import IngestReport, ingest
-from pipeline.sources.chestxray14 import Views, list_radiographs
+from pipeline.image_dataset import ImageSettings
+from pipeline.image_ingest import ImageIngestReport, ingest_images
+from pipeline.ingest import IngestReport
+from pipeline.privacy import PseudonymKey
+from pipeline.radiographs import Resampling
+from pipeline.sources.chestxray14_experiments import Experiment
+from pipeline.sources.chestxray14_table import Views
+from pipeline.sources.xrays import SourceFormat, list_xrays
 
 
 @flow(name="ingest-xrays")
@@ -23,38 +28,63 @@ def ingest_xrays(
     source: str,
     dataset: str,
     *,
+    source_format: SourceFormat | Literal["auto"] = "auto",
     table: str | None = None,
+    experiment: Experiment | None = None,
+    experiment_lists: str | None = None,
     views: Views = "all",
     findings: list[str] | None = None,
+    voi: int | str = 0,
     size_px: Annotated[int, Field(ge=8)] = 64,
     crop_px: int | None = None,
     equalize: bool = False,
+    resampling: Resampling = "antialiased",
     seed: int = 0,
 ) -> IngestReport:
-    """Preprocess ChestX-ray14 radiographs into a sealed dataset.
+    """Preprocess ChestX-ray14 or DICOM radiographs into a sealed dataset.
 
-    Images may lie at any depth below the source, and may be only a part of the data set: rows of
-    the table without an image are counted. Patients are never divided by a split.
+    Images may lie at any depth below the source, ChestX-ray14's also in its archives, and may be
+    only a part of the data set: rows of the table without an image are counted. Patients are
+    never divided by a split. DICOM files need NORMSCOPE_PSEUDONYM_KEY; where it is set, names and
+    numbers of PNGs that are not ChestX-ray14's own become pseudonyms too.
 
     Args:
         source: Folder or `s3://` prefix of the images.
         dataset: Where the dataset goes: a path or an `s3://` URL.
+        source_format: chestxray14 or dicom; auto looks at names and first bytes.
         table: The official Data_Entry_2017 table; by default found in the source or its parent.
+            For DICOM a table of labels: path or sop_instance_uid, label, and split if it likes.
+        experiment: One of the paper's, by its authors' lists: subset, PA or AP.
+        experiment_lists: These lists, dpa_nih_folds.tar.gz; by default found likewise.
         views: Radiographs of this view position only, or all.
         findings: Of the anomalous, those with one of these findings only; all by default.
+        voi: Which VOI LUT or window of DICOM files: its position, or its explanation there.
         size_px: Height and width of the dataset's images.
         crop_px: Side of the square cut from each centre first, in the file's pixels.
         equalize: Equalise the histogram, as the reference method does.
+        resampling: antialiased, or area: the mean of the pixels that fall into one.
         seed: Of the splits, where there are no official lists.
     """
     settings = ImageSettings(
         modality="radiograph", size_px=size_px, crop_px=crop_px, colour="grey", equalize=equalize,
-        seed=seed,
+        resampling=resampling, voi=voi, seed=seed,
     )  # fmt: skip
-    listing = list_radiographs(source, table_url=table, views=views, findings=findings or ())
-    for note in listing.notes:
-        get_run_logger().info(note)
-    plan = plan_images(listing.images, settings, source="chestxray14", rejected=listing.rejected)
-    with open_engine(load_settings()) as map_work, progress("Radiographs") as advance:
-        report = resumable(ingest)(dataset, plan, make_reader(plan), map_work, on_progress=advance)
+    surroundings = load_settings()
+    secret = surroundings.pseudonym_key
+    key = PseudonymKey.parse(secret.get_secret_value()) if secret else None
+    with open_engine(surroundings) as map_work, progress("Radiographs") as advance:
+        name, listing = list_xrays(
+            source, source_format=source_format, key=key, table_url=table, views=views,
+            findings=findings or (), experiment=experiment, lists_url=experiment_lists,
+            map_work=map_work,
+        )  # fmt: skip
+        report = resumable(ingest_images)(
+            dataset, listing, settings, map_work, source=name, on_progress=advance
+        )
     return publish(report)
+
+
+@to_markdown.register
+def _(report: ImageIngestReport) -> str:
+    lines = ["**To look at before training**", "", *[f"- {x}" for x in report.describe_review()]]
+    return "\n".join([to_markdown.dispatch(IngestReport)(report), "", *lines])

@@ -5,17 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline import image_dataset, slide_dataset
+from pipeline import slide_dataset
 from pipeline.engines import MapWork
 from pipeline.errors import SchemaError
 from pipeline.image_dataset import ImageSettings
+from pipeline.image_ingest import ingest_images
 from pipeline.ingest import IngestReport, ingest
 from pipeline.plan import Plan
+from pipeline.privacy import PseudonymKey
 from pipeline.records import Progress, ignore_progress
 from pipeline.schema import open_dataset
 from pipeline.slide_dataset import SlideSettings
 from pipeline.sources.camelyon16 import list_slides
 from pipeline.sources.images import list_images
+from pipeline.sources.listings import ImageListing
+from pipeline.sources.pseudonyms import pseudonymise, withholding
+from pipeline.sources.xrays import list_xrays, recognise_format
 
 
 def is_dataset(url: str) -> bool:
@@ -41,6 +46,7 @@ def ingest_alike(
     *,
     name: str,
     labels: str | None = None,
+    key: PseudonymKey | None = None,
     on_progress: Progress = ignore_progress,
 ) -> IngestReport:
     """Ingest scans with the parameters of another dataset, e.g. the one a model learned from.
@@ -52,21 +58,44 @@ def ingest_alike(
         map_work: An engine of `pipeline.engines`.
         name: Of the new dataset's source.
         labels: URL of a label table, where it is known what the scans show.
+        key: Of the pseudonyms of radiographs; DICOM files cannot do without.
         on_progress: Called with images done and in all.
 
     Raises:
         SourceError: There is nothing to ingest.
+        SettingsError: There are DICOM files and no key.
     """
     if "tile_size_px" in parameters:
         plan, reader = _plan_slides(source, parameters, map_work, name, labels)
     else:
         settings = ImageSettings.model_validate(parameters)
-        listing = list_images(source, labels_url=labels, keeps_unlisted=True)
-        plan = image_dataset.plan_images(
-            listing.images, settings, source=name, rejected=listing.rejected
+        listing = _list_images(source, settings, labels, key, map_work)
+        return ingest_images(
+            dataset, listing, settings, map_work, source=name, on_progress=on_progress
         )
-        reader = image_dataset.make_reader(plan)
     return ingest(dataset, plan, reader, map_work, on_progress=on_progress)
+
+
+def _list_images(
+    source: str,
+    settings: ImageSettings,
+    labels: str | None,
+    key: PseudonymKey | None,
+    map_work: MapWork,
+) -> ImageListing:
+    """Images, or radiographs in DICOM; radiographs under pseudonyms wherever there is a key."""
+    if settings.modality != "radiograph":
+        return list_images(source, labels_url=labels, keeps_unlisted=True)
+    if recognise_format(source) == "dicom":
+        _, listing = list_xrays(
+            source, source_format="dicom", key=key, table_url=labels, map_work=map_work
+        )
+        return listing
+    if key is None:
+        return list_images(source, labels_url=labels, keeps_unlisted=True)
+    with withholding(source):
+        listing = list_images(source, labels_url=labels, keeps_unlisted=True)
+    return pseudonymise(listing, key)
 
 
 def _plan_slides(

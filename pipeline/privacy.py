@@ -38,7 +38,7 @@ from pipeline.dicom_files import refusing
 from pipeline.errors import SettingsError
 
 BurnedInText: TypeAlias = Literal["stated", "possible", "denied"]
-KEY_NAME: Final = "pseudonym_key"
+KEY_NAME: Final = "NORMSCOPE_PSEUDONYM_KEY"
 _KEY_BYTES: Final = 32
 _MAKE_KEY: Final = (
     "Make one with `openssl rand -hex 32`, keep it secret and apart from the data, and give the "

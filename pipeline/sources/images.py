@@ -43,7 +43,7 @@ _PARSERS: Final[Mapping[str, Callable[[str], Scalar]]] = {
     "sex": parse_sex,
     "findings": str,
 }
-_LABEL_WORDS: Final[Mapping[str, Label]] = {
+LABEL_WORDS: Final[Mapping[str, Label]] = {
     **dict.fromkeys(("0", "0.0", "normal", "negative", "healthy", "false"), Label.NORMAL),
     **dict.fromkeys(
         ("1", "1.0", "abnormal", "anomalous", "anomaly", "positive", "tumor", "tumour", "true"),
@@ -53,7 +53,7 @@ _LABEL_WORDS: Final[Mapping[str, Label]] = {
 }
 # PatchCamelyon's copies name the labelled tumours for tuning `train_tumor_for_cv`.
 _TUNING_WORDS: Final = frozenset({"tuning", "tune", "cv", "train_tumor_for_cv"})
-_SPLIT_WORDS: Final[Mapping[str, Split]] = {
+SPLIT_WORDS: Final[Mapping[str, Split]] = {
     **dict.fromkeys(("train", "training", "train_val"), "train"),
     **dict.fromkeys((*_TUNING_WORDS, "dev", "val", "valid", "validation"), "validation"),
     **dict.fromkeys(("test", "testing", "holdout"), "test"),
@@ -112,7 +112,7 @@ def list_images(
         table,
         _base_of(table.url, folder),
         folder.url,
-        {**_LABEL_WORDS, **words},
+        {**LABEL_WORDS, **words},
         _split_words(table, split_map or {}),
     )
     gathering = rows.gather(rows.name_files(folder.files))
@@ -229,7 +229,7 @@ def _read_labels(url: str, columns: Mapping[str, str]) -> Table:
 def _split_words(table: Table, split_map: Mapping[str, Split]) -> Mapping[str, Split | None]:
     """Word -> split for this table; always None where its split column divides nothing."""
     words = {row.get("split", "").lower() for row in table.rows}
-    known = {**_SPLIT_WORDS}
+    known = {**SPLIT_WORDS}
     if words & _TUNING_WORDS:
         known["valid"] = "test"
     known |= {word.lower(): split for word, split in split_map.items()}

@@ -1,0 +1,129 @@
+"""Listed images -> a sealed dataset, and what a person should look at before training on it.
+
+Beside the arrays, in `review/`: `contact_sheet.png`, and `duplicates.json` with images that are,
+or look like, one, though they belong to different patients or slides.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Final
+
+from pipeline.contact_sheet import choose_strips, draw_contact_sheet
+from pipeline.duplicates import DuplicateSet, find_duplicates, read_hashes
+from pipeline.engines import MapWork
+from pipeline.image_dataset import ImageSettings, make_reader, plan_images
+from pipeline.ingest import IngestReport, ingest
+from pipeline.records import Progress, ignore_progress
+from pipeline.schema import Array, Dataset, open_dataset
+from pipeline.sources.listings import ImageListing
+from pipeline.storage import join, write_bytes
+
+CONTACT_SHEET: Final = "review/contact_sheet.png"
+DUPLICATES: Final = "review/duplicates.json"
+_NAMED: Final = 5  # duplicates that a report names; the file has them all
+
+
+@dataclass(frozen=True)
+class ImageIngestReport(IngestReport):
+    """The outcome of an ingest of images, and of the review after it.
+
+    Args:
+        notes: Of the source: how it was read.
+        duplicates: Images of different groups that are, or look like, one; as `image_id`s.
+    """
+
+    notes: tuple[str, ...] = ()
+    duplicates: tuple[tuple[DuplicateSet, tuple[str, ...]], ...] = ()
+
+    def describe_review(self) -> list[str]:
+        """What to look at before training, a line each."""
+        counts = Counter(found.kind for found, _ in self.duplicates)
+        across = sum(found.crosses_splits for found, _ in self.duplicates)
+        lines = [
+            *self.notes,
+            f"duplicates between groups: {counts['exact']} exact, {counts['near']} near, {across} "
+            f"of them across splits; all are in `{DUPLICATES}`",
+        ]
+        for found, image_ids in self.duplicates[:_NAMED]:
+            where = ", across splits" if found.crosses_splits else ""
+            lines.append(f"{found.kind} duplicates{where}: {', '.join(image_ids[:_NAMED])}")
+        return [*lines, f"contact sheet: `{join(self.url, CONTACT_SHEET)}`"]
+
+
+def ingest_images(
+    url: str,
+    listing: ImageListing,
+    settings: ImageSettings,
+    map_work: MapWork,
+    *,
+    source: str,
+    on_progress: Progress = ignore_progress,
+) -> ImageIngestReport:
+    """Write and seal a dataset of images, find duplicates in it, and draw its contact sheet.
+
+    Args:
+        url: Of the dataset.
+        listing: What to take.
+        settings: How.
+        map_work: An engine of `pipeline.engines`.
+        source: Name of the dataset's source, e.g. `chestxray14`.
+        on_progress: Called with images done and in all.
+
+    Raises:
+        NormscopeError: As `plan_images` and `ingest`.
+    """
+    plan = plan_images(listing.images, settings, source=source, rejected=listing.rejected)
+    report = ingest(url, plan, make_reader(plan), map_work, on_progress=on_progress)
+    dataset = open_dataset(url)
+    columns = {
+        name: dataset.column(name)
+        for name in (
+            "image_id", "group_id", "split", "label", "readable", "pixel_digest", "perceptual_hash",
+        )
+    }  # fmt: skip
+    duplicates = _find_duplicates(columns)
+    write_bytes(join(url, CONTACT_SHEET), _draw_sheet(dataset, columns))
+    write_bytes(join(url, DUPLICATES), _write_duplicates(duplicates, columns))
+    ids = columns["image_id"]
+    return ImageIngestReport(
+        **{field.name: getattr(report, field.name) for field in fields(report)},
+        notes=listing.notes,
+        duplicates=tuple((found, tuple(ids[list(found.rows)])) for found in duplicates),
+    )
+
+
+def _find_duplicates(columns: Mapping[str, Array]) -> tuple[DuplicateSet, ...]:
+    return find_duplicates(
+        columns["pixel_digest"],
+        read_hashes(columns["perceptual_hash"]),
+        columns["group_id"],
+        columns["split"],
+        readable=columns["readable"],
+    )
+
+
+def _write_duplicates(duplicates: tuple[DuplicateSet, ...], columns: Mapping[str, Array]) -> bytes:
+    names = ("image_id", "group_id", "split")
+    found: list[dict[str, Any]] = [
+        {
+            "kind": each.kind,
+            "crosses_splits": each.crosses_splits,
+            "images": [{name: str(columns[name][row]) for name in names} for row in each.rows],
+        }
+        for each in duplicates
+    ]
+    return (json.dumps(found, indent=1) + "\n").encode()
+
+
+def _draw_sheet(dataset: Dataset, columns: Mapping[str, Array]) -> bytes:
+    strips = choose_strips(columns["split"], columns["label"], columns["readable"])
+    return draw_contact_sheet(
+        [
+            (strip.caption, [dataset.read_images(row, row + 1)[0] for row in strip.rows])
+            for strip in strips
+        ]
+    )

@@ -1,0 +1,161 @@
+"""Radiographs in either form that archives have them: ChestX-ray14's PNGs, or DICOM."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+from typing import Final, Literal, TypeAlias
+
+import numpy as np
+
+from pipeline.dicom_files import is_dicom
+from pipeline.engines import MapWork, map_serially
+from pipeline.errors import SettingsError
+from pipeline.privacy import PseudonymKey
+from pipeline.records import ManifestEntry
+from pipeline.sources import chestxray14, dicom
+from pipeline.sources.chestxray14_experiments import Experiment, read_experiment
+from pipeline.sources.chestxray14_table import Views
+from pipeline.sources.dicom_labels import apply_labels
+from pipeline.sources.listings import Folder, ImageListing, find_beside, is_image, list_folder
+from pipeline.sources.pseudonyms import pseudonymise, withholding
+from pipeline.storage import name_of, read_range
+
+SourceFormat: TypeAlias = Literal["chestxray14", "dicom"]
+_LISTS: Final = "dpa_nih_folds.tar.gz"
+_SAMPLE: Final = 32
+_DICOM_SUFFIXES: Final = frozenset({".dcm", ".dicom", ".ima"})
+
+
+def list_xrays(
+    url: str,
+    *,
+    source_format: SourceFormat | Literal["auto"] = "auto",
+    key: PseudonymKey | None = None,
+    table_url: str | None = None,
+    views: Views = "all",
+    findings: Sequence[str] = (),
+    experiment: Experiment | None = None,
+    lists_url: str | None = None,
+    map_work: MapWork = map_serially,
+) -> tuple[SourceFormat, ImageListing]:
+    """List radiographs, under pseudonyms wherever there is a key.
+
+    Args:
+        url: Folder or prefix.
+        source_format: What lies there; `auto` looks.
+        key: Of the pseudonyms; DICOM cannot do without.
+        table_url: ChestX-ray14's table; or the labels of DICOM files (see `dicom_labels`).
+        views: Radiographs of this view position only, or all.
+        findings: Of ChestX-ray14's anomalous images those with one of these.
+        experiment: One of the paper's; its authors' lists decide on images, labels and splits.
+        lists_url: These lists; by default `dpa_nih_folds.tar.gz` below `url` or in its parent.
+        map_work: An engine of `pipeline.engines`.
+
+    Returns:
+        The format, and the listing.
+
+    Raises:
+        SettingsError: There is no key for DICOM files, no lists for the experiment, or a choice
+            that the format does not know.
+        SourceError: There is nothing to list, or a table cannot be used.
+        StorageError: Something cannot be read.
+    """
+    chosen = recognise_format(url) if source_format == "auto" else source_format
+    if chosen == "dicom":
+        return chosen, _list_dicom(url, key, table_url, views, findings, experiment, map_work)
+    if key is None:
+        listing = _list_pngs(url, table_url, views, findings, experiment, lists_url, map_work)
+        return chosen, listing
+    with withholding(url):
+        listing = _list_pngs(url, table_url, views, findings, experiment, lists_url, map_work)
+    return chosen, pseudonymise(listing, key)
+
+
+def recognise_format(url: str) -> SourceFormat:
+    """Tell from names and first bytes what a folder holds.
+
+    DICOM where a sample of its files begins as such, ChestX-ray14 otherwise; and where its
+    official table lies beside the images.
+
+    Raises:
+        StorageError: The folder cannot be read.
+    """
+    folder = list_folder(url)
+    if find_beside(folder, chestxray14.TABLE_NAMES):
+        return "chestxray14"
+    candidates = [info for info in folder.files if not is_image(info.url)]
+    suffixes = {PurePosixPath(name_of(info.url)).suffix.lower() for info in candidates}
+    if suffixes & _DICOM_SUFFIXES:
+        return "dicom"
+    at = np.linspace(0, len(candidates) - 1, min(len(candidates), _SAMPLE)).astype(int)
+    sample = [candidates[place] for place in at]
+    has_dicom = any(
+        is_dicom(read_range(info.url, 0, 132)) for info in sample if info.size_bytes > 132
+    )
+    return "dicom" if has_dicom else "chestxray14"
+
+
+def _list_pngs(
+    url: str,
+    table_url: str | None,
+    views: Views,
+    findings: Sequence[str],
+    experiment: Experiment | None,
+    lists_url: str | None,
+    map_work: MapWork,
+) -> ImageListing:
+    lists = None
+    if experiment is not None:
+        lists = read_experiment(lists_url or _find_lists(url, table_url), experiment)
+    return chestxray14.list_radiographs(
+        url,
+        table_url=table_url,
+        views=views,
+        findings=findings,
+        experiment=lists,
+        map_work=map_work,
+    )
+
+
+def _find_lists(url: str, table_url: str | None) -> str:
+    for place in filter(None, (url, table_url)):
+        folder = list_folder(place) if place == url else Folder(place, ())
+        if found := find_beside(folder, [_LISTS]):
+            return found
+    raise SettingsError(
+        "experiment", f"no {_LISTS} beside the images", "Put the authors' lists there, or give "
+        "their URL as `experiment_lists`",
+    )  # fmt: skip
+
+
+def _list_dicom(
+    url: str,
+    key: PseudonymKey | None,
+    table_url: str | None,
+    views: Views,
+    findings: Sequence[str],
+    experiment: Experiment | None,
+    map_work: MapWork,
+) -> ImageListing:
+    key = key or PseudonymKey.parse(None)
+    if findings or experiment:
+        raise SettingsError(
+            "findings" if findings else "experiment", "DICOM files do not say such a thing",
+            "Give a table of labels instead",
+        )  # fmt: skip
+    listing = dicom.list_radiographs(url, key, map_work=map_work)
+    if table_url:
+        listing = apply_labels(listing, table_url, url, key)
+    return _choose_views(listing, views)
+
+
+def _choose_views(listing: ImageListing, views: Views) -> ImageListing:
+    if views == "all":
+        return listing
+    chosen = [image for image in listing.images if image.columns["view_position"] == views]
+    left = len(listing.images) - len(chosen)
+    entry = ManifestEntry("views", "skipped", f"{left} images: the view position is not {views}")
+    return ImageListing(
+        tuple(chosen), (*listing.rejected, *([entry] if left else [])), listing.notes
+    )
