@@ -15,10 +15,11 @@ from pipeline.plan import Plan
 from pipeline.quality import QUALITY_COLUMNS
 from pipeline.records import Label, ManifestEntry, Slide
 from pipeline.schema import BASE_COLUMNS, Array, DatasetSpec, code_version
+from pipeline.scratch import Scratch
 from pipeline.slide_settings import SlideSettings
 from pipeline.slide_survey import SlideSurvey, survey_slide
 from pipeline.splits import assign_splits
-from pipeline.staging import require_reachable
+from pipeline.staging import require_reachable, using_scratch
 from pipeline.stained_tiles import STAIN_COLUMNS, encode_stains, make_reader, state_of
 from pipeline.storage import join
 from pipeline.survey_store import recall_or_survey
@@ -54,6 +55,7 @@ def plan_slides(
     known_order: Sequence[str] = (),
     review_url: str | None = None,
     survey_url: str | None = None,
+    scratch: Scratch | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Plan:
     """Plan a dataset of tiles: survey every slide, split them, fix every tile's place.
@@ -75,6 +77,7 @@ def plan_slides(
         review_url: Folder for one review picture a slide, or None for none.
         survey_url: Folder to keep surveys in and to take them from where nothing has changed,
             or None to survey every slide anew.
+        scratch: Where slides on object storage are staged, or None for the usual place.
         on_progress: Called with slides surveyed and in all.
 
     Returns:
@@ -97,6 +100,7 @@ def plan_slides(
         partly_annotated=frozenset(partly_annotated),
         review_url=review_url,
         survey_url=survey_url,
+        scratch=scratch or Scratch(),
     )
     outcomes: dict[str, SlideSurvey | ManifestEntry] = {}
     for slide_id, outcome in map_work(survey, ordered):
@@ -152,6 +156,7 @@ def _try_survey(
     partly_annotated: frozenset[str],
     review_url: str | None,
     survey_url: str | None,
+    scratch: Scratch,
 ) -> tuple[str, SlideSurvey | ManifestEntry]:
     own = settings
     if slide.slide_id in mpp_um:
@@ -165,11 +170,12 @@ def _try_survey(
         review_url=join(review_url, f"{slide.slide_id}.png") if review_url else None,
     )
     try:
-        if survey_url:
-            place = join(survey_url, f"{slide.slide_id}.npz")
-            found = recall_or_survey(place, slide, own, is_partly_annotated, survey)
-        else:
-            found = survey()
+        with using_scratch(scratch):
+            if survey_url:
+                place = join(survey_url, f"{slide.slide_id}.npz")
+                found = recall_or_survey(place, slide, own, is_partly_annotated, survey)
+            else:
+                found = survey()
     except NormscopeError as error:
         return slide.slide_id, ManifestEntry(slide.url, "failed", str(error))
     return slide.slide_id, replace(found, mpp_source="user table") if own is not settings else found

@@ -5,22 +5,28 @@ The only importer of boto3, whose transfer manager does the parallel ranged down
 
 from __future__ import annotations
 
-import os
-import tempfile
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from hashlib import sha256
+from contextvars import ContextVar
+from functools import partial
+from hashlib import file_digest, md5, sha256
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 import boto3
 import botocore.exceptions
+from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
+from s3transfer.exceptions import RetriesExceededError, S3DownloadFailedError
 
-from pipeline.errors import DeniedError, SourceError, StorageError
+from pipeline.errors import AbsentError, DeniedError, SourceError, StorageError
+from pipeline.scratch import Scratch
 from pipeline.storage import (
     BUCKET_REMEDY,
     CREDENTIALS_REMEDY,
+    ObjectInfo,
+    Place,
     describe,
     name_of,
     parse,
@@ -29,6 +35,15 @@ from pipeline.storage import (
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
+
+# A server that answers 503 now and then is asked again, ever more slowly.
+_DOWNLOAD_ATTEMPTS: Final = 8
+_PARALLEL: Final = TransferConfig(
+    multipart_threshold=16 << 20, multipart_chunksize=16 << 20, max_concurrency=8
+)
+_TRANSFER_ERRORS: Final = (RetriesExceededError, S3DownloadFailedError)
+_MD5_ETAG: Final = re.compile(r'"?[0-9a-f]{32}(?:-(\d+))?"?')
+_SCRATCH: Final[ContextVar[Scratch | None]] = ContextVar("scratch", default=None)
 
 
 def require_reachable(url: str) -> None:
@@ -55,10 +70,24 @@ def require_reachable(url: str) -> None:
         ) from error
 
 
-def _s3_client() -> S3Client:
-    patience = Config(connect_timeout=5, read_timeout=60, retries={"total_max_attempts": 3})
+def _s3_client(attempts: int = 3) -> S3Client:
+    patience = Config(
+        connect_timeout=5,
+        read_timeout=60,
+        retries={"mode": "standard", "total_max_attempts": attempts},
+    )
     # A session of its own: the default one remembers the first credentials it has seen.
     return boto3.Session().client("s3", config=patience)
+
+
+@contextmanager
+def using_scratch(scratch: Scratch) -> Iterator[None]:
+    """Let `stage` use a scratch folder for as long as the block runs, in this thread."""
+    token = _SCRATCH.set(scratch)
+    try:
+        yield
+    finally:
+        _SCRATCH.reset(token)
 
 
 @contextmanager
@@ -66,7 +95,8 @@ def stage(url: str, version: str) -> Iterator[Path]:
     """A local file with the bytes of `url`, for libraries that only read files.
 
     A local file is given in place. An object on S3 is fetched by boto3's parallel ranged
-    download into a scratch folder, once for each version, and stays there for the next user.
+    download into the scratch folder, once for each version, checked by its size and its ETag's
+    MD5, and stays there for the next user until others need the room.
 
     Args:
         url: Of the file.
@@ -75,38 +105,83 @@ def stage(url: str, version: str) -> Iterator[Path]:
     Raises:
         SourceError: It has changed.
         AbsentError: It is gone.
-        StorageError: It cannot be fetched.
+        SettingsError: It is larger than the scratch folder may be.
+        StorageError: It cannot be fetched, or there is no room for it.
     """
     place = parse(url)
     now = describe(url)
     if now.version != version:
-        raise SourceError(
-            url, f"changed since it was listed ({version} -> {now.version})", "Run again"
-        )
+        raise _changed(url, version, now.version)
     if place.scheme == "file":
         yield Path(place.key)
         return
-    # The key's own name stays last: readers tell formats by the suffix.
-    folder = Path(tempfile.gettempdir(), "normscope-staged")
-    scratch = folder / sha256(f"{url}\n{version}".encode()).hexdigest()[:24]
-    path = scratch / name_of(url)
-    if not path.exists():
-        scratch.mkdir(parents=True, exist_ok=True)
-        _fetch(url, path)
-    yield path
+    key = sha256(f"{url}\n{version}".encode()).hexdigest()[:24]
+    scratch = _SCRATCH.get() or Scratch()
+    with scratch.hold(url, key, name_of(url), now.size_bytes, partial(_fetch, now)) as path:
+        yield path
 
 
-def _fetch(url: str, path: Path) -> None:
-    place = parse(url)
-    handle, name = tempfile.mkstemp(dir=path.parent)
-    os.close(handle)
+def _changed(url: str, listed: str, found: str) -> SourceError:
+    return SourceError(url, f"changed since it was listed ({listed} -> {found})", "Run again")
+
+
+def _fetch(info: ObjectInfo, path: Path) -> None:
+    """Fill a file with the object's bytes, and prove that they are its."""
+    place = parse(info.url)
+    if place.scheme == "memory":
+        path.write_bytes(read_bytes(info.url))
+        return
+    client = _s3_client(attempts=_DOWNLOAD_ATTEMPTS)
     try:
-        if place.scheme == "s3":
-            _s3_client().download_file(place.root, place.key, name)
-        else:
-            Path(name).write_bytes(read_bytes(url))
-        Path(name).replace(path)
-    except botocore.exceptions.BotoCoreError as error:
-        raise StorageError(url, f"download failed ({error})", "Run again") from error
-    finally:
-        Path(name).unlink(missing_ok=True)
+        with path.open("r+b") as file:
+            client.download_fileobj(place.root, place.key, file, Config=_PARALLEL)
+        head = client.head_object(Bucket=place.root, Key=place.key)
+        if head["ETag"] != info.version:
+            raise _changed(info.url, info.version, head["ETag"])
+        found = _measure_etag(client, place, head["ETag"], path)
+    except botocore.exceptions.ClientError as error:
+        raise _translate(info.url, error) from error
+    except (botocore.exceptions.BotoCoreError, *_TRANSFER_ERRORS) as error:
+        raise StorageError(info.url, f"download failed ({error})", "Run again") from error
+    is_encrypted = head.get("ServerSideEncryption") == "aws:kms" or "SSECustomerAlgorithm" in head
+    is_whole = is_encrypted or found is None or found == info.version.strip('"')
+    if path.stat().st_size != info.size_bytes or not is_whole:
+        raise StorageError(
+            info.url,
+            f"download is damaged ({path.stat().st_size} of {info.size_bytes} bytes, MD5 {found} "
+            f"for ETag {info.version})",
+            "Run again",
+        )
+
+
+def _measure_etag(client: S3Client, place: Place, etag: str, path: Path) -> str | None:
+    """The ETag that S3 would give the bytes of a file; None where it is no MD5.
+
+    Of an object that was uploaded in parts it is the MD5 of the parts' MD5s.
+    """
+    if not (match := _MD5_ETAG.fullmatch(etag)):
+        return None
+    if match[1] is None:
+        with path.open("rb") as file:
+            return file_digest(file, _md5).hexdigest()
+    part = client.head_object(Bucket=place.root, Key=place.key, PartNumber=1)
+    if part.get("PartsCount", 0) != int(match[1]):
+        return None  # the server does not say where the parts end
+    total = _md5()
+    with path.open("rb") as file:
+        while data := file.read(part["ContentLength"]):
+            total.update(_md5(data).digest())
+    return f"{total.hexdigest()}-{match[1]}"
+
+
+def _md5(data: bytes = b"") -> Any:
+    return md5(data, usedforsecurity=False)
+
+
+def _translate(url: str, error: botocore.exceptions.ClientError) -> StorageError:
+    code = error.response.get("Error", {}).get("Code", "")
+    if code in {"404", "NoSuchKey"}:
+        return AbsentError(url, "no such object", "Check the spelling of the URL")
+    if code in {"403", "AccessDenied"}:
+        return DeniedError(url, f"S3 refuses us ({code})", CREDENTIALS_REMEDY)
+    return StorageError(url, f"download failed ({error})", "Run again")

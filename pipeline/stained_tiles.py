@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from pipeline.plan import SourceRead
 from pipeline.records import Slide
 from pipeline.schema import Array
+from pipeline.scratch import Scratch
 from pipeline.slide_settings import SlideSettings, StainSetting
+from pipeline.staging import using_scratch
 from pipeline.stain import StainFit, Stains, normalise_stains
 from pipeline.stain_fit import fit_stains
 from pipeline.tile_reader import SlideTileReader
@@ -42,10 +44,12 @@ class PlannedTileReader:
     Args:
         tiles: Reads the pixels.
         stain: How stains are normalised.
+        scratch: Where slides are staged; changes nothing in what is read.
     """
 
     tiles: SlideTileReader
     stain: StainSetting = "none"
+    scratch: Scratch = field(default_factory=Scratch, repr=False, compare=False)
 
     def read(self, source: Slide, rows: Mapping[str, Array]) -> SourceRead:
         """Read tiles of one slide; quality is measured on them as they were scanned.
@@ -58,7 +62,8 @@ class PlannedTileReader:
             SourceError: The slide cannot be opened, or has changed since it was planned.
             StorageError: The slide cannot be fetched.
         """
-        read = self._choose_tiles(rows).read(source, rows)
+        with using_scratch(self.scratch):
+            read = self._choose_tiles(rows).read(source, rows)
         text = str(rows["stain_fit"][0]) if "stain_fit" in rows else ""
         if text and self.stain != "none":
             fit = StainFit(self.stain, decode_stains(text))
@@ -74,10 +79,10 @@ class PlannedTileReader:
         return self.tiles
 
 
-def make_reader(settings: SlideSettings) -> PlannedTileReader:
+def make_reader(settings: SlideSettings, scratch: Scratch | None = None) -> PlannedTileReader:
     """The reader of the tiles that `slide_dataset.plan_slides` plans."""
     tiles = SlideTileReader(settings.tile_size_px, settings.mpp_um, settings.mpp_override_um)
-    return PlannedTileReader(tiles, settings.stain)
+    return PlannedTileReader(tiles, settings.stain, scratch or Scratch())
 
 
 def fit_slide(

@@ -1,0 +1,195 @@
+"""A scratch folder of bounded size: files held while in use, evicted by last use.
+
+Any number of threads and processes of one node share a folder. Each file has a lock (`flock`,
+which the kernel lets go of when a process is killed): exclusive while it is fetched, so that
+nothing is fetched twice at once; shared while it is read, so that nothing in use is evicted. Room
+for a file is taken on the disk before the first byte is fetched.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from pipeline.errors import SettingsError, StorageError
+
+GIB: Final = 1 << 30
+_POLL_S: Final = 0.2
+
+
+def _default_folder() -> Path:
+    return Path(tempfile.gettempdir(), "normscope-scratch")
+
+
+@dataclass(frozen=True, slots=True)
+class Scratch:
+    """Where copies of remote files may lie, and how many bytes of them.
+
+    Args:
+        folder: A folder of its own on every node; made where it is absent.
+        max_bytes: Of all copies together.
+        patience_s: How long to wait for room that others use.
+    """
+
+    folder: Path = field(default_factory=_default_folder)
+    max_bytes: int = 100 * GIB
+    patience_s: float = 900.0
+
+    @contextmanager
+    def hold(
+        self, item: str, key: str, name: str, size_bytes: int, fetch: Callable[[Path], None]
+    ) -> Iterator[Path]:
+        """Give a file, fetched where it is not there, and keep it for as long as the block runs.
+
+        Args:
+            item: What it is a copy of, for errors.
+            key: Of the content: the same key is the same bytes.
+            name: The file's name, whose suffix readers go by.
+            size_bytes: Its size.
+            fetch: Fills a file that is there already, of this size.
+
+        Raises:
+            SettingsError: It is larger than the whole scratch folder may be.
+            StorageError: There is no room for it, or the disk fails.
+        """
+        path = self.folder / key / name
+        with self._open_lock(item, f"{key}.lock") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            while not path.exists():
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not path.exists():
+                    self._fill(item, path, size_bytes, fetch)
+                # The kernel lets go in between: it may be evicted again before it is ours.
+                fcntl.flock(lock, fcntl.LOCK_SH)
+            os.utime(lock)
+            yield path
+
+    def _fill(self, item: str, path: Path, size_bytes: int, fetch: Callable[[Path], None]) -> None:
+        part = path.with_name(f"{path.name}.part")
+        try:
+            shutil.rmtree(path.parent, ignore_errors=True)  # what a killed process left
+            self._reserve(item, part, size_bytes)
+            fetch(part)
+            part.replace(path)
+        except OSError as error:
+            raise self._refuse(item, str(error)) from error
+        finally:
+            part.unlink(missing_ok=True)
+
+    def _reserve(self, item: str, part: Path, size_bytes: int) -> None:
+        """Take room on the disk for a file, evicting others and waiting for those in use."""
+        if size_bytes > self.max_bytes:
+            raise SettingsError(
+                item,
+                f"its {size_bytes} bytes are more than the scratch folder may hold "
+                f"({self.max_bytes})",
+                "Raise the scratch folder's limit, or leave the file out",
+            )
+        deadline = time.monotonic() + self.patience_s
+        while True:
+            with self._open_lock(item, "scratch.lock") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                in_use_bytes = self._make_room(size_bytes)
+                if in_use_bytes is None and _allocate(part, size_bytes):
+                    return
+            if not in_use_bytes:
+                free = shutil.disk_usage(self.folder).free
+                raise self._refuse(item, f"disk full: {size_bytes} bytes needed, {free} free")
+            if time.monotonic() > deadline:
+                raise self._refuse(
+                    item, f"{size_bytes} bytes needed, {in_use_bytes} of {self.max_bytes} in use"
+                )
+            time.sleep(_POLL_S)
+
+    def _make_room(self, size_bytes: int) -> int | None:
+        """Evict the files that were used longest ago until there is room.
+
+        Returns:
+            None where there is room, else how many bytes are in use.
+        """
+        used = {path: _measure(path) for path in self.folder.iterdir() if path.is_dir()}
+        by_last_use = sorted(used, key=lambda path: (_last_use(path), path.name))
+        for path in by_last_use:
+            if self._has_room(sum(used.values()), size_bytes):
+                return None
+            if _evict(path):
+                del used[path]
+        return None if self._has_room(sum(used.values()), size_bytes) else sum(used.values())
+
+    def _has_room(self, used_bytes: int, size_bytes: int) -> bool:
+        is_within_limit = used_bytes + size_bytes <= self.max_bytes
+        return is_within_limit and shutil.disk_usage(self.folder).free >= size_bytes
+
+    @contextmanager
+    def _open_lock(self, item: str, name: str) -> Iterator[int]:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self.folder / name, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise self._refuse(item, str(error)) from error
+        try:
+            yield lock
+        finally:
+            os.close(lock)
+
+    def _refuse(self, item: str, problem: str) -> StorageError:
+        return StorageError(
+            item,
+            f"no room in the scratch folder {self.folder} ({problem})",
+            "Free space there, or name another scratch folder",
+        )
+
+
+def _measure(folder: Path) -> int:
+    """Bytes of a file's folder, which others may be renaming or deleting."""
+    total = 0
+    with suppress(FileNotFoundError):
+        for path in folder.iterdir():
+            total += path.stat().st_size
+    return total
+
+
+def _last_use(folder: Path) -> int:
+    lock = _lock_of(folder)
+    return lock.stat().st_mtime_ns if lock.exists() else 0
+
+
+def _lock_of(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.lock")
+
+
+def _evict(folder: Path) -> bool:
+    """Delete a file's folder unless somebody uses it; its empty lock stays."""
+    lock = os.open(_lock_of(folder), os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder, ignore_errors=True)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(lock)
+    return True
+
+
+def _allocate(path: Path, size_bytes: int) -> bool:
+    """Take the room for a file on the disk; False where the disk has none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with path.open("wb") as file:
+            if size_bytes:
+                os.posix_fallocate(file.fileno(), 0, size_bytes)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+            raise
+        return False
+    return True
