@@ -13,14 +13,14 @@ from flows.settings import load_settings
 from flows.tasks import resumable
 from pipeline.storage import join
 from training import search as tuning
-from training.presets import load_preset
+from training.presets import Preset, load_preset
 
 
 @flow(name="search")
 def search(
     dataset: str,
     *,
-    preset: str = "quick",
+    preset: Preset = "quick",
     trials: Annotated[int, Field(ge=1)] = 6,
     vgg_weights: str | None = None,
     model_name: str | None = None,

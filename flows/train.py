@@ -13,7 +13,7 @@ from flows.reports import publish
 from flows.settings import load_settings
 from flows.tasks import resumable
 from pipeline.storage import join
-from training.presets import load_preset
+from training.presets import Preset, load_preset
 from training.train import TrainedModel, train_and_register
 
 
@@ -21,7 +21,7 @@ from training.train import TrainedModel, train_and_register
 def train(
     dataset: str,
     *,
-    preset: str = "quick",
+    preset: Preset = "quick",
     vgg_weights: str | None = None,
     model_name: str | None = None,
     run_name: str | None = None,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, Literal, TypeAlias
 
 from pydantic import ValidationError
 
@@ -103,6 +103,9 @@ _PRESETS: Final[MappingProxyType[str, dict[str, Any]]] = MappingProxyType(
     }
 )  # fmt: skip
 PRESETS: Final = tuple(_PRESETS)
+Preset: TypeAlias = Literal[
+    "demo", "quick", "camelyon16-paper", "nih-subset-paper", "nih-pa-paper", "nih-ap-paper"
+]
 
 
 def load_preset(name: str, **changes: Any) -> TrainSettings:

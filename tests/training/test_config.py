@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 
 from pipeline.errors import SettingsError
 from training.config import TrainSettings, flatten
 from training.models.growth import total_iterations
 from training.models.vgg import IMAGE
-from training.presets import PRESETS, load_preset
+from training.presets import PRESETS, Preset, load_preset
 from training.state import build_autoencoder
 
 
@@ -86,3 +88,14 @@ def test_flat_settings_name_every_value() -> None:
     flat = flatten(load_preset("demo"))
     assert flat["growth.stabilize_iterations.16"] == "100"
     assert flat["loss.layers.32.relu2_1"] == "1.0"
+
+
+def test_the_form_offers_every_preset() -> None:
+    assert get_args(Preset) == PRESETS
+
+
+def test_a_mapping_can_be_given_as_json() -> None:
+    layers = '{"16": {"relu1_1": 1}, "32": {"relu2_1": 1}}'
+    assert load_preset("demo", loss__layers=layers).loss.layers[16] == {"relu1_1": 1.0}
+    with pytest.raises(SettingsError, match=r"loss__layers: not JSON .*: \{16"):
+        load_preset("demo", loss__layers="{16")
