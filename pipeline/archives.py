@@ -169,4 +169,4 @@ def _is_zipped(url: str) -> bool:
 
 def _scratch_path(url: str, version: str) -> Path:
     key = sha256(f"unpacked\n{url}\n{version}".encode()).hexdigest()[:24]
-    return Path(tempfile.gettempdir(), "normscope-staged", key, "archive.tar")
+    return Path(tempfile.gettempdir(), "normscope-unpacked", key, "archive.tar")
