@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Literal
 
 from prefect import flow
 from pydantic import Field
@@ -11,10 +12,14 @@ import flows.environment  # noqa: F401 -- sets variables, before the rest
 from flows.engine import open_engine
 from flows.progress import progress
 from flows.reports import publish
+from flows.review import publish_reviews
 from flows.settings import load_settings
 from flows.tasks import resumable
 from pipeline.ingest import IngestReport, ingest
-from pipeline.slide_dataset import SlideSettings, make_reader, plan_slides
+from pipeline.schema import read_group_order
+from pipeline.scratch import DEFAULT_FOLDER, GIB, Scratch
+from pipeline.slide_dataset import make_reader, plan_slides
+from pipeline.slide_settings import StainSetting, load_slide_preset
 from pipeline.sources.camelyon16 import list_slides
 from pipeline.storage import join
 
@@ -24,44 +29,65 @@ def ingest_slides(
     source: str,
     dataset: str,
     *,
+    preset: Literal["all-tissue", "paper"] = "all-tissue",
     labels: str | None = None,
-    tile_size_px: Annotated[int, Field(ge=8)] = 64,
-    mpp_um: Annotated[float, Field(gt=0)] = 1.0,
-    min_tissue_fraction: Annotated[float, Field(ge=0, le=1)] = 0.5,
+    errata: str | None = None,
+    mpp_table: str | None = None,
+    tile_size_px: Annotated[int, Field(ge=8)] | None = None,
+    mpp_um: Annotated[float, Field(gt=0)] | None = None,
+    min_tissue_fraction: Annotated[float, Field(ge=0, le=1)] | None = None,
     max_tiles_per_slide: int | None = None,
+    stain: StainSetting | None = None,
     mpp_override_um: float | None = None,
     seed: int = 0,
+    scratch: str | None = None,
+    scratch_gib: Annotated[float, Field(gt=0)] = 100.0,
 ) -> IngestReport:
     """Tile whole-slide images into a sealed dataset.
 
     Reads Camelyon16's official layout (training/normal, training/tumor, testing/images,
     annotations), a folder or prefix of slides, or one slide. A review picture of every slide
-    goes to `review/` in the dataset.
+    goes to `review/` in the dataset. Run again after slides have been added, it keeps the order
+    of those that are there and makes only what is new.
 
     Args:
         source: Folder, `s3://` prefix or single slide.
         dataset: Where the dataset goes: a path or an `s3://` URL.
+        preset: all-tissue takes every tile of tissue; paper what Shvetsova et al. 2021 took of
+            Camelyon16. The settings below win over it.
         labels: CSV table (slide, label), where the official layout does not say.
-        tile_size_px: Height and width of a tile.
-        mpp_um: Micrometres per pixel of the tiles; a 10x objective gives about 1.
-        min_tissue_fraction: Tiles with a smaller share of tissue are left out.
+        errata: CSV table (slide, state, reason, source) of Camelyon16's slides to leave out, in
+            place of the published errata; none leaves nothing out.
+        mpp_table: CSV table (slide, mpp_um): micrometres per pixel of single slides.
+        tile_size_px: Height and width of a tile; 64 by default.
+        mpp_um: Micrometres per pixel of the tiles; a 10x objective gives about 1, the default.
+        min_tissue_fraction: Tiles with a smaller share of tissue are left out; 0.5 by default.
         max_tiles_per_slide: A random sample of so many tiles a slide; all by default.
+        stain: Normalise stains by macenko or vahadane, or none, the default.
         mpp_override_um: Micrometres per pixel of every slide, where the files do not say.
         seed: Of the splits and of the sample.
+        scratch: Folder that slides on S3 are copied to, on every node; a temporary one by default.
+        scratch_gib: What it may hold, in GiB.
     """
-    settings = SlideSettings(
-        tile_size_px=tile_size_px, mpp_um=mpp_um, min_tissue_fraction=min_tissue_fraction,
-        max_tiles_per_slide=max_tiles_per_slide, mpp_override_um=mpp_override_um, seed=seed,
+    settings = load_slide_preset(
+        preset, tile_size_px=tile_size_px, mpp_um=mpp_um, min_tissue_fraction=min_tissue_fraction,
+        max_tiles_per_slide=max_tiles_per_slide, stain=stain, mpp_override_um=mpp_override_um,
+        seed=seed,
     )  # fmt: skip
-    listing = list_slides(source, labels=labels)
+    bounded = Scratch(Path(scratch or DEFAULT_FOLDER), int(scratch_gib * GIB))
+    listing = list_slides(source, labels=labels, errata=errata, mpp_table=mpp_table)
     with open_engine(load_settings()) as map_work:
         with progress("Slides") as surveyed:
             plan = plan_slides(
                 listing.slides, settings, map_work, source=listing.source,
-                rejected=listing.rejected, review_url=join(dataset, "review"), on_progress=surveyed,
+                rejected=listing.rejected, mpp_um=listing.mpp_um,
+                partly_annotated=listing.partly_annotated, known_order=read_group_order(dataset),
+                review_url=join(dataset, "review"), survey_url=join(dataset, "survey"),
+                scratch=bounded, on_progress=surveyed,
             )  # fmt: skip
+        publish_reviews(join(dataset, "review"), plan.coverage or {})
         with progress("Tiles") as advance:
             report = resumable(ingest)(
-                dataset, plan, make_reader(settings), map_work, on_progress=advance
+                dataset, plan, make_reader(settings, bounded), map_work, on_progress=advance
             )
     return publish(report)

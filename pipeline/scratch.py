@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -24,10 +24,7 @@ from pipeline.errors import SettingsError, StorageError
 
 GIB: Final = 1 << 30
 _POLL_S: Final = 0.2
-
-
-def _default_folder() -> Path:
-    return Path(tempfile.gettempdir(), "normscope-scratch")
+DEFAULT_FOLDER: Final = Path(tempfile.gettempdir(), "normscope-scratch")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +37,7 @@ class Scratch:
         patience_s: How long to wait for room that others use.
     """
 
-    folder: Path = field(default_factory=_default_folder)
+    folder: Path = DEFAULT_FOLDER
     max_bytes: int = 100 * GIB
     patience_s: float = 900.0
 

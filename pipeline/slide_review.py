@@ -15,6 +15,7 @@ from shapely.geometry.base import BaseGeometry
 from pipeline.tiling import PairYX
 
 _SIDE_PX: Final = 1024
+_SMALL_SIDE_PX: Final = 512
 _TISSUE_RGB: Final = (0, 140, 70)
 _TILE_RGB: Final = (30, 90, 220)
 _LESION_RGB: Final = (230, 30, 30)
@@ -57,6 +58,16 @@ def draw_review(
         draw.line([(x * scale_yx[1], y * scale_yx[0]) for x, y in ring], _LESION_RGB, width=3)
     buffer = BytesIO()
     picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def shrink_review(picture: bytes) -> bytes:
+    """A small copy of a review picture: a JPEG, its longer side at most 512 px."""
+    with Image.open(BytesIO(picture)) as opened:
+        small = opened.convert("RGB")
+    small.thumbnail((_SMALL_SIDE_PX, _SMALL_SIDE_PX))
+    buffer = BytesIO()
+    small.save(buffer, "JPEG", quality=80)
     return buffer.getvalue()
 
 

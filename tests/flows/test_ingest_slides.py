@@ -1,0 +1,81 @@
+"""The slides flow: on a cluster that is there already, with a picture of every slide."""
+
+from __future__ import annotations
+
+from base64 import b64decode
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from distributed import LocalCluster
+from PIL import Image
+from prefect.client.orchestration import get_client
+
+from flows.cli import launch
+from flows.ingest_slides import ingest_slides
+from flows.review import name_artifact
+from pipeline import engines
+from pipeline.manifest import read_manifest
+from pipeline.schema import open_dataset
+from pipeline.sources.synthetic import write_slides
+
+SHAPE_YX = (768, 1280)
+
+
+@pytest.fixture(scope="module")
+def slides(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Two normal slides and a tumour, in the official layout."""
+    folder = str(tmp_path_factory.mktemp("slides"))
+    write_slides(folder, normal_count=2, tumor_count=1, test_count=0, shape_yx=SHAPE_YX)
+    return folder
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalCluster]:
+    """A running cluster that is named in the settings; no other can be started."""
+    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0") as found:
+
+        def refuse(**_: object) -> None:
+            raise AssertionError("a cluster of its own, though one is named")
+
+        monkeypatch.setattr(engines, "LocalCluster", refuse)
+        monkeypatch.setenv("NORMSCOPE_DASK_ADDRESS", found.scheduler_address)
+        yield found
+
+
+def test_works_on_the_cluster_that_is_named(
+    tmp_path: Path, slides: str, cluster: LocalCluster, prefect_server: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("PREFECT_API_URL", prefect_server)
+    dataset = str(tmp_path / "out")
+    options = ["--tile-size-px", "32", "--stain", "macenko", "--max-tiles-per-slide", "20"]
+    assert launch("ingest", "slides", slides, dataset, *options) == 0
+    assert set(open_dataset(dataset).column("stain_state")) == {"normalised"}
+    assert [entry.state for entry in read_manifest(f"{dataset}/manifest.json")] == ["done"] * 3
+    assert cluster.scheduler is not None
+    assert cluster.scheduler.transition_counter > 0
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_every_slide_has_its_picture_on_the_page(
+    tmp_path: Path, slides: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NORMSCOPE_WORKERS", "1")
+    ingest_slides(slides, str(tmp_path / "out"), tile_size_px=32, max_tiles_per_slide=9)
+    with get_client(sync_client=True) as client:
+        found = {
+            artifact.key: artifact
+            for artifact in client.read_artifacts()
+            if artifact.type == "image"
+        }
+    assert {"review-normal-001", "review-normal-002", "review-tumor-001"} <= set(found)
+    head, _, data = str(found["review-tumor-001"].data).partition(",")
+    assert head == "data:image/jpeg;base64"
+    with Image.open(BytesIO(b64decode(data))) as picture:
+        assert picture.size == (512, round(512 * SHAPE_YX[0] / SHAPE_YX[1]))
+
+
+def test_keys_are_as_prefect_wants_them() -> None:
+    assert name_artifact("b_X 1.svs") == "review-b-x-1-svs"
