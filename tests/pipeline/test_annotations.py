@@ -52,16 +52,16 @@ def test_every_real_file_parses_and_has_its_exact_area(shared_data: Path) -> Non
 
 
 def test_shares_of_real_lesions_add_up_to_their_area(shared_data: Path) -> None:
-    folder = shared_data / "annotations" / "camelyon16_asap_rebuilt"
-    for name in ("tumor_088.xml", "tumor_108.xml"):
-        content = (folder / name).read_bytes()
-        lesions = outline_lesions(parse_annotations(content, name), item=name)
+    paths = sorted((shared_data / "annotations" / "camelyon16_asap_rebuilt").glob("*.xml"))
+    assert len(paths) == 15
+    for path in paths:
+        lesions = outline_lesions(parse_annotations(path.read_bytes(), path.name), item=path.name)
         left, top, right, bottom = lesions.bounds
-        extent = (512, 640)
-        shape = (int(bottom - top) + 1300, int(right - left) + 1300)
+        extent = (1024, 1280)
+        shape = (int(bottom - top) + 2600, int(right - left) + 2600)
         origins = lay_tiles(shape, extent, extent) + np.array([int(top) - 9, int(left) - 9])
         fractions = measure_lesion_fractions(lesions, origins, extent)
-        assert fractions.sum() * 512 * 640 == pytest.approx(lesions.area, rel=1e-9)
+        assert fractions.sum() * 1024 * 1280 == pytest.approx(lesions.area, rel=1e-9)
 
 
 def test_files_written_by_asap_itself_parse(shared_data: Path) -> None:
