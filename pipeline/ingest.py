@@ -21,7 +21,7 @@ import numpy as np
 
 from pipeline import storage
 from pipeline.engines import MapWork
-from pipeline.errors import SchemaError, SourceError
+from pipeline.errors import SchemaError, SourceError, StorageError
 from pipeline.manifest import account_for, write_manifest
 from pipeline.plan import Plan, Reader
 from pipeline.preflight import check_before_spending
@@ -165,7 +165,18 @@ def _sweep(url: str, spec: DatasetSpec) -> None:
 
 
 def _seal(url: str, plan: Plan, commits: Sequence[Commit]) -> str:
-    """Write the sealed root document and return the fingerprint."""
+    """Write the sealed root document and return the fingerprint.
+
+    Raises:
+        StorageError: A shard is not what it was made as: another ingest writes here too, e.g. the
+            workers of one that was killed.
+    """
+    found = _read_commits(url)
+    foreign = [commit.shard for commit in commits if found.get(commit.shard) != commit]
+    if foreign:
+        raise StorageError(
+            url, f"shard {foreign[0]} has been written by another ingest", "Run again"
+        )
     identity = {
         key: value for key, value in plan.spec.attributes().items() if key != "code_version"
     }

@@ -14,11 +14,12 @@ import zarr
 
 from pipeline import storage
 from pipeline.engines import MapWork, dask_engine, map_serially, thread_engine
-from pipeline.errors import SchemaError, SourceError
+from pipeline.errors import SchemaError, SourceError, StorageError
 from pipeline.ingest import ingest
 from pipeline.manifest import read_manifest
 from pipeline.records import ManifestEntry
 from pipeline.schema import open_dataset
+from pipeline.shards import cut_shards, make_shard
 from tests.pipeline.made import SHAPE, MadeReader, plan_made, write_sources
 
 T = TypeVar("T")
@@ -119,6 +120,24 @@ def test_interrupted_ingest_is_refused_then_finished_to_the_same_bytes(tmp_path:
     report = ingest(url, plan, MadeReader(), map_serially)
     assert (report.shards_made, report.shards_kept) == (2, 2)
     assert content_of(url) == content_of(reference)
+
+
+def test_what_another_ingest_has_written_meanwhile_is_not_sealed(tmp_path: Path) -> None:
+    url = str(tmp_path / "out")
+    plan = plan_made(write_sources(tmp_path / "in", CONTENTS))
+    reader = MadeReader(gain=2)
+
+    def map_beside_another(function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+        yield from map_serially(function, items)
+        if len(items) > 1:  # a worker of the other, whose driver was killed
+            late = next(task for task in cut_shards(plan, reader) if task.shard == 2)
+            make_shard(url, reader, late)
+
+    with pytest.raises(StorageError, match="shard 2 has been written by another ingest"):
+        ingest(url, plan, MadeReader(), map_beside_another)
+    with pytest.raises(SchemaError, match="not sealed"):
+        open_dataset(url)
+    assert ingest(url, plan, MadeReader(), map_serially).shards_made == 1
 
 
 def test_only_what_changed_is_made_again(tmp_path: Path) -> None:

@@ -4,6 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
 
 from pipeline.records import Label
 from pipeline.slide_survey import survey_slide
@@ -133,3 +136,35 @@ def test_where_not_every_lesion_is_outlined_no_tile_is_called_normal(tmp_path: P
     found = survey_slide(slide, SETTINGS, is_partly_annotated=True)
     assert sorted(found.lesion_fraction[~np.isnan(found.lesion_fraction)].tolist()) == [0.5, 0.5, 1]
     assert Label.NORMAL not in found.label
+
+
+@examples(max_examples=10, deadline=None)
+@given(
+    mpp_yx=st.sampled_from([(0.5, 0.25), (0.25, 0.5), (0.4, 0.25), (0.25, 0.25)]),
+    box=st.tuples(
+        st.integers(0, 40), st.integers(0, 90), st.integers(140, 300), st.integers(260, 620)
+    ),
+)
+def test_axes_cannot_be_swapped(
+    tmp_path_factory: pytest.TempPathFactory,
+    mpp_yx: tuple[float, float],
+    box: tuple[int, int, int, int],
+) -> None:
+    folder = tmp_path_factory.mktemp("slide")
+    shape_yx = (330, 700)
+    path = write_pyramid(folder / "a.tif", paint_tissue(shape_yx, [box]), mpp_yx=mpp_yx)
+    found = survey_slide(list_slide(path), SETTINGS.model_copy(update={"mask_mpp_um": 0.25}))
+    height, width = round(32 / mpp_yx[0]), round(32 / mpp_yx[1])
+    top, left, bottom, right = box
+    expected = []
+    for y in range(0, shape_yx[0] - height + 1, height):
+        for x in range(0, shape_yx[1] - width + 1, width):
+            down = max(0, min(bottom, y + height) - max(top, y))
+            across = max(0, min(right, x + width) - max(left, x))
+            share = down * across / (height * width)
+            if abs(share - 0.5) < 0.05:  # the mask's edge decides
+                continue
+            expected.append(([y, x], share > 0.5))
+    tiled = found.origins_yx.tolist()
+    assert all((origin in tiled) == is_tissue for origin, is_tissue in expected)
+    assert len({tuple(origin) for origin in tiled}) == len(tiled)
