@@ -12,12 +12,11 @@ import os
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Final, TypeAlias
 
 import numpy as np
+import simplejpeg
 import tifffile
 from numpy.typing import NDArray
 
@@ -53,14 +52,13 @@ def open_jpeg_tiles(path: Path, slide: OpenSlideReader, level: int) -> Iterator[
     Yields:
         The tiles; None where the format is another, or pixels are not OpenSlide's.
     """
-    codec = _find_codec()
     may_be_equal = slide.vendor in _VENDORS and slide.gives_whole_pixels(level)
-    page = _find_page(path, slide, level) if codec and may_be_equal else None
-    if codec is None or page is None:
+    page = _find_page(path, slide, level) if may_be_equal else None
+    if page is None:
         yield None
         return
     with path.open("rb", buffering=0) as file:
-        tiles = JpegTiles(codec, file.fileno(), page)
+        tiles = JpegTiles(file.fileno(), page)
         yield tiles if _is_proved(tiles, slide, level) else None
 
 
@@ -70,13 +68,12 @@ class JpegTiles:
     Memory: 64 MiB of decoded tiles, or one tile where that is more.
 
     Args:
-        codec: The `simplejpeg` module.
         descriptor: Of the open file.
         page: The level's TIFF page, for which `_is_jpeg_of_rgb` holds.
     """
 
-    def __init__(self, codec: ModuleType, descriptor: int, page: tifffile.TiffPage) -> None:
-        self._codec, self._descriptor = codec, descriptor
+    def __init__(self, descriptor: int, page: tifffile.TiffPage) -> None:
+        self._descriptor = descriptor
         self.tile_shape_yx = (page.tilelength, page.tilewidth)
         self.columns = -(-page.imagewidth // page.tilewidth)
         self._offsets, self._sizes = page.dataoffsets, page.databytecounts
@@ -162,11 +159,11 @@ class JpegTiles:
             return None
         stream = self._head + data[2:]
         try:
-            height, width, colorspace, _ = self._codec.decode_jpeg_header(stream)
+            height, width, colorspace, _ = simplejpeg.decode_jpeg_header(stream)
             if (height, width) != self.tile_shape_yx or colorspace != self._colorspace:
                 return None
             buffer = self._spare.pop() if self._spare else np.empty((height, width, 3), np.uint8)
-            pixels: Pixels = self._codec.decode_jpeg(stream, strict=True, buffer=buffer)
+            pixels: Pixels = simplejpeg.decode_jpeg(stream, strict=True, buffer=buffer)
         except ValueError:
             return None
         return pixels
@@ -176,14 +173,6 @@ def _overlap(begin: int, size: int, limit: int) -> tuple[slice, slice]:
     """Where a tile that begins at `begin` of a region covers it: in the region, in the tile."""
     first, last = max(begin, 0), min(begin + size, limit)
     return slice(first, last), slice(first - begin, last - begin)
-
-
-def _find_codec() -> ModuleType | None:
-    """The JPEG codec that treats warnings as errors; where it is not installed, OpenSlide reads."""
-    try:
-        return import_module("simplejpeg")
-    except ModuleNotFoundError:
-        return None
 
 
 def _find_page(path: Path, slide: OpenSlideReader, level: int) -> tifffile.TiffPage | None:

@@ -25,8 +25,6 @@ from tests.pipeline.made_jpeg_slides import (
     write_tiles,
 )
 
-pytest.importorskip("simplejpeg", reason="simplejpeg is not installed: OpenSlide reads all tiles")
-
 
 def read_both(
     path: Path, level: int, shape_yx: tuple[int, int], count: int = 40
@@ -178,13 +176,6 @@ def test_other_real_slides_are_equal_or_left_to_openslide(shared_data: Path, sha
 )
 def test_other_codecs_are_left_to_openslide(tmp_path: Path, arguments: dict[str, Any]) -> None:
     path = write_pyramid(tmp_path / "a.tif", [(300, 500)], **arguments)
-    with open_slide(path) as slide, open_jpeg_tiles(path, slide, 0) as tiles:
-        assert tiles is None
-
-
-def test_without_the_codec_openslide_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write_tiles(tmp_path / "a.tif", (500, 813), (256, 256))
-    monkeypatch.setattr(jpeg_tiles, "_find_codec", lambda: None)
     with open_slide(path) as slide, open_jpeg_tiles(path, slide, 0) as tiles:
         assert tiles is None
 
