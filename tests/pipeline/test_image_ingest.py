@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -136,6 +137,19 @@ def test_dicom_is_ingested_and_scored_alike(tmp_path: Path) -> None:
     assert ours.column("group_id").tolist() == theirs.column("group_id").tolist()
     for path in tmp_path.rglob("*.json"):
         assert NAME not in path.read_text()
+
+
+def test_every_real_dicom_file_is_in_the_manifest(tmp_path: Path, shared_data: Path) -> None:
+    _, listing = list_xrays(str(shared_data / "dicom"), key=KEY)
+    report = ingest_images(str(tmp_path / "out"), listing, XRAYS, map_serially, source="dicom")
+    assert len(report.manifest) == len(list((shared_data / "dicom").iterdir())) == 16
+    assert Counter(entry.state for entry in report.manifest) == {
+        "done": 7, "failed": 5, "skipped": 4,
+    }  # fmt: skip
+    assert all(entry.reason for entry in report.manifest if entry.state != "done")
+    dataset = open_dataset(report.url)
+    assert dataset.column("readable").tolist().count(True) == 7
+    assert set(dataset.column("photometric")) == {"MONOCHROME1", "MONOCHROME2"}
 
 
 def test_pngs_to_be_scored_get_pseudonyms_where_there_is_a_key(tmp_path: Path) -> None:
