@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 from flows.settings import (
     QUIET,
@@ -52,6 +52,7 @@ def test_variables_decide(monkeypatch: pytest.MonkeyPatch) -> None:
         "MLFLOW_TRACKING_URI": "http://mlflow",
         "RAY_ADDRESS": "head:6379",
         "AWS_ENDPOINT_URL": "http://s3",
+        "NORMSCOPE_PSEUDONYM_KEY": "0a" * 32,
     }.items():
         monkeypatch.setenv(name, value)
     settings = Settings()
@@ -63,7 +64,9 @@ def test_variables_decide(monkeypatch: pytest.MonkeyPatch) -> None:
         "mlflow_tracking_uri": "http://mlflow",
         "ray_address": "head:6379",
         "aws_endpoint_url": "http://s3",
+        "pseudonym_key": SecretStr("0a" * 32),
     }
+    assert "0a0a" not in repr(settings)
     assert settings.mlflow_artifact_root is None
 
 
