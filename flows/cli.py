@@ -76,6 +76,16 @@ _FLOWS: Final[dict[tuple[str, ...], tuple[str, str, str]]] = {
         "Let the challenger face the champion, and move the alias if it wins.",
         "normscope promote pcam-anomaly pcam.zarr",
     ),
+    ("rollback",): (
+        "flows.rollback:rollback",
+        "Make the champion before this one champion again.",
+        'normscope rollback pcam-anomaly --reason "it ranks pen marks first"',
+    ),
+    ("ledger",): (
+        "flows.ledger:ledger",
+        "Verify and print what became of a model.",
+        "normscope ledger pcam-anomaly",
+    ),
     ("score",): (
         "flows.score:score",
         "Score a folder, prefix or dataset with the champion and write the worklist.",
@@ -160,7 +170,11 @@ def _run_flow(flow: Any, bound: Any, settings: Settings) -> int:
         logging.getLogger(name).addFilter(_quieten)
     with _prefect(settings):
         report = flow(*bound.args, **bound.kwargs)
-    Console().print(Markdown(to_markdown(report)))
+    console, said = Console(), to_markdown(report)
+    if console.is_terminal:
+        console.print(Markdown(said))
+    else:
+        print(said)  # as it is: whoever reads a pipe or a log wants no line broken
     failures = count_failures(report)
     if failures:
         print(f"{failures} items failed; the manifest lists them.", file=sys.stderr)

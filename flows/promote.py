@@ -13,6 +13,7 @@ from flows.progress import progress
 from flows.reports import publish
 from flows.settings import load_settings
 from flows.tasks import resumable
+from pipeline.storage import join
 from training import promotion
 from training.gate import PromotionSettings
 from training.promotion import PromotionReport
@@ -27,11 +28,12 @@ def promote(
     margin: Annotated[float, Field(ge=0, lt=1)] = 0.02,
     level: Annotated[float, Field(gt=0.5, lt=1)] = 0.95,
     seed: int = 0,
+    ledgers: str | None = None,
 ) -> PromotionReport:
     """Let the challenger face the champion, and move the aliases if it wins.
 
-    Both score the same validation images; a paired bootstrap decides. The reasons are kept as an
-    artifact of the flow run and with the version's own run in MLflow.
+    Both score the same validation images; a paired bootstrap decides. The reasons are kept in the
+    model's ledger, as an artifact of the flow run and with the version's own run in MLflow.
 
     Args:
         model_name: Registered name, e.g. camelyon16-anomaly.
@@ -40,12 +42,14 @@ def promote(
         margin: In AUROC; without labelled anomalies, a share of the champion's mean score.
         level: Of the interval that must show it.
         seed: Of the resamples.
+        ledgers: Folder of the ledger of a model that has none yet, a path or `s3://`; below the
+            home folder by default.
     """
-    load_settings()
+    place = ledgers or join(str(load_settings().home), "ledgers")
     settings = PromotionSettings(criterion=criterion, margin=margin, level=level, seed=seed)
     with progress("Images") as advance:
         report = resumable(promotion.promote)(
-            model_name, dataset, settings=settings, on_progress=advance
+            model_name, dataset, ledgers_url=place, settings=settings, on_progress=advance
         )
     if report.has_new_champion:
         emit_event(

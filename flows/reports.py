@@ -12,9 +12,11 @@ from typing import Any, Final, TypeVar
 from prefect.artifacts import create_markdown_artifact
 from prefect.context import FlowRunContext
 
+from pipeline.image_ingest import ImageIngestReport
 from pipeline.ingest import IngestReport
 from pipeline.records import ManifestEntry
 from pipeline.storage import join
+from training.champions import LedgerReport, RollbackReport
 from training.promotion import PromotionReport
 from training.scoring import ScoreReport
 from training.search import SearchResult
@@ -87,6 +89,12 @@ def _(report: IngestReport) -> str:
     return "\n".join([*lines, *_list_failures(report.manifest, f"{report.url}/manifest.json")])
 
 
+@to_markdown.register
+def _(report: ImageIngestReport) -> str:
+    lines = ["**To look at before training**", "", *[f"- {x}" for x in report.describe_review()]]
+    return "\n".join([to_markdown.dispatch(IngestReport)(report), "", *lines])
+
+
 @count_failures.register
 def _(report: IngestReport) -> int:
     return len(report.failures)
@@ -113,6 +121,33 @@ def _(report: TrainedModel) -> str:
 @to_markdown.register
 def _(report: PromotionReport) -> str:
     return report.to_markdown()
+
+
+@to_markdown.register
+def _(report: RollbackReport) -> str:
+    return (
+        f"**Model** `{report.model_name}`: version {report.champion} is champion again, "
+        f"version {report.withdrawn} is not.\n\n- {report.reason}\n"
+        f"- entry {report.entry.sequence} of the ledger, `{report.entry.digest[:16]}`"
+    )
+
+
+@to_markdown.register
+def _(report: LedgerReport) -> str:
+    lines = [
+        f"**Ledger** `{report.ledger_url}`: {len(report.entries)} entries, every link verified.",
+        "",
+        f"- champion: {f'version {report.champion}' if report.champion else 'none'}",
+        "",
+        "| | when | what | | digest |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {entry.sequence} | {entry.at} | {entry.kind} | {entry.summary} | "
+        f"`{entry.digest[:12]}` |"
+        for entry in report.entries
+    ]
+    return "\n".join(lines)
 
 
 @to_markdown.register

@@ -57,6 +57,18 @@ class Entry:
         """What others keep to point here: URL and digest."""
         return f"{self.url}#{self.digest}"
 
+    @property
+    def summary(self) -> str:
+        """What happened, in a line."""
+        known = self.content
+        if self.kind == "scored":
+            return f"version {known['model_version']}, {known['scored_count']} images"
+        if self.kind in {"refused", "held"}:
+            return f"version {known['challenger_version']}"
+        if self.kind == "rolled_back":
+            return f"version {known['champion']} for {known['withdrawn']}: {known['reason']}"
+        return f"version {known['champion']}"
+
 
 def append(
     url: str,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import asdict, dataclass
 from typing import Final
 
@@ -12,25 +11,21 @@ from numpy.typing import NDArray
 from pipeline.errors import RegistryError, SchemaError
 from pipeline.records import Label, Progress, ignore_progress
 from pipeline.schema import Dataset, open_dataset
+from training.champions import Standing, crown, follow, settle
 from training.config import MEASURE
 from training.gate import Decision, Floats, PromotionSettings, decide_promotion
+from training.ledger import Entry, append
 from training.registry import (
     CHALLENGER,
-    CHAMPION,
-    PREVIOUS,
-    aliases,
     load_version,
     log_record,
     resolve,
-    set_alias,
     tag_version,
     tracking_uri,
 )
 from training.reproduction import score_in_fresh_process
 from training.scoring import score_rows
 from training.scoring_model import ScoringModel
-
-logger = logging.getLogger(__name__)
 
 _REPRODUCED_IMAGES: Final = 8
 _TOLERANCE: Final = 1e-5  # relative; another process may split its work among threads otherwise
@@ -89,6 +84,7 @@ def promote(
     model_name: str,
     dataset_url: str,
     *,
+    ledgers_url: str,
     settings: PromotionSettings | None = None,
     on_progress: Progress = ignore_progress,
 ) -> PromotionReport:
@@ -97,6 +93,7 @@ def promote(
     Args:
         model_name: Registered name.
         dataset_url: Sealed dataset, whose validation split decides.
+        ledgers_url: Folder of the ledger, where the model has none yet.
         settings: What the challenger must show.
         on_progress: Called with images scored and in all, over both versions.
 
@@ -108,7 +105,8 @@ def promote(
     """
     settings = settings or PromotionSettings()
     challenger = load_version(model_name, CHALLENGER)
-    champion_version = aliases(model_name).get(CHAMPION)
+    standing = settle(model_name, ledgers_url)
+    champion_version = standing.champion
     dataset = open_dataset(dataset_url)
     rows = choose_judges(dataset)
     if champion_version == challenger.version:
@@ -128,9 +126,7 @@ def promote(
         challenger.notes,
     )
     if champion_version != challenger.version:
-        _record(report, challenger.run_id)
-        if decision.outcome == "promoted":
-            _move_aliases(model_name, challenger.version, champion_version)
+        _conclude(report, standing, challenger.run_id)
     return report
 
 
@@ -221,11 +217,28 @@ def _measure_alike(ours: ScoringModel, theirs: ScoringModel) -> bool:
     return layers[0] == layers[1] and same[0] == same[1] and (same_images or not is_measured)
 
 
-def _record(report: PromotionReport, run_id: str) -> None:
-    """Keep the decision with the challenger's run and version."""
-    champion = report.champion_version or "none"
-    stem = f"promotion/version-{report.challenger_version}-against-{champion}"
+def _conclude(report: PromotionReport, standing: Standing, run_id: str) -> None:
+    """Write the decision into the ledger and beside the challenger's run; then move the alias.
+
+    Raises:
+        RegistryError: Another promotion has moved the alias meanwhile.
+    """
+    champion = standing.champion
+    stem = f"promotion/version-{report.challenger_version}-against-{champion or 'none'}"
     path = f"{stem}-{report.dataset_fingerprint[:8]}"
+    content = {**asdict(report), "run_id": run_id, "record": f"{path}.md"}
+    if report.decision.outcome == "promoted":
+        past = (*standing.past, champion) if champion else standing.past
+        entry = crown(standing, "promoted", report.challenger_version, past, content)
+    else:
+        entry = append(standing.ledger_url, report.decision.outcome, content)
+    _record(report, run_id, path, entry)
+    if report.decision.outcome == "promoted":
+        follow(standing, entry)
+
+
+def _record(report: PromotionReport, run_id: str, path: str, entry: Entry) -> None:
+    """Keep the decision with the challenger's run and version."""
     log_record(run_id, f"{path}.md", report.to_markdown())
     log_record(run_id, f"{path}.json", asdict(report))
     tags = {
@@ -233,24 +246,6 @@ def _record(report: PromotionReport, run_id: str) -> None:
         "promotion_reason": report.decision.reasons[0],
         "promotion_dataset": report.dataset_fingerprint,
         "promotion_record": f"{path}.md",
+        "ledger_entry": entry.reference,
     }
     tag_version(resolve(report.model_name, report.challenger_version), tags)
-
-
-def _move_aliases(name: str, version: str, champion_version: str | None) -> None:
-    """Make a version champion, and the champion that it was compared with `previous`.
-
-    Raises:
-        RegistryError: Another promotion has moved the alias meanwhile.
-    """
-    now = aliases(name).get(CHAMPION)
-    if now != champion_version:
-        raise RegistryError(
-            name,
-            f"version {now} became champion meanwhile, not version {champion_version}",
-            "Run `normscope promote` again, against the new champion",
-        )
-    if champion_version is not None:
-        set_alias(name, PREVIOUS, champion_version)
-    set_alias(name, CHAMPION, version)
-    logger.info("%s: version %s is champion, before %s", name, version, champion_version)

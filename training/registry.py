@@ -211,6 +211,28 @@ def set_alias(name: str, alias: str, version: str) -> None:
         MlflowClient().set_registered_model_alias(name, alias, version)
 
 
+def delete_alias(name: str, alias: str) -> None:
+    """Let an alias name nothing; one that names nothing is no error."""
+    with _translated(name):
+        MlflowClient().delete_registered_model_alias(name, alias)
+
+
+def model_tags(name: str) -> dict[str, str]:
+    """Tags of a registered model.
+
+    Raises:
+        RegistryError: There is no such model.
+    """
+    with _translated(name):
+        return dict(MlflowClient().get_registered_model(name).tags)
+
+
+def tag_model(name: str, key: str, value: str) -> None:
+    """Set a tag of a registered model."""
+    with _translated(name):
+        MlflowClient().set_registered_model_tag(name, key, value)
+
+
 def tag_version(found: VersionInfo, tags: Mapping[str, str]) -> None:
     """Set tags of a version."""
     with _translated(found.name):

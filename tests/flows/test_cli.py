@@ -129,7 +129,7 @@ def test_slides_that_cannot_be_used_are_named(
 
 
 def test_a_missing_weight_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source, dataset = str(write_images(tmp_path / "in")), str(tmp_path / "out.zarr")
+    source, dataset = str(write_images(tmp_path / "in", 60)), str(tmp_path / "out.zarr")
     assert launch("ingest", "images", source, dataset, "--size-px", "32") == 0
     said = refuse(capsys, "train", dataset, "--preset", "demo", "--vgg-weights", "/none/vgg19.pth")
     assert "/none/vgg19.pth" in said
@@ -140,13 +140,13 @@ def test_no_dataset_and_no_champion(tmp_path: Path, capsys: pytest.CaptureFixtur
     source = str(write_images(tmp_path / "in"))
     said = refuse(capsys, "score", source, str(tmp_path / "out"), "--model-name", "never-trained")
     assert "never-trained" in said
-    assert "promote" in said
+    assert "normscope train" in said
 
 
 @pytest.mark.parametrize(
     "path",
     ["demo", "ingest slides", "ingest xrays", "ingest images", "train", "search", "promote",
-     "score", "up", "down", "deploy"],
+     "rollback", "ledger", "score", "up", "down", "deploy"],
 )  # fmt: skip
 def test_every_command_teaches_by_example(path: str, capsys: pytest.CaptureFixture[str]) -> None:
     app(f"{path} --help", exit_on_error=False, result_action="return_value")

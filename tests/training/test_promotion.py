@@ -14,6 +14,7 @@ from pipeline.schema import Dataset
 from tests.training.registered import NAME, own_mlflow, register
 from tests.training.toys import make_dataset
 from training import promotion
+from training.champions import verify
 from training.gate import PromotionSettings
 from training.promotion import check_reproduction, promote
 from training.registry import aliases, load_version, resolve, set_alias
@@ -27,19 +28,21 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 @pytest.fixture
-def own_registry(tmp_path: Path) -> Iterator[None]:
+def ledgers(tmp_path: Path) -> Iterator[str]:
+    """Where ledgers go, beside an MLflow of the test's own."""
     with own_mlflow(tmp_path):
-        yield
+        yield str(tmp_path / "ledgers")
 
 
-def test_champions_follow_one_another(own_registry: None, dataset: Dataset) -> None:
+def test_champions_follow_one_another(ledgers: str, dataset: Dataset) -> None:
     with pytest.raises(RegistryError, match="not found"):
-        promote(NAME, dataset.url)
+        promote(NAME, dataset.url, ledgers_url=ledgers)
     first = register(dataset)
     done: list[tuple[int, int]] = []
     report = promote(
-        NAME, dataset.url, settings=SETTINGS, on_progress=lambda *both: done.append(both)
-    )
+        NAME, dataset.url, ledgers_url=ledgers, settings=SETTINGS,
+        on_progress=lambda *both: done.append(both),
+    )  # fmt: skip
     assert (report.decision.outcome, report.champion_version) == ("promoted", None)
     assert aliases(NAME) == {"challenger": first.version, "champion": first.version}
     assert done[-1] == (report.image_count, report.image_count)
@@ -48,11 +51,11 @@ def test_champions_follow_one_another(own_registry: None, dataset: Dataset) -> N
     assert tags["promotion_outcome"] == "promoted"
     kept = mlflow.artifacts.load_text(f"runs:/{first.run_id}/{tags['promotion_record']}")
     assert kept == report.to_markdown()
-    again = promote(NAME, dataset.url, settings=SETTINGS)
+    again = promote(NAME, dataset.url, ledgers_url=ledgers, settings=SETTINGS)
     assert "champion already" in again.decision.reasons[0]
 
     second = register(dataset)  # the same network: not inferior
-    report = promote(NAME, dataset.url, settings=SETTINGS)
+    report = promote(NAME, dataset.url, ledgers_url=ledgers, settings=SETTINGS)
     assert (report.decision.outcome, report.champion_version) == ("promoted", first.version)
     assert report.decision.numbers["auroc_difference"] == 0
     assert aliases(NAME) == {
@@ -60,16 +63,21 @@ def test_champions_follow_one_another(own_registry: None, dataset: Dataset) -> N
     }  # fmt: skip
 
     register(dataset)  # the same again: not superior
-    report = promote(
-        NAME, dataset.url, settings=PromotionSettings(criterion="superiority", draws=200)
-    )
+    superior = PromotionSettings(criterion="superiority", draws=200)
+    report = promote(NAME, dataset.url, ledgers_url=ledgers, settings=superior)
     assert report.decision.outcome == "refused"
     assert aliases(NAME)["champion"] == second.version
-    assert resolve(NAME, "challenger").tags["promotion_outcome"] == "refused"
+    refused = resolve(NAME, "challenger").tags
+    assert refused["promotion_outcome"] == "refused"
+    entries = verify(NAME, ledgers).entries
+    assert [entry.kind for entry in entries] == ["promoted", "promoted", "refused"]
+    assert [entry.content["champion_version"] for entry in entries] == [None, first.version, "2"]
+    assert refused["ledger_entry"] == entries[2].reference
+    assert entries[1].content["past"] == [first.version]
 
 
 def test_a_champion_made_meanwhile_is_not_overwritten(
-    own_registry: None, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+    ledgers: str, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = register(dataset)
     register(dataset)
@@ -80,11 +88,11 @@ def test_a_champion_made_meanwhile_is_not_overwritten(
 
     monkeypatch.setattr(promotion, "check_reproduction", meddle)
     with pytest.raises(RegistryError, match=f"version {first.version} became champion meanwhile"):
-        promote(NAME, dataset.url, settings=SETTINGS)
+        promote(NAME, dataset.url, ledgers_url=ledgers, settings=SETTINGS)
     assert aliases(NAME)["champion"] == first.version
 
 
-def test_scores_that_do_not_reproduce_stop_it(own_registry: None, dataset: Dataset) -> None:
+def test_scores_that_do_not_reproduce_stop_it(ledgers: str, dataset: Dataset) -> None:
     register(dataset)
     model = load_version(NAME, "challenger")
     images = dataset.read_images(40, 42)

@@ -1,0 +1,26 @@
+"""`normscope ledger`: what became of a model, every link verified."""
+
+from __future__ import annotations
+
+from prefect import flow
+
+import flows.environment  # noqa: F401 -- sets variables, before the rest
+from flows.reports import publish
+from flows.settings import load_settings
+from flows.tasks import resumable
+from pipeline.storage import join
+from training import champions
+from training.champions import LedgerReport
+
+
+@flow(name="ledger")
+def ledger(model_name: str, *, ledgers: str | None = None) -> LedgerReport:
+    """Verify the ledger of a model and print it: promotions, refusals, rollbacks, scorings.
+
+    Args:
+        model_name: Registered name, e.g. camelyon16-anomaly.
+        ledgers: Folder of the ledger of a model that has none yet, a path or `s3://`; below the
+            home folder by default.
+    """
+    place = ledgers or join(str(load_settings().home), "ledgers")
+    return publish(resumable(champions.verify)(model_name, place))

@@ -1,0 +1,36 @@
+"""`normscope rollback`: the champion before this one becomes champion again."""
+
+from __future__ import annotations
+
+from prefect import flow
+from prefect.events import emit_event
+
+import flows.environment  # noqa: F401 -- sets variables, before the rest
+from flows.reports import publish
+from flows.settings import load_settings
+from flows.tasks import resumable
+from pipeline.storage import join
+from training import champions
+from training.champions import RollbackReport
+
+
+@flow(name="rollback")
+def rollback(model_name: str, *, reason: str, ledgers: str | None = None) -> RollbackReport:
+    """Make the champion before this one champion again; asked again, the one before that.
+
+    Args:
+        model_name: Registered name, e.g. camelyon16-anomaly.
+        reason: Why, for the ledger.
+        ledgers: Folder of the ledger of a model that has none yet, a path or `s3://`; below the
+            home folder by default.
+    """
+    place = ledgers or join(str(load_settings().home), "ledgers")
+    report = resumable(champions.rollback)(model_name, place, reason=reason)
+    emit_event(
+        "mlflow.model.promoted",
+        resource={
+            "prefect.resource.id": f"mlflow.model.{model_name}",
+            "version": report.champion,
+        },
+    )
+    return publish(report)
