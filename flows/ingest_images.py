@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from prefect import flow, get_run_logger
+from prefect import flow
 from pydantic import Field
 
 import flows.environment  # noqa: F401 -- sets variables, before the rest
@@ -13,8 +13,9 @@ from flows.progress import progress
 from flows.reports import publish
 from flows.settings import load_settings
 from flows.tasks import resumable
-from pipeline.image_dataset import Colour, ImageSettings, make_reader, plan_images
-from pipeline.ingest import IngestReport, ingest
+from pipeline import image_ingest
+from pipeline.image_dataset import Colour, ImageSettings
+from pipeline.image_ingest import ImageIngestReport
 from pipeline.records import Split
 from pipeline.sources.images import list_images
 from pipeline.storage import name_of
@@ -33,7 +34,7 @@ def ingest_images(
     equalize: bool = False,
     split_map: dict[str, Split] | None = None,
     seed: int = 0,
-) -> IngestReport:
+) -> ImageIngestReport:
     """Preprocess a folder of images with a label table into a sealed dataset.
 
     The table is a CSV with a path and a label column, and may have a split and a group (patient
@@ -56,9 +57,8 @@ def ingest_images(
         seed=seed,
     )  # fmt: skip
     listing = list_images(source, labels_url=labels, split_map=split_map)
-    for note in listing.notes:
-        get_run_logger().info(note)
-    plan = plan_images(listing.images, settings, source=name_of(source), rejected=listing.rejected)
     with open_engine(load_settings()) as map_work, progress("Images") as advance:
-        report = resumable(ingest)(dataset, plan, make_reader(plan), map_work, on_progress=advance)
+        report = resumable(image_ingest.ingest_images)(
+            dataset, listing, settings, map_work, source=name_of(source), on_progress=advance
+        )
     return publish(report)

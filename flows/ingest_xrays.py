@@ -10,13 +10,13 @@ from pydantic import Field
 import flows.environment  # noqa: F401 -- sets variables, before the rest
 from flows.engine import open_engine
 from flows.progress import progress
-from flows.reports import publish, to_markdown
+from flows.pseudonym_key import open_key
+from flows.reports import publish
 from flows.settings import load_settings
 from flows.tasks import resumable
 from pipeline.image_dataset import ImageSettings
-from pipeline.image_ingest import ImageIngestReport, ingest_images
+from pipeline.image_ingest import ingest_images
 from pipeline.ingest import IngestReport
-from pipeline.privacy import PseudonymKey
 from pipeline.radiographs import Resampling
 from pipeline.sources.chestxray14_experiments import Experiment
 from pipeline.sources.chestxray14_table import Views
@@ -70,8 +70,7 @@ def ingest_xrays(
         resampling=resampling, voi=voi, seed=seed,
     )  # fmt: skip
     surroundings = load_settings()
-    secret = surroundings.pseudonym_key
-    key = PseudonymKey.parse(secret.get_secret_value()) if secret else None
+    key = open_key(surroundings)
     with open_engine(surroundings) as map_work, progress("Radiographs") as advance:
         name, listing = list_xrays(
             source, source_format=source_format, key=key, table_url=table, views=views,
@@ -82,9 +81,3 @@ def ingest_xrays(
             dataset, listing, settings, map_work, source=name, on_progress=advance
         )
     return publish(report)
-
-
-@to_markdown.register
-def _(report: ImageIngestReport) -> str:
-    lines = ["**To look at before training**", "", *[f"- {x}" for x in report.describe_review()]]
-    return "\n".join([to_markdown.dispatch(IngestReport)(report), "", *lines])

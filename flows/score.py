@@ -7,6 +7,7 @@ from prefect import flow
 import flows.environment  # noqa: F401 -- sets variables, before the rest
 from flows.engine import open_engine
 from flows.progress import progress
+from flows.pseudonym_key import open_key
 from flows.reports import publish
 from flows.settings import load_settings
 from flows.tasks import resumable
@@ -48,7 +49,7 @@ def score(
         with open_engine(settings) as map_work, progress("Images") as advance:
             resumable(ingest_alike)(
                 source, dataset, champion.ingest.parameters, map_work,
-                name=name_of(source), labels=labels, on_progress=advance,
+                name=name_of(source), labels=labels, key=open_key(settings), on_progress=advance,
             )  # fmt: skip
     elif splits is None:
         splits = ["test"]
