@@ -238,17 +238,8 @@ def _compare(
         OPENSLIDE,
     )
     best = max((PEERS[library][0] for library in pythons), key=comparison.rate)
-    metrics = {
-        "vs_openslide": comparison.ratio(ONE_CORE),
-        "vs_best_peer": comparison.ratio(TWO_CORES, best),
-        "vs_best_peer_one_core": comparison.ratio(ONE_CORE, best),
-        "share_of_limit": comparison.ratio(ONE_CORE, LIMIT),
-        "two_workers": comparison.ratio(TWO_CORES, ONE_CORE),
-        "vs_openslide_core_time": per_core.ratio(ONE_CORE),
-        "vs_best_peer_core_time": per_core.ratio(ONE_CORE, best),
-        "share_of_limit_core_time": per_core.ratio(ONE_CORE, LIMIT),
-        "peak_memory_mib": bench.peaks_mib[ONE_CORE],
-    }
+    metrics = _measure_ratios(comparison, per_core, best)
+    metrics["peak_memory_mib"] = bench.peaks_mib[ONE_CORE]
     told = [
         f"Level 0 takes {bits:.2f} bits a pixel. The fastest peer is {best}.",
         "peak_memory_mib is that of the one-core process: libraries, a shard and its encoding.",
@@ -257,6 +248,19 @@ def _compare(
         *notes,
     ]
     return Outcome([comparison, per_core], metrics, told)
+
+
+def _measure_ratios(wall: Comparison, per_core: Comparison, best: str) -> dict[str, float]:
+    return {
+        "vs_openslide": wall.ratio(ONE_CORE),
+        "vs_best_peer": wall.ratio(TWO_CORES, best),
+        "vs_best_peer_one_core": wall.ratio(ONE_CORE, best),
+        "share_of_limit": wall.ratio(ONE_CORE, LIMIT),
+        "two_workers": wall.ratio(TWO_CORES, ONE_CORE),
+        "vs_openslide_core_time": per_core.ratio(ONE_CORE),
+        "vs_best_peer_core_time": per_core.ratio(ONE_CORE, best),
+        "share_of_limit_core_time": per_core.ratio(ONE_CORE, LIMIT),
+    }
 
 
 if __name__ == "__main__":

@@ -135,16 +135,7 @@ def score_dataset(
     time_stamp = (scored_at or datetime.now(UTC)).astimezone(UTC)
     notes = (*model.notes, *notes)
     cases = _write_heatmaps(output_url, dataset, model, scored, top_heatmaps, batch_images)
-    facts = describe(
-        model,
-        source=str(dataset.attributes["source"]),
-        dataset_fingerprint=dataset.fingerprint,
-        scored_count=len(scored.rows),
-        scored_at=time_stamp,
-        notes=notes,
-    )
-    page = render_worklist(facts, cases)
-    storage.write_bytes(storage.join(output_url, "worklist.html"), page.encode())
+    _write_worklist(output_url, dataset, model, cases, len(scored.rows), time_stamp, notes)
     manifest = account_for_rows(dataset, asked, scored.rows)
     write_manifest(
         storage.join(output_url, "manifest.json"),
@@ -163,6 +154,27 @@ def score_dataset(
         int(scored.prediction.is_anomalous.sum()), model.threshold.value, auroc,
         average_precision, manifest, notes, time.monotonic() - began,
     )  # fmt: skip
+
+
+def _write_worklist(
+    output_url: str,
+    dataset: Dataset,
+    model: ScoringModel,
+    cases: Sequence[Case],
+    scored_count: int,
+    scored_at: datetime,
+    notes: tuple[str, ...],
+) -> None:
+    facts = describe(
+        model,
+        source=str(dataset.attributes["source"]),
+        dataset_fingerprint=dataset.fingerprint,
+        scored_count=scored_count,
+        scored_at=scored_at,
+        notes=notes,
+    )
+    page = render_worklist(facts, cases)
+    storage.write_bytes(storage.join(output_url, "worklist.html"), page.encode())
 
 
 def score_rows(
