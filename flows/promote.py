@@ -27,6 +27,9 @@ def promote(
     criterion: Literal["non_inferiority", "superiority"] = "non_inferiority",
     margin: Annotated[float, Field(ge=0, lt=1)] = 0.02,
     level: Annotated[float, Field(gt=0.5, lt=1)] = 0.95,
+    subgroup_margin: Annotated[float, Field(ge=0, le=1)] = 0.05,
+    slowest: Annotated[float, Field(gt=0)] = 2.0,
+    largest: Annotated[float, Field(gt=0)] = 2.0,
     seed: int = 0,
     ledgers: str | None = None,
 ) -> PromotionReport:
@@ -41,12 +44,18 @@ def promote(
         criterion: The challenger loses at most the margin, or gains more than it.
         margin: In AUROC; without labelled anomalies, a share of the champion's mean score.
         level: Of the interval that must show it.
+        subgroup_margin: In AUROC; no view, sex, site or scanner may lose more.
+        slowest: So many times the champion's seconds an image are too many.
+        largest: So many times the champion's bytes of weights are too many.
         seed: Of the resamples.
         ledgers: Folder of the ledger of a model that has none yet, a path or `s3://`; below the
             home folder by default.
     """
     place = ledgers or join(str(load_settings().home), "ledgers")
-    settings = PromotionSettings(criterion=criterion, margin=margin, level=level, seed=seed)
+    settings = PromotionSettings(
+        criterion=criterion, margin=margin, level=level, subgroup_margin=subgroup_margin,
+        slowest=slowest, largest=largest, seed=seed,
+    )  # fmt: skip
     with progress("Images") as advance:
         report = resumable(promotion.promote)(
             model_name, dataset, ledgers_url=place, settings=settings, on_progress=advance

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.records import Label
+from training.footprint import Footprint
 from training.statistics import (
     Interval,
     bootstrap_auroc,
@@ -19,6 +20,7 @@ from training.statistics import (
     shows_non_inferiority,
     shows_superiority,
 )
+from training.subgroups import SubgroupGain, compare_subgroups
 
 Outcome: TypeAlias = Literal["promoted", "refused", "held"]
 Floats: TypeAlias = NDArray[np.floating[Any]]
@@ -34,6 +36,10 @@ class PromotionSettings(BaseModel):
             than the margin.
         margin: In AUROC; without labelled anomalies, as a share of the champion's mean score.
         level: Of the two-sided interval that must show it, e.g. 0.95.
+        subgroup_margin: In AUROC; a subgroup that is shown to lose more refuses the challenger,
+            one that seems to holds it.
+        slowest: So many times the champion's seconds an image are too many.
+        largest: So many times the champion's bytes of weights are too many.
         draws: Bootstrap resamples.
         seed: Of the resamples.
     """
@@ -43,6 +49,9 @@ class PromotionSettings(BaseModel):
     criterion: Literal["non_inferiority", "superiority"] = "non_inferiority"
     margin: float = Field(0.02, ge=0.0, lt=1.0)
     level: float = Field(0.95, gt=0.5, lt=1.0)
+    subgroup_margin: float = Field(0.05, ge=0.0, le=1.0)
+    slowest: float = Field(2.0, gt=0.0)
+    largest: float = Field(2.0, gt=0.0)
     draws: int = Field(2000, ge=100)
     seed: int = 0
 
@@ -70,6 +79,7 @@ def decide_promotion(
     settings: PromotionSettings,
     *,
     groups: Groups | None = None,
+    subgroups: Mapping[str, NDArray[Any]] | None = None,
     is_same_measure: bool = True,
 ) -> Decision:
     """Decide by the scores of both versions on the same images.
@@ -84,6 +94,7 @@ def decide_promotion(
         labels: int (n,), 0 or 1.
         settings: Criterion, margin and level.
         groups: (n,), patient or slide of each image; each image its own if None.
+        subgroups: Column -> (n,), by whose values no subgroup may fall by more than its margin.
         is_same_measure: Whether both versions measure by the same features and layers, so that
             their mean scores compare.
     """
@@ -97,7 +108,9 @@ def decide_promotion(
     if champion_scores is None:
         return _accept_first(challenger_scores, labels if has_both else None, settings, groups)
     if has_both:
-        return _decide_by_auroc(challenger_scores, champion_scores, labels, settings, groups)
+        return _decide_by_auroc(
+            challenger_scores, champion_scores, labels, settings, groups, subgroups or {}
+        )
     normal = labels == Label.NORMAL
     if not normal.any() or not is_same_measure:
         missing = "both measure by different features" if normal.any() else "no image is normal"
@@ -139,6 +152,7 @@ def _decide_by_auroc(
     labels: Labels,
     settings: PromotionSettings,
     groups: Groups | None,
+    subgroups: Mapping[str, NDArray[Any]],
 ) -> Decision:
     keywords: dict[str, Any] = {
         "groups": groups, "level": settings.level, "draws": settings.draws, "seed": settings.seed,
@@ -150,7 +164,57 @@ def _decide_by_auroc(
         **_name_ends("champion_auroc", bootstrap_auroc(champion_scores, labels, **keywords)),
     }
     reasons = (f"AUROC differs by {_signed(difference)}; {_wanted(settings, 'AUROC')}",)
-    return Decision(_conclude(difference, settings), reasons, numbers)
+    decision = Decision(_conclude(difference, settings), reasons, numbers)
+    for found in compare_subgroups(
+        challenger_scores, champion_scores, labels, subgroups, **keywords
+    ):
+        decision = _mind_subgroup(decision, found, settings.subgroup_margin)
+    return decision
+
+
+def _mind_subgroup(decision: Decision, found: SubgroupGain, margin: float) -> Decision:
+    numbers = {**decision.numbers, **_name_ends(f"auroc_difference {found.name}", found.gain)}
+    if not found.seems_fallen(margin):
+        return replace(decision, numbers=numbers)
+    says = "is shown to lose" if found.has_fallen(margin) else "seems to lose"
+    reason = (
+        f"Subgroup {found.name} ({found.image_count} images) {says} more than {margin:g}: its "
+        f"AUROC differs by {_signed(found.gain)}"
+    )
+    return _stop(replace(decision, numbers=numbers), reason, is_certain=found.has_fallen(margin))
+
+
+def limit_footprint(
+    decision: Decision, challenger: Footprint, champion: Footprint, settings: PromotionSettings
+) -> Decision:
+    """Refuse a challenger that costs too much to run; other decisions stay as they are.
+
+    Args:
+        decision: By scores.
+        challenger: Measured beside the champion.
+        champion: Likewise.
+        settings: The limits.
+    """
+    slower = challenger.seconds_per_image / champion.seconds_per_image
+    larger = challenger.weights_bytes / champion.weights_bytes
+    numbers = {**decision.numbers, "seconds_ratio": slower, "weights_ratio": larger}
+    decision = replace(decision, numbers=numbers)
+    for ratio, limit, what in (
+        (slower, settings.slowest, "seconds an image"),
+        (larger, settings.largest, "bytes of weights"),
+    ):
+        if ratio > limit:
+            reason = f"It takes {ratio:.2f} times the champion's {what}; the limit is {limit:g}"
+            decision = _stop(decision, reason, is_certain=True)
+    return decision
+
+
+def _stop(decision: Decision, reason: str, *, is_certain: bool) -> Decision:
+    """Hold or refuse for one more reason, which comes first unless it changes nothing."""
+    outcome: Outcome = "refused" if is_certain or decision.outcome == "refused" else "held"
+    is_decisive = outcome != decision.outcome
+    reasons = (reason, *decision.reasons) if is_decisive else (*decision.reasons, reason)
+    return replace(decision, outcome=outcome, reasons=reasons)
 
 
 def _decide_by_reconstruction(

@@ -13,7 +13,14 @@ from pipeline.records import Label, Progress, ignore_progress
 from pipeline.schema import Dataset, open_dataset
 from training.champions import Standing, crown, follow, settle
 from training.config import MEASURE
-from training.gate import Decision, Floats, PromotionSettings, decide_promotion
+from training.footprint import measure_footprints
+from training.gate import (
+    Decision,
+    Floats,
+    PromotionSettings,
+    decide_promotion,
+    limit_footprint,
+)
 from training.ledger import Entry, append
 from training.registry import (
     CHALLENGER,
@@ -26,6 +33,7 @@ from training.registry import (
 from training.reproduction import score_in_fresh_process
 from training.scoring import score_rows
 from training.scoring_model import ScoringModel
+from training.subgroups import SUBGROUP_COLUMNS
 
 _REPRODUCED_IMAGES: Final = 8
 _TOLERANCE: Final = 1e-5  # relative; another process may split its work among threads otherwise
@@ -195,14 +203,20 @@ def _compare(
     images = np.concatenate([dataset.read_images(row, row + 1) for row in few.tolist()])
     if np.isfinite(scores[0]).all():
         check_reproduction(challenger, images, scores[0][np.searchsorted(rows, few)])
-    return decide_promotion(
+    subgroups = set(SUBGROUP_COLUMNS) & set(dataset.column_names)
+    decision = decide_promotion(
         scores[0],
         scores[1] if champion else None,
         dataset.column("label")[rows],
         settings,
         groups=dataset.column("group_id")[rows].astype(str),
+        subgroups={name: dataset.column(name)[rows] for name in subgroups},
         is_same_measure=champion is None or _measure_alike(challenger, champion),
     )
+    if champion is None:
+        return decision
+    ours, theirs = measure_footprints((challenger, champion), images)
+    return limit_footprint(decision, ours, theirs, settings)
 
 
 def _measure_alike(ours: ScoringModel, theirs: ScoringModel) -> bool:
