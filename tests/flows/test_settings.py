@@ -21,7 +21,7 @@ from flows.settings import (
 
 
 @pytest.fixture(autouse=True)
-def bare(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def bare() -> Iterator[None]:
     """No variable of ours is set; whatever a test sets goes again."""
     kept = dict(os.environ)
     for name in kept:

@@ -59,4 +59,4 @@ def test_mlflow_answers(mlflow_server: str) -> None:
     import mlflow
 
     client = mlflow.MlflowClient(mlflow_server)
-    assert [entry.name for entry in client.search_experiments()] == ["Default"]
+    assert "Default" in [entry.name for entry in client.search_experiments()]

@@ -54,15 +54,16 @@ def record_network(name: str, images: Array) -> dict[str, Array]:
         final_resolution=16, image_channels=2, latent_channels=5, **NETWORKS[name]
     )
     fill_with_waves(network)
+    network.double()  # so that the order of additions, which threads decide, does not matter
     made = {}
     for key, resolution, alpha in (("8", 8, None), ("16_fading", 16, 0.3), ("16", 16, None)):
-        mixed = mix_input(torch.from_numpy(images), resolution=resolution, alpha=alpha)
+        doubled = torch.from_numpy(images).double()
+        mixed = mix_input(doubled, resolution=resolution, alpha=alpha)
         latents = network.encode(mixed, resolution=resolution, alpha=alpha)
-        made[f"latents_{key}"] = latents.numpy()
-        made[f"mixed_{key}"] = mixed.numpy()
-        made[f"reconstruction_{key}"] = network.decode(
-            latents, resolution=resolution, alpha=alpha
-        ).numpy()
+        reconstruction = network.decode(latents, resolution=resolution, alpha=alpha)
+        made[f"latents_{key}"] = latents.float().numpy()
+        made[f"mixed_{key}"] = mixed.float().numpy()
+        made[f"reconstruction_{key}"] = reconstruction.float().numpy()
     return made
 
 
