@@ -156,7 +156,7 @@ def _(report: ScoreReport) -> str:
         f"**Worklist** `{report.worklist_url}`",
         "",
         f"- {report.scored_count} images scored by `{report.model_name}` version "
-        f"{report.model_version} in {report.seconds:.1f} s",
+        f"{report.model_version}, {report.new_count} of them now, in {report.seconds:.1f} s",
         f"- {report.anomalous_count} of them over the threshold {report.threshold:.4g}",
     ]
     if report.auroc is not None:

@@ -14,6 +14,7 @@ from flows.tasks import resumable
 from pipeline.conform import ingest_alike, is_dataset
 from pipeline.records import Split
 from pipeline.storage import join, name_of
+from training.champions import record_scoring
 from training.registry import load_champion
 from training.scoring import ScoreReport, score_dataset
 
@@ -27,11 +28,13 @@ def score(
     labels: str | None = None,
     splits: list[Split] | None = None,
     top_heatmaps: int = 200,
+    ledgers: str | None = None,
 ) -> ScoreReport:
-    """Score a folder, prefix or dataset with the champion, and write the worklist.
+    """Score what is new in a folder, prefix or dataset with the champion; write the worklist.
 
     Scans are first prepared exactly as the champion's training images were, into `dataset/`
-    below the output. Then come scores.parquet, heatmaps/, manifest.json and worklist.html.
+    below the output. Run again, it scores what was added or rewritten since, or everything
+    after a promotion; results are seen when all of them are there.
 
     Args:
         source: Folder or `s3://` prefix of scans, or a sealed dataset.
@@ -40,6 +43,8 @@ def score(
         labels: Label table of the scans, where there is one: then the AUROC is reported.
         splits: Of a dataset, which to score; test by default.
         top_heatmaps: So many of the strangest get a heatmap and a picture in the worklist.
+        ledgers: Folder of the ledger of a model that has none yet, a path or `s3://`; below the
+            home folder by default.
     """
     settings = load_settings()
     champion = load_champion(model_name)
@@ -58,4 +63,5 @@ def score(
             dataset, champion, output, splits=splits, top_heatmaps=top_heatmaps,
             on_progress=advance,
         )  # fmt: skip
+    resumable(record_scoring)(report, ledgers or join(str(settings.home), "ledgers"))
     return publish(report)

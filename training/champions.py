@@ -15,7 +15,7 @@ from typing import Final
 from pipeline import storage
 from pipeline.errors import RegistryError
 from pipeline.schema import JSON
-from training.ledger import Entry, Kind, append_after, read_entries, require_known
+from training.ledger import Entry, Kind, append, append_after, read_entries, require_known
 from training.registry import (
     CHAMPION,
     PREVIOUS,
@@ -26,6 +26,7 @@ from training.registry import (
     set_alias,
     tag_model,
 )
+from training.scoring import ScoreReport
 
 logger = logging.getLogger(__name__)
 
@@ -187,6 +188,27 @@ def rollback(name: str, ledgers_url: str, *, reason: str) -> RollbackReport:
     move = crown(standing, "rolled_back", champion, standing.past[:-1], content)
     follow(standing, move)
     return RollbackReport(name, champion, standing.champion, reason, move)
+
+
+def record_scoring(report: ScoreReport, ledgers_url: str) -> None:
+    """Write a scoring into the model's ledger, unless its results are there already.
+
+    Args:
+        report: Of the scoring.
+        ledgers_url: Where ledgers of models without one go.
+    """
+    url = find_ledger(report.model_name, ledgers_url)
+    entries = read_entries(url)
+    key = (report.output_url, report.results)
+    if key in {
+        (entry.content.get("output_url"), entry.content.get("results")) for entry in entries
+    }:
+        return
+    names = (
+        "model_name", "model_version", "run_id", "output_url", "dataset_url", "results",
+        "scored_count", "new_count", "anomalous_count",
+    )  # fmt: skip
+    append(url, "scored", {name: getattr(report, name) for name in names})
 
 
 def verify(name: str, ledgers_url: str) -> LedgerReport:

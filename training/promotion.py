@@ -31,7 +31,7 @@ from training.registry import (
     tracking_uri,
 )
 from training.reproduction import score_in_fresh_process
-from training.scoring import score_rows
+from training.row_scores import score_rows
 from training.scoring_model import ScoringModel
 from training.subgroups import SUBGROUP_COLUMNS
 

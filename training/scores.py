@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
 from io import BytesIO
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
+import pyarrow.csv as pv
 from numpy.typing import NDArray
 
 from pipeline.records import Label
 from training.metrics import measure_average_precision
+from training.row_scores import RowScores
 from training.scoring_model import Prediction, ScoringModel
 from training.statistics import Interval, bootstrap_auroc
 
@@ -33,6 +34,7 @@ _COLUMNS: Final = pa.schema(
         ("run_id", pa.string()),
         ("scored_at", pa.timestamp("us", tz="UTC")),
         ("label", pa.int8()),
+        ("source_digest", pa.string()),
     ]
 )
 
@@ -46,6 +48,8 @@ class RankedScores:
         image_id: object (n,).
         group_id: object (n,).
         label: int8 (n,), -1 where unknown.
+        source_digest: object (n,), SHA-256 of the bytes that each came from.
+        scored_at: datetime64[us] (n,), UTC.
         prediction: Of these images, without heatmaps.
     """
 
@@ -53,45 +57,50 @@ class RankedScores:
     image_id: NDArray[np.object_]
     group_id: NDArray[np.object_]
     label: NDArray[np.int8]
+    source_digest: NDArray[np.object_]
+    scored_at: NDArray[np.datetime64]
     prediction: Prediction
 
 
 def rank_scores(
     rows: NDArray[np.int64],
-    prediction: Prediction,
+    found: RowScores,
     *,
     image_id: NDArray[Any],
     group_id: NDArray[Any],
     label: NDArray[np.int8],
+    source_digest: NDArray[Any],
 ) -> RankedScores:
     """Rank images, those without a finite score left out.
 
     Args:
         rows: int64 (n,), rows of the dataset.
-        prediction: Of these rows.
+        found: Scores of these rows.
         image_id: (n,), of these rows, and so are the others.
         group_id: (n,).
         label: (n,).
+        source_digest: (n,).
     """
+    prediction = found.prediction
     scores = prediction.anomaly_score
     order = np.lexsort((image_id.astype(str), -scores.astype(np.float64)))
     order = order[np.isfinite(scores[order])]
     ranked = Prediction(
         scores[order], prediction.percentile[order], prediction.is_anomalous[order], None
     )
-    return RankedScores(rows[order], image_id[order], group_id[order], label[order], ranked)
+    return RankedScores(
+        rows[order], image_id[order], group_id[order], label[order], source_digest[order],
+        found.scored_at[order], ranked,
+    )  # fmt: skip
 
 
-def tabulate(
-    scores: RankedScores, model: ScoringModel, *, source: str, scored_at: datetime
-) -> pa.Table:
+def tabulate(scores: RankedScores, model: ScoringModel, *, source: str) -> pa.Table:
     """The table of `scores.parquet`, ranked.
 
     Args:
         scores: Ranked.
         model: That gave them.
         source: Of the dataset.
-        scored_at: With a time zone.
     """
 
     def all_the_same(value: object) -> list[object]:
@@ -108,16 +117,25 @@ def tabulate(
         "model_name": all_the_same(model.name),
         "model_version": all_the_same(model.version),
         "run_id": all_the_same(model.run_id),
-        "scored_at": all_the_same(scored_at),
+        "scored_at": pa.array(scores.scored_at.astype(np.int64), pa.timestamp("us", tz="UTC")),
         "label": pa.array(scores.label, pa.int8(), mask=scores.label == Label.UNKNOWN),
+        "source_digest": scores.source_digest,
     }
     return pa.table(columns, schema=_COLUMNS)
 
 
-def encode_parquet(table: pa.Table) -> bytes:
-    """A table as a Parquet file; the same table gives the same bytes."""
+def encode_csv(table: pa.Table) -> bytes:
+    """A table as CSV for spreadsheets.
+
+    A text that a spreadsheet would take for a formula gets an apostrophe in front; the Parquet
+    file has it as it is.
+    """
+    for place, field in enumerate(table.schema):
+        if pa.types.is_string(field.type):
+            tame = pc.replace_substring_regex(table[field.name], r"\A([=+\-@\t\r])", r"'\1")
+            table = table.set_column(place, field, tame)
     file = BytesIO()
-    pq.write_table(table, file, compression="zstd")
+    pv.write_csv(table, file)
     return file.getvalue()
 
 

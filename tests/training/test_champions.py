@@ -14,9 +14,10 @@ from pipeline.errors import RegistryError
 from tests.training.registered import NAME, own_mlflow, register
 from tests.training.toys import make_dataset
 from training import registry
-from training.champions import crown, follow, rollback, settle, verify
+from training.champions import crown, follow, record_scoring, rollback, settle, verify
 from training.ledger import append
-from training.registry import aliases, set_alias
+from training.registry import aliases, load_version, set_alias
+from training.scoring import score_dataset
 
 
 @pytest.fixture(scope="module")
@@ -125,3 +126,17 @@ def test_a_ledger_that_lost_its_end_stops_everything(ledgers: str) -> None:
     storage.delete(f"{ledgers}/ledger/00000001.json")
     with pytest.raises(RegistryError, match="the registry points at"):
         rollback(NAME, ledgers, reason="")
+
+
+def test_a_scoring_is_written_down_once(ledgers: str, home: Path) -> None:
+    promote_to(ledgers, "2")
+    model = load_version(NAME, "champion")
+    for _ in range(2):
+        report = score_dataset(
+            str(home / "dataset"), model, f"{ledgers}/scores", splits=["validation"], top_heatmaps=0
+        )
+        record_scoring(report, ledgers)
+    entries = verify(NAME, ledgers).entries
+    assert [entry.kind for entry in entries] == ["promoted", "scored"]
+    assert entries[1].content["results"] == report.results
+    assert entries[1].summary == f"version 2, {report.scored_count} images"

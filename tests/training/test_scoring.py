@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import zarr
 from PIL import Image
 
 from pipeline import storage
@@ -20,9 +22,12 @@ from pipeline.manifest import read_manifest
 from pipeline.schema import Dataset
 from tests.training.registered import NAME, own_mlflow, register
 from tests.training.toys import make_dataset
+from training import row_scores
+from training.cases import heatmap_name
 from training.metrics import measure_auroc
 from training.registry import load_version
-from training.scoring import ScoreReport, heatmap_name, score_dataset, score_rows
+from training.row_scores import score_rows
+from training.scoring import ScoreReport, score_dataset
 from training.scoring_model import Prediction, ScoringModel
 
 AT = datetime(2026, 5, 4, 3, 2, 1, tzinfo=UTC)
@@ -61,6 +66,7 @@ def test_the_table_is_ranked_and_complete(
     assert table.column_names == [
         "image_id", "group_id", "source", "anomaly_score", "percentile", "is_anomalous",
         "threshold", "model_name", "model_version", "run_id", "scored_at", "label",
+        "source_digest",
     ]  # fmt: skip
     columns = table.to_pydict()
     readable = dataset.column("readable")
@@ -89,9 +95,12 @@ def test_the_auroc_is_that_of_the_table(report: ScoreReport) -> None:
     assert report.average_precision is not None
 
 
-def test_the_strangest_have_heatmaps_and_only_they(report: ScoreReport) -> None:
+def test_the_strangest_have_heatmaps_and_only_they(
+    report: ScoreReport, model: ScoringModel
+) -> None:
     columns = pq.read_table(Path(report.output_url, "scores.parquet")).to_pydict()
-    names = {heatmap_name(image_id) for image_id in columns["image_id"][:9]}
+    pairs = zip(columns["image_id"][:9], columns["source_digest"][:9], strict=True)
+    names = {heatmap_name(*pair, model.name, model.version) for pair in pairs}
     found = {path.name for path in Path(report.output_url, "heatmaps").iterdir()}
     assert found == names
     picture = Image.open(Path(report.output_url, "heatmaps", min(names))).convert("RGBA")
@@ -117,10 +126,94 @@ def test_scoring_again_writes_the_same_bytes_and_removes_what_is_stale(
 ) -> None:
     before = content_of(report.output_url)
     storage.write_bytes(storage.join(report.output_url, "heatmaps", "stale.png"), b"")
-    score_dataset(
-        dataset.url, model, report.output_url, scored_at=AT, batch_images=10, top_heatmaps=9
-    )
+    again = score_dataset(dataset.url, model, report.output_url, batch_images=10, top_heatmaps=9)
+    assert (again.new_count, again.results) == (0, report.results)
+    storage.delete(storage.join(report.output_url, "manifest.json"))  # killed before the last write
+    score_dataset(dataset.url, model, report.output_url, batch_images=10, top_heatmaps=9)
     assert content_of(report.output_url) == before
+    assert before.keys() > {
+        f"/results/{report.results}/{name}"
+        for name in ("scores.parquet", "scores.csv", "worklist.html", "manifest.json")
+    }
+
+
+class Killed(BaseException):
+    """Stands for a signal: nothing may catch it."""
+
+
+@pytest.mark.parametrize("writes", [0, 1, 3, 6, 11, 12, 14, 17])
+def test_killed_anywhere_it_shows_nothing_and_ends_alike(
+    writes: int, dataset: Dataset, model: ScoringModel, report: ScoreReport, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def score(batch_images: int = 10) -> ScoreReport:
+        return score_dataset(
+            dataset.url, model, str(tmp_path), scored_at=AT, batch_images=batch_images,
+            top_heatmaps=9,
+        )  # fmt: skip
+
+    left = iter(range(writes))
+    write, create = storage.write_bytes, storage.create_bytes
+
+    def may_write(function: object) -> object:
+        def call(url: str, data: bytes) -> object:
+            if next(left, None) is None:
+                raise Killed
+            assert callable(function)
+            return function(url, data)
+
+        return call
+
+    monkeypatch.setattr(row_scores, "PIECE_IMAGES", 20)
+    with monkeypatch.context() as patched:
+        patched.setattr(storage, "write_bytes", may_write(write))
+        patched.setattr(storage, "create_bytes", may_write(create))
+        with pytest.raises(Killed):
+            score()
+    assert not (tmp_path / "manifest.json").exists()
+    score()
+    names = ("scores.parquet", "scores.csv", "worklist.html")
+    ends = {f"/results/{report.results}/{name}" for name in names} | {f"/{n}" for n in names}
+    found, expected = content_of(str(tmp_path)), content_of(report.output_url)
+    assert {name: found[name] for name in ends} == {name: expected[name] for name in ends}
+    images = pq.read_table(tmp_path / "scores.parquet")["image_id"].to_pylist()
+    assert len(images) == len(set(images)) == report.scored_count
+
+
+def test_only_what_is_new_or_rewritten_is_scored(
+    dataset: Dataset, model: ScoringModel, tmp_path: Path
+) -> None:
+    seen: list[int] = []
+
+    class Counting:
+        def predict(self, images: np.ndarray, params: dict[str, bool]) -> object:
+            seen.append(len(images))
+            return model.pyfunc.predict(images, params=params)
+
+    counting = replace(model, pyfunc=Counting())
+    first = score_dataset(
+        dataset.url, counting, str(tmp_path), splits=["train"], scored_at=AT, top_heatmaps=0
+    )
+    later = AT + timedelta(days=1)
+    second = score_dataset(dataset.url, counting, str(tmp_path), scored_at=later, top_heatmaps=0)
+    assert (first.new_count, first.scored_count) == (sum(seen[:1]), sum(seen[:1]))
+    assert second.new_count == second.scored_count - first.scored_count > 0
+    columns = pq.read_table(tmp_path / "scores.parquet").to_pydict()
+    times = dict(zip(columns["image_id"], columns["scored_at"], strict=True))
+    assert {times["0"], times["40"]} == {AT, later}
+    other = replace(counting, version="77")
+    assert score_dataset(dataset.url, other, str(tmp_path), top_heatmaps=0).new_count == (
+        second.scored_count
+    )
+    shutil.copytree(dataset.url, tmp_path / "rewritten")
+    group = zarr.open_group(str(tmp_path / "rewritten"))
+    digests = group["source_digest"]
+    assert isinstance(digests, zarr.Array)
+    digests[3] = "f" * 64
+    rewritten = score_dataset(str(tmp_path / "rewritten"), other, str(tmp_path), top_heatmaps=0)
+    assert rewritten.new_count == 1
+    names = pq.read_table(tmp_path / "scores.parquet")["image_id"].to_pylist()
+    assert len(names) == len(set(names)) == second.scored_count
 
 
 def test_one_split_to_an_object_store(dataset: Dataset, model: ScoringModel) -> None:
