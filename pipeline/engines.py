@@ -157,4 +157,6 @@ def _cluster(address: str | None, workers: int, memory_limit: str) -> Iterator[s
             silence_logs=logging.ERROR,
         ) as cluster,
     ):
+        # A worker that dies is started again, unless it died while it was starting: then this.
+        cluster.adapt(minimum=workers, maximum=workers)
         yield cluster

@@ -31,6 +31,7 @@ def cluster() -> Iterator[LocalCluster]:
         dask.config.set(patience),
         LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as found,
     ):
+        found.adapt(minimum=2, maximum=2)
         yield found
 
 
@@ -53,12 +54,17 @@ def kill_a_worker(cluster: LocalCluster, chance: random.Random) -> bool:
     pids = [nanny.pid for nanny in cluster.workers.values() if nanny.pid]
     if not pids:
         return False
-    os.kill(chance.choice(pids), signal.SIGKILL)
+    try:
+        os.kill(chance.choice(pids), signal.SIGKILL)
+    except ProcessLookupError:  # dead already, and not yet missed
+        return False
     return True
 
 
 @pytest.mark.slow
-def test_kills_leave_no_trace(tmp_path: Path, cluster: LocalCluster) -> None:
+def test_kills_leave_no_trace(
+    tmp_path: Path, cluster: LocalCluster, request: pytest.FixtureRequest
+) -> None:
     chance = random.Random(7)  # noqa: S311  # no secret
     slides = tmp_path / "slides"
     slides.mkdir()
@@ -73,6 +79,7 @@ def test_kills_leave_no_trace(tmp_path: Path, cluster: LocalCluster) -> None:
     worker_kills = driver_kills = 0
     while True:
         driver = subprocess.Popen([*command, cluster.scheduler_address], cwd=ROOT)
+        request.addfinalizer(driver.kill)
         # The driver dies once this many shards are made; before, and meanwhile, workers do.
         last_shard = (driver_kills + 1) * shards // (DRIVER_KILLS + 2)
         while driver.poll() is None:
