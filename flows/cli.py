@@ -86,6 +86,11 @@ _FLOWS: Final[dict[tuple[str, ...], tuple[str, str, str]]] = {
         "Verify and print what became of a model.",
         "normscope ledger pcam-anomaly",
     ),
+    ("feedback",): (
+        "flows.feedback:feedback",
+        "Take readers' exported verdicts into a table of labels.",
+        "normscope feedback verdicts-pcam-anomaly-version-3.json --table verdicts.csv",
+    ),
     ("score",): (
         "flows.score:score",
         "Score a folder, prefix or dataset with the champion and write the worklist.",

@@ -17,6 +17,7 @@ from pipeline.ingest import IngestReport
 from pipeline.records import ManifestEntry
 from pipeline.storage import join
 from training.champions import LedgerReport, RollbackReport
+from training.feedback import FeedbackReport
 from training.promotion import PromotionReport
 from training.scoring import ScoreReport
 from training.search import SearchResult
@@ -146,6 +147,19 @@ def _(report: LedgerReport) -> str:
         f"| {entry.sequence} | {entry.at} | {entry.kind} | {entry.summary} | "
         f"`{entry.digest[:12]}` |"
         for entry in report.entries
+    ]
+    return "\n".join(lines)
+
+
+@to_markdown.register
+def _(report: FeedbackReport) -> str:
+    counts = ", ".join(f"{count} {verdict}" for verdict, count in report.counts.items())
+    lines = [
+        f"**Labels** `{report.table_url}`: {counts}.",
+        "",
+        f"- {report.taken} verdicts taken in; of {len(report.revised)} images something else "
+        "had been said",
+        f"- next: `normscope ingest images FOLDER DATASET --labels {report.table_url}`",
     ]
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""The strangest images as cases of the worklist: heatmap and pictures."""
+"""The strangest images as cases of the worklist: heatmap, reconstruction, nearest usual images."""
 
 from __future__ import annotations
 
@@ -7,18 +7,32 @@ from hashlib import sha256
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline import storage
 from pipeline.records import Label
 from pipeline.schema import Dataset
+from training.artefacts import QUALITY_NAMES, mark_artefacts
 from training.heatmaps import encode_heatmap
-from training.row_scores import read_batches
+from training.reconstruction import find_nearest, reconstruct
+from training.row_scores import Rows, read_batches
 from training.scores import RankedScores
 from training.scoring_model import ScoringModel
-from training.worklist import LISTED_CASES, Case, data_uri, picture_uri
+from training.worklist import (
+    LISTED_CASES,
+    Case,
+    CasePictures,
+    UsualImage,
+    data_uri,
+    picture_uri,
+)
 
 _EMBEDDED_SIDE_PX: Final = 128  # of heatmaps in the page, which the browser enlarges smoothly
 _HEATMAP_BATCH: Final = 64
+_USUAL_PERCENTILE: Final = 50.0
+_USUAL_IMAGES: Final = 256
+_NEAREST: Final = 3
+_SMALL_PX: Final = 96
 
 
 def write_cases(
@@ -40,20 +54,11 @@ def write_cases(
         top_heatmaps: So many of the strangest get a heatmap and pictures.
         batch_images: Images at once, at most.
     """
-    low, high = model.calibration.heatmap_low, model.calibration.heatmap_high
-    # Read in the order of the dataset, named by the place in the ranking.
-    place_of = {int(row): place for place, row in enumerate(scored.rows[:top_heatmaps])}
-    top = np.sort(scored.rows[:top_heatmaps])
-    pictures = {}
-    for rows, images in read_batches(dataset, top, min(batch_images, _HEATMAP_BATCH)):
-        heatmaps = model.predict(images, heatmaps=True).heatmap
-        assert heatmaps is not None  # noqa: S101 -- they were asked for
-        for row, image, heatmap in zip(rows, images, heatmaps, strict=True):
-            place = place_of[int(row)]
-            url = storage.join(output_url, "heatmaps", name_heatmap(scored, place, model))
-            storage.write_bytes(url, encode_heatmap(heatmap, low=low, high=high))
-            small = encode_heatmap(heatmap, low=low, high=high, max_side_px=_EMBEDDED_SIDE_PX)
-            pictures[place] = (picture_uri(image), data_uri("image/png", small))
+    batch = min(batch_images, _HEATMAP_BATCH)
+    folder = storage.join(output_url, "heatmaps")
+    pictures, nearest = _look_at_top(folder, dataset, model, scored, top_heatmaps, batch)
+    shown = _show_usual(dataset, scored, list(nearest.values()), batch)
+    marks = _mark(dataset, scored)
     return [
         Case(
             str(scored.image_id[place]),
@@ -62,10 +67,90 @@ def write_cases(
             float(scored.prediction.percentile[place]),
             bool(scored.prediction.is_anomalous[place]),
             Label(int(scored.label[place])),
-            *pictures.get(place, ("", "")),
+            pictures.get(place),
+            tuple(shown[row] for row in nearest[place].tolist()) if place in nearest else (),
+            marks[place],
         )
         for place in range(min(len(scored.rows), LISTED_CASES))
     ]
+
+
+def _look_at_top(
+    folder: str,
+    dataset: Dataset,
+    model: ScoringModel,
+    scored: RankedScores,
+    count: int,
+    batch: int,
+) -> tuple[dict[int, CasePictures], dict[int, Rows]]:
+    """Pictures of the strangest and the rows of their nearest usual images, by place."""
+    usual = _choose_usual(scored, count)
+    latents = np.concatenate(
+        [reconstruct(model, images).latents for _, images in read_batches(dataset, usual, batch)]
+        or [np.empty((0, 0), np.float32)]
+    )
+    # Read in the order of the dataset, named by the place in the ranking.
+    place_of = {int(row): place for place, row in enumerate(scored.rows[:count])}
+    pictures: dict[int, CasePictures] = {}
+    nearest: dict[int, Rows] = {}
+    for rows, images in read_batches(dataset, np.sort(scored.rows[:count]), batch):
+        places = [place_of[int(row)] for row in rows]
+        names = [name_heatmap(scored, place, model) for place in places]
+        heats = _write_heatmaps(folder, names, model, images)
+        made = reconstruct(model, images)
+        for place, image, heat, seen in zip(places, images, heats, made.pictures, strict=True):
+            pictures[place] = CasePictures(picture_uri(image), heat, picture_uri(seen))
+        if len(usual):
+            found = find_nearest(made.latents, latents, _NEAREST)
+            nearest.update(zip(places, usual[found], strict=True))
+    return pictures, nearest
+
+
+def _choose_usual(scored: RankedScores, beyond: int) -> Rows:
+    """Rows of usual images to compare with, ascending; none of them among the strangest."""
+    if not beyond:
+        return np.empty(0, np.int64)
+    is_usual = scored.prediction.percentile <= _USUAL_PERCENTILE
+    is_usual &= scored.label != Label.ANOMALOUS
+    is_usual[:beyond] = False
+    places = np.flatnonzero(is_usual)
+    if len(places) > _USUAL_IMAGES:
+        places = places[np.linspace(0, len(places) - 1, _USUAL_IMAGES).astype(int)]
+    return np.sort(scored.rows[places])
+
+
+def _show_usual(
+    dataset: Dataset, scored: RankedScores, nearest: list[Rows], batch: int
+) -> dict[int, UsualImage]:
+    """Pictures of those that are near to any case, each once."""
+    needed = np.unique(np.concatenate(nearest)) if nearest else np.empty(0, np.int64)
+    names = dict(zip(scored.rows.tolist(), scored.image_id.tolist(), strict=True))
+    return {
+        int(row): UsualImage(str(names[int(row)]), picture_uri(image, max_side_px=_SMALL_PX))
+        for rows, images in read_batches(dataset, needed, batch)
+        for row, image in zip(rows, images, strict=True)
+    }
+
+
+def _mark(dataset: Dataset, scored: RankedScores) -> list[tuple[str, ...]]:
+    names = set(QUALITY_NAMES) & set(dataset.column_names)
+    columns = {name: dataset.column(name)[scored.rows] for name in names}
+    return mark_artefacts(columns, ~scored.prediction.is_anomalous)
+
+
+def _write_heatmaps(
+    url: str, names: list[str], model: ScoringModel, images: NDArray[np.uint8]
+) -> list[str]:
+    """Write heatmaps, and give small ones as data URIs."""
+    low, high = model.calibration.heatmap_low, model.calibration.heatmap_high
+    heatmaps = model.predict(images, heatmaps=True).heatmap
+    assert heatmaps is not None  # noqa: S101 -- they were asked for
+    small = []
+    for name, heatmap in zip(names, heatmaps, strict=True):
+        storage.write_bytes(storage.join(url, name), encode_heatmap(heatmap, low=low, high=high))
+        data = encode_heatmap(heatmap, low=low, high=high, max_side_px=_EMBEDDED_SIDE_PX)
+        small.append(data_uri("image/png", data))
+    return small
 
 
 def remove_stale_heatmaps(

@@ -21,6 +21,7 @@ from training.results import name_results, publish, read_facts
 from training.row_scores import Rows, encode_parquet, score_new_rows
 from training.scores import RankedScores, encode_csv, judge_scores, rank_scores, tabulate
 from training.scoring_model import ScoringModel
+from training.slide_scores import draw_slides, is_of_slides
 from training.statistics import Interval
 from training.worklist import WorklistFacts, describe, render_worklist
 
@@ -126,31 +127,53 @@ def score_dataset(
     notes = (*model.notes, *notes)
     manifest = account_for_rows(dataset, asked, scored.rows)
     facts = _describe(dataset, model, scored, notes)
-    table = tabulate(scored, model, source=facts.source)
-    files = {"scores.parquet": encode_parquet(table), "scores.csv": encode_csv(table)}
-    results = name_results(
-        *(sha256(data).hexdigest() for data in files.values()), dataset.fingerprint, splits,
-        top_heatmaps, sha256(render_worklist(facts, []).encode()).hexdigest(), manifest,
+    results = _write_results(
+        output_url, dataset, model, scored, facts, manifest, top_heatmaps=top_heatmaps,
+        batch_images=batch_images, splits=", ".join(splits or ["all"]),
     )  # fmt: skip
-    if read_facts(output_url).get("results") != f"results/{results}":
-        cases = write_cases(
-            output_url, dataset, model, scored, top_heatmaps=top_heatmaps,
-            batch_images=batch_images,
-        )  # fmt: skip
-        files["worklist.html"] = render_worklist(facts, cases).encode()
-        publish(
-            output_url, results, files, manifest, dataset=dataset_url,
-            dataset_fingerprint=dataset.fingerprint, splits=", ".join(splits or ["all"]),
-            model=f"{model.name} version {model.version}", run_id=model.run_id,
-            scored_at=facts.scored_at,
-        )  # fmt: skip
-        remove_stale_heatmaps(output_url, scored, model, top_heatmaps=top_heatmaps)
     auroc, average_precision = judge_scores(scored)
     return ScoreReport(
         output_url, dataset_url, model.name, model.version, model.run_id, len(scored.rows),
         found.new_count, int(scored.prediction.is_anomalous.sum()), model.threshold.value, auroc,
         average_precision, manifest, notes, results, time.monotonic() - began,
     )  # fmt: skip
+
+
+def _write_results(
+    output_url: str,
+    dataset: Dataset,
+    model: ScoringModel,
+    scored: RankedScores,
+    facts: WorklistFacts,
+    manifest: tuple[ManifestEntry, ...],
+    *,
+    top_heatmaps: int,
+    batch_images: int,
+    splits: str,
+) -> str:
+    """Write the results unless they are visible already, and give their name."""
+    table = tabulate(scored, model, source=facts.source)
+    files = {"scores.parquet": encode_parquet(table), "scores.csv": encode_csv(table)}
+    if is_of_slides(dataset):
+        files |= draw_slides(dataset, scored)
+    empty_page = render_worklist(facts, []).encode()
+    results = name_results(
+        *(sha256(data).hexdigest() for data in (*files.values(), empty_page)),
+        dataset.fingerprint, splits, top_heatmaps, manifest,
+    )  # fmt: skip
+    if read_facts(output_url).get("results") == f"results/{results}":
+        return results
+    cases = write_cases(
+        output_url, dataset, model, scored, top_heatmaps=top_heatmaps, batch_images=batch_images
+    )
+    files["worklist.html"] = render_worklist(facts, cases).encode()
+    publish(
+        output_url, results, files, manifest, dataset=dataset.url,
+        dataset_fingerprint=dataset.fingerprint, splits=splits, run_id=model.run_id,
+        model=f"{model.name} version {model.version}", scored_at=facts.scored_at,
+    )  # fmt: skip
+    remove_stale_heatmaps(output_url, scored, model, top_heatmaps=top_heatmaps)
+    return results
 
 
 def _kept_url(output_url: str, model: ScoringModel) -> str:

@@ -61,6 +61,34 @@ class WorklistFacts:
 
 
 @dataclass(frozen=True)
+class CasePictures:
+    """Pictures of a case, as data URIs.
+
+    Args:
+        image: The image.
+        heatmap: To be laid over it.
+        reconstruction: What the network makes of the crop that it looks at.
+    """
+
+    image: str
+    heatmap: str
+    reconstruction: str
+
+
+@dataclass(frozen=True)
+class UsualImage:
+    """A usual image of the same batch, to compare with.
+
+    Args:
+        image_id: In the dataset.
+        picture: Data URI.
+    """
+
+    image_id: str
+    picture: str
+
+
+@dataclass(frozen=True)
 class Case:
     """One image, in the order of rank.
 
@@ -71,8 +99,9 @@ class Case:
         percentile: Against the normals, 0 to 100.
         is_anomalous: Whether the score exceeds the threshold.
         label: What is known of it.
-        thumbnail: Data URI of the picture, or empty.
-        heatmap: Data URI of the heatmap, or empty.
+        pictures: Of the strangest, else None.
+        nearest: Usual images that the network sees as its nearest, nearest first.
+        marks: Artefacts that it looks like.
     """
 
     image_id: str
@@ -81,8 +110,9 @@ class Case:
     percentile: float
     is_anomalous: bool
     label: Label
-    thumbnail: str = ""
-    heatmap: str = ""
+    pictures: CasePictures | None = None
+    nearest: tuple[UsualImage, ...] = ()
+    marks: tuple[str, ...] = ()
 
 
 def describe(
@@ -138,7 +168,7 @@ def render_worklist(facts: WorklistFacts, cases: Sequence[Case]) -> str:
         .get_template("worklist.html.j2")
         .render(
             facts=facts,
-            picture_count=sum(bool(case.thumbnail) for case in cases),
+            picture_count=sum(case.pictures is not None for case in cases),
             case_count=len(cases),
             legend=legend_colors(9),
             style=Markup(style),  # noqa: S704 -- our own file
@@ -173,6 +203,10 @@ def data_uri(media_type: str, data: bytes) -> str:
 def _content(facts: WorklistFacts, cases: Sequence[Case]) -> Mapping[str, Any]:
     """What the script shows: columns rather than records, as they take half the space."""
     at = np.linspace(0, 1, min(len(facts.reference), _REFERENCE_SIZE))
+    pictured = [case.pictures for case in cases if case.pictures is not None]
+    # A usual image is near to many cases, and is embedded once.
+    usual = sorted({near for case in cases for near in case.nearest}, key=lambda it: it.image_id)
+    place_of = {near: place for place, near in enumerate(usual)}
     return {
         "model_name": facts.model_name,
         "model_version": facts.model_version,
@@ -188,8 +222,13 @@ def _content(facts: WorklistFacts, cases: Sequence[Case]) -> Mapping[str, Any]:
         "percentile": [round(case.percentile, 2) for case in cases],
         "is_anomalous": [int(case.is_anomalous) for case in cases],
         "label": [_LABELS[case.label] for case in cases],
-        "thumbnail": [case.thumbnail for case in cases if case.thumbnail],
-        "heatmap": [case.heatmap for case in cases if case.thumbnail],
+        "marks": [", ".join(case.marks) for case in cases],
+        "thumbnail": [pictures.image for pictures in pictured],
+        "heatmap": [pictures.heatmap for pictures in pictured],
+        "reconstruction": [pictures.reconstruction for pictures in pictured],
+        "nearest": [[place_of[near] for near in case.nearest] for case in cases if case.pictures],
+        "usual_id": [near.image_id for near in usual],
+        "usual_picture": [near.picture for near in usual],
     }
 
 

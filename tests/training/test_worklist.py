@@ -19,7 +19,15 @@ from PIL import Image
 
 from pipeline.records import Label
 from training.heatmaps import encode_heatmap
-from training.worklist import Case, WorklistFacts, data_uri, picture_uri, render_worklist
+from training.worklist import (
+    Case,
+    CasePictures,
+    UsualImage,
+    WorklistFacts,
+    data_uri,
+    picture_uri,
+    render_worklist,
+)
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -52,6 +60,7 @@ def make_cases(count: int, pictures: int) -> list[Case]:
     image[:10, 12:] = 200
     picture = picture_uri(image)
     heat = data_uri("image/png", encode_heatmap(image[..., 0] / 200.0, low=0.0, high=1.0))
+    small = picture_uri(image[:10])
     scores = np.linspace(0.9, 0.2, count)
     return [
         Case(
@@ -61,8 +70,9 @@ def make_cases(count: int, pictures: int) -> list[Case]:
             float(100 * scores[place]),
             bool(scores[place] > 0.5),
             Label.ANOMALOUS if place == 0 else Label.UNKNOWN,
-            picture if place < pictures else "",
-            heat if place < pictures else "",
+            CasePictures(picture, heat, small) if place < pictures else None,
+            (UsualImage(HOSTILE, small), UsualImage("usual-2.png", picture)),
+            ("blurred", "pen") if place == 2 else (),
         )
         for place in range(count)
     ]
@@ -96,13 +106,10 @@ def test_what_it_says_is_escaped_and_complete() -> None:
     assert 'onerror="' not in page
     assert "embedded for the 5 strangest images" in page
     assert "version 7" in page
+    assert render_worklist(FACTS, make_cases(30, 5)) == page
     assert "scores.parquet" not in page  # all are listed
     shortened = render_worklist(replace(FACTS, scored_count=31), make_cases(30, 5))
     assert "lists the 30 strangest of 31 scored images" in shortened
-
-
-def test_the_same_cases_give_the_same_page() -> None:
-    assert render_worklist(FACTS, make_cases(9, 2)) == render_worklist(FACTS, make_cases(9, 2))
 
 
 def test_pictures_are_small_and_keep_their_colours() -> None:
@@ -245,6 +252,26 @@ def test_verdicts_are_kept_and_exported(page: Page) -> None:
     assert (second["image_id"], second["verdict"]) == (HOSTILE, "artefact")
     assert second["group_id"] == "patient-1"
     assert first["anomaly_score"] == pytest.approx(0.9)
+
+
+def test_reconstruction_and_usual_images_stand_beside(page: Page) -> None:
+    words = page.locator("#beside figcaption").all_inner_texts()
+    assert words == ["reconstruction", "usual", "usual"]
+    assert page.locator("#beside img").nth(1).get_attribute("title") == HOSTILE
+    sides = "images => images.map(image => [image.naturalWidth, image.naturalHeight])"
+    assert page.eval_on_selector_all("#beside img", sides) == [[20, 10], [20, 10], [20, 30]]
+    page.keyboard.press("End")
+    assert not page.locator("#beside").is_visible()
+
+
+def test_likely_artefacts_are_marked_and_can_be_left_out(page: Page) -> None:
+    assert "\u25c7 blurred, pen?" in page.inner_text(".case:nth-child(3)")
+    assert not page.locator("#marks-row").is_visible()
+    page.select_option("#artefact-filter", "only")
+    assert listed(page) == ["image-00002.png"]
+    assert page.inner_text("#marks") == "blurred, pen"
+    page.select_option("#artefact-filter", "none")
+    assert page.inner_text("#count").startswith("29 of 30")
 
 
 def test_ten_thousand_cases_are_drawn_a_few_at_a_time(browser: Browser, tmp_path: Path) -> None:

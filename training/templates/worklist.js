@@ -7,7 +7,7 @@
   const MARKS = { normal: "\u25CB", artefact: "\u25C7", abnormal: "\u25A0" };
   const KEPT_AS = ["normscope", content.model_name, content.model_version, content.dataset_fingerprint].join("/");
   const count = content.image_id.length;
-  const haystacks = content.image_id.map((id, i) => `${id}\n${content.group_id[i]}\n${content.label[i]}`.toLowerCase());
+  const haystacks = content.image_id.map((id, i) => `${id}\n${content.group_id[i]}\n${content.label[i]}\n${content.marks[i]}`.toLowerCase());
   const ranks = Array.from({ length: count }, (_, i) => i);
 
   let verdicts = Object.create(null);  // no inherited names: an image may be called __proto__
@@ -48,9 +48,11 @@
     const least = Number(at("percentile").value) || 0;
     const isOver = at("over").checked;
     const wanted = at("verdict-filter").value;
+    const artefacts = at("artefact-filter").value;
     shown = ranks.filter((i) =>
       content.percentile[i] >= least &&
       (!isOver || content.is_anomalous[i]) &&
+      (!artefacts || (artefacts === "only") === Boolean(content.marks[i])) &&
       (!text || haystacks[i].includes(text)) &&
       (!wanted || (verdictOf(i) || "none") === wanted));
     shown.sort(ORDERS[at("sort").value]);
@@ -101,7 +103,7 @@
     middle.append(name, make("div", "group", content.group_id[i]), meter);
     const end = make("div", "end");
     const verdict = verdictOf(i);
-    const state = content.is_anomalous[i] ? "\u25B2 over" : "";
+    const state = content.marks[i] ? `\u25C7 ${content.marks[i]}?` : content.is_anomalous[i] ? "\u25B2 over" : "";
     end.append(make("b", "", formatPercentile(i)), verdict ? make("span", "verdict", `${MARKS[verdict]} ${verdict}`) : make("span", "", state));
     row.append(make("div", "rank", i + 1), thumb, middle, end);
     return row;
@@ -130,6 +132,8 @@
     at("group-id").textContent = content.group_id[i];
     at("label").textContent = content.label[i];
     at("label-row").hidden = !content.label[i];
+    at("marks").textContent = content.marks[i];
+    at("marks-row").hidden = !content.marks[i];
     at("percentile-value").textContent = formatPercentile(i);
     at("score-value").textContent = content.anomaly_score[i].toPrecision(4);
     at("threshold-words").textContent = content.is_anomalous[i] ? "\u25B2 over the threshold" : "\u25BD not over the threshold";
@@ -145,6 +149,7 @@
     const hasPicture = i < content.thumbnail.length;
     at("frame").hidden = !hasPicture;
     at("no-picture").hidden = hasPicture;
+    at("beside").hidden = !hasPicture;
     if (!hasPicture) {
       at("no-picture").textContent = `No picture is embedded for rank ${i + 1}: only the ${content.thumbnail.length} strangest have one. Look it up by its name.`;
       return;
@@ -153,6 +158,17 @@
     at("picture").alt = `Image ${content.image_id[i]}`;
     at("heat").src = content.heatmap[i];
     showHeat();
+    const usual = content.nearest[i].map((near) => makeFigure(content.usual_picture[near], "usual", content.usual_id[near]));
+    at("beside").replaceChildren(makeFigure(content.reconstruction[i], "reconstruction", `What the network makes of ${content.image_id[i]}`), ...usual);
+  }
+
+  function makeFigure(source, words, title) {
+    const figure = make("figure", "");
+    const picture = make("img", "");
+    picture.src = source;
+    picture.alt = picture.title = title;
+    figure.append(picture, make("figcaption", "", words));
+    return figure;
   }
 
   function showHeat() {
@@ -248,7 +264,7 @@
     const row = event.target.closest(".case");
     if (row) select(Number(row.dataset.case));
   });
-  for (const id of ["text", "percentile", "over", "verdict-filter", "sort"]) {
+  for (const id of ["text", "percentile", "over", "verdict-filter", "artefact-filter", "sort"]) {
     at(id).addEventListener("input", () => {
       at("list").scrollTop = 0;
       arrange();
