@@ -86,6 +86,11 @@ _FLOWS: Final[dict[tuple[str, ...], tuple[str, str, str]]] = {
         "Verify and print what became of a model.",
         "normscope ledger pcam-anomaly",
     ),
+    ("lineage",): (
+        "flows.lineage:lineage",
+        "Trace a score to model, run, datasets, source bytes and code.",
+        "normscope lineage out/ valid/tumor/00017.jpg",
+    ),
     ("feedback",): (
         "flows.feedback:feedback",
         "Take readers' exported verdicts into a table of labels.",

@@ -18,6 +18,7 @@ from pipeline.records import ManifestEntry
 from pipeline.storage import join
 from training.champions import LedgerReport, RollbackReport
 from training.feedback import FeedbackReport
+from training.lineage import Lineage
 from training.promotion import PromotionReport
 from training.scoring import ScoreReport
 from training.search import SearchResult
@@ -147,6 +148,25 @@ def _(report: LedgerReport) -> str:
         f"| {entry.sequence} | {entry.at} | {entry.kind} | {entry.summary} | "
         f"`{entry.digest[:12]}` |"
         for entry in report.entries
+    ]
+    return "\n".join(lines)
+
+
+@to_markdown.register
+def _(report: Lineage) -> str:
+    score = report.score
+    lines = [
+        f"**{report.image_id}**: score {score['anomaly_score']:.6g}, percentile "
+        f"{score['percentile']:.1f}, scored {score['scored_at']:%Y-%m-%d %H:%M} UTC",
+        "",
+        *(f"- model, {name}: `{value}`" for name, value in report.model.items()),
+        *(f"- scored dataset, {name}: `{value}`" for name, value in report.scored_dataset.items()),
+        *(
+            f"- ledger, entry {entry.sequence}: {entry.at} {entry.kind}, {entry.summary} "
+            f"(`{entry.digest[:12]}`)"
+            for entry in report.entries
+        ),
+        *(f"- missing: {gap}" for gap in report.gaps),
     ]
     return "\n".join(lines)
 

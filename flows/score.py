@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from prefect import flow
+from prefect.events import emit_event
 
 import flows.environment  # noqa: F401 -- sets variables, before the rest
 from flows.engine import open_engine
@@ -64,4 +65,10 @@ def score(
             on_progress=advance,
         )  # fmt: skip
     resumable(record_scoring)(report, ledgers or join(str(settings.home), "ledgers"))
+    if report.drift.has_drifted:
+        emit_event(
+            "normscope.scores.drifted",
+            resource={"prefect.resource.id": f"mlflow.model.{model_name}", "output": output},
+            payload={"findings": [str(found) for found in report.drift.findings]},
+        )
     return publish(report)

@@ -218,13 +218,15 @@ def delete_alias(name: str, alias: str) -> None:
 
 
 def model_tags(name: str) -> dict[str, str]:
-    """Tags of a registered model.
-
-    Raises:
-        RegistryError: There is no such model.
-    """
+    """Tags of a registered model."""
     with _translated(name):
         return dict(MlflowClient().get_registered_model(name).tags)
+
+
+def run_tags(run_id: str) -> dict[str, str]:
+    """Tags of a run: what it was made by."""
+    with _translated(run_id):
+        return dict(MlflowClient().get_run(run_id).data.tags)
 
 
 def tag_model(name: str, key: str, value: str) -> None:

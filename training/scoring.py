@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
+from typing import Final
 
 import numpy as np
 
@@ -17,13 +18,17 @@ from pipeline.schema import Dataset, open_dataset
 from pipeline.staging import require_reachable
 from training.account import account_for_rows
 from training.cases import remove_stale_heatmaps, write_cases
+from training.drift import DriftReport, measure_drift
 from training.results import name_results, publish, read_facts
 from training.row_scores import Rows, encode_parquet, score_new_rows
 from training.scores import RankedScores, encode_csv, judge_scores, rank_scores, tabulate
 from training.scoring_model import ScoringModel
 from training.slide_scores import draw_slides, is_of_slides
 from training.statistics import Interval
+from training.subgroups import SUBGROUP_COLUMNS
 from training.worklist import WorklistFacts, describe, render_worklist
+
+_A_BATCH: Final = np.timedelta64(1, "D")
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,7 @@ class ScoreReport:
         average_precision: Likewise.
         manifest: What became of every item.
         notes: What a reader must know first.
+        drift: How the last day's images lie against the champion's normals.
         results: Name of the results, which are new if it is.
         seconds: Wall time.
     """
@@ -61,6 +67,7 @@ class ScoreReport:
     average_precision: float | None
     manifest: tuple[ManifestEntry, ...]
     notes: tuple[str, ...]
+    drift: DriftReport
     results: str
     seconds: float
 
@@ -124,7 +131,8 @@ def score_dataset(
         readable, found, **{name: dataset.column(name)[readable] for name in names}
     )
     _check_some(dataset, scored)
-    notes = (*model.notes, *notes)
+    drift = _find_drift(dataset, model, scored)
+    notes = (*model.notes, *drift.notes, *notes)
     manifest = account_for_rows(dataset, asked, scored.rows)
     facts = _describe(dataset, model, scored, notes)
     results = _write_results(
@@ -135,7 +143,7 @@ def score_dataset(
     return ScoreReport(
         output_url, dataset_url, model.name, model.version, model.run_id, len(scored.rows),
         found.new_count, int(scored.prediction.is_anomalous.sum()), model.threshold.value, auroc,
-        average_precision, manifest, notes, results, time.monotonic() - began,
+        average_precision, manifest, notes, drift, results, time.monotonic() - began,
     )  # fmt: skip
 
 
@@ -174,6 +182,18 @@ def _write_results(
     )  # fmt: skip
     remove_stale_heatmaps(output_url, scored, model, top_heatmaps=top_heatmaps)
     return results
+
+
+def _find_drift(dataset: Dataset, model: ScoringModel, scored: RankedScores) -> DriftReport:
+    """Drift of what was scored within a day before the last: the same however often it is run."""
+    is_recent = scored.scored_at >= scored.scored_at.max() - _A_BATCH
+    names = set(SUBGROUP_COLUMNS) & set(dataset.column_names)
+    return measure_drift(
+        scored.prediction.anomaly_score[is_recent],
+        model.calibration.reference,
+        model.threshold.value,
+        {name: dataset.column(name)[scored.rows[is_recent]] for name in names},
+    )
 
 
 def _kept_url(output_url: str, model: ScoringModel) -> str:

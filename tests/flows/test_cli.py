@@ -146,7 +146,7 @@ def test_no_dataset_and_no_champion(tmp_path: Path, capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     "path",
     ["demo", "ingest slides", "ingest xrays", "ingest images", "train", "search", "promote",
-     "rollback", "ledger", "feedback", "score", "up", "down", "deploy"],
+     "rollback", "ledger", "feedback", "lineage", "score", "up", "down", "deploy"],
 )  # fmt: skip
 def test_every_command_teaches_by_example(path: str, capsys: pytest.CaptureFixture[str]) -> None:
     app(f"{path} --help", exit_on_error=False, result_action="return_value")

@@ -10,12 +10,14 @@ from threading import Barrier
 import pytest
 
 from pipeline import storage
-from pipeline.errors import RegistryError
+from pipeline.errors import RegistryError, SourceError
+from pipeline.schema import open_dataset
 from tests.training.registered import NAME, own_mlflow, register
 from tests.training.toys import make_dataset
 from training import registry
 from training.champions import crown, follow, record_scoring, rollback, settle, verify
 from training.ledger import append
+from training.lineage import trace
 from training.registry import aliases, load_version, set_alias
 from training.scoring import score_dataset
 
@@ -140,3 +142,13 @@ def test_a_scoring_is_written_down_once(ledgers: str, home: Path) -> None:
     assert [entry.kind for entry in entries] == ["promoted", "scored"]
     assert entries[1].content["results"] == report.results
     assert entries[1].summary == f"version 2, {report.scored_count} images"
+    found = trace(f"{ledgers}/scores/scores.parquet", "8")
+    assert (found.model["version"], found.gaps) == (f"{NAME} version 2", ())
+    assert found.model["run_id"] == model.run_id
+    assert found.model["training_dataset"] == model.ingest.fingerprint
+    assert found.scored_dataset["fingerprint"] == open_dataset(str(home / "dataset")).fingerprint
+    assert found.scored_dataset["source_digest"] == "0" * 64
+    assert found.scored_dataset["code_version"] == "1"
+    assert [entry.kind for entry in found.entries] == ["promoted", "scored"]
+    with pytest.raises(SourceError, match="no score of an image 'none'"):
+        trace(f"{ledgers}/scores", "none")

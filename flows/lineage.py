@@ -1,0 +1,23 @@
+"""`normscope lineage`: from a score back to all that it came from."""
+
+from __future__ import annotations
+
+from prefect import flow
+
+import flows.environment  # noqa: F401 -- sets variables, before the rest
+from flows.reports import publish
+from flows.settings import load_settings
+from flows.tasks import resumable
+from training.lineage import Lineage, trace
+
+
+@flow(name="lineage")
+def lineage(scores: str, image_id: str) -> Lineage:
+    """Trace a score to model version, run, datasets, source bytes, code and ledger.
+
+    Args:
+        scores: Output of a scoring, or its scores.parquet; a path or `s3://`.
+        image_id: As the table has it.
+    """
+    load_settings()
+    return publish(resumable(trace)(scores, image_id))
