@@ -19,6 +19,7 @@ from pipeline.staging import require_reachable
 from training.account import account_for_rows
 from training.cases import remove_stale_heatmaps, write_cases
 from training.drift import DriftReport, measure_drift
+from training.reduced_precision import NOTE, is_reduced
 from training.results import name_results, publish, read_facts
 from training.row_scores import Rows, encode_parquet, score_new_rows
 from training.scores import RankedScores, encode_csv, judge_scores, rank_scores, tabulate
@@ -132,7 +133,7 @@ def score_dataset(
     )
     _check_some(dataset, scored)
     drift = _find_drift(dataset, model, scored)
-    notes = (*model.notes, *drift.notes, *notes)
+    notes = (*model.notes, *((NOTE,) if is_reduced(model) else ()), *drift.notes, *notes)
     manifest = account_for_rows(dataset, asked, scored.rows)
     facts = _describe(dataset, model, scored, notes)
     results = _write_results(
@@ -198,7 +199,9 @@ def _find_drift(dataset: Dataset, model: ScoringModel, scored: RankedScores) -> 
 
 def _kept_url(output_url: str, model: ScoringModel) -> str:
     """Where the scores of a version are kept, row by row."""
-    return storage.join(output_url, "scored", model.name, f"{model.version}-{model.run_id[:8]}")
+    precision = "-bfloat16" if is_reduced(model) else ""
+    name = f"{model.version}-{model.run_id[:8]}{precision}"
+    return storage.join(output_url, "scored", model.name, name)
 
 
 def _describe(
