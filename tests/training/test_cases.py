@@ -19,7 +19,7 @@ def test_file_names_of_heatmaps_are_safe_and_unique() -> None:
 
 
 def test_the_nearest_are_those_at_the_least_angle() -> None:
-    angles, others = np.radians([10, 100]), np.radians([0, 95, 170, 30])
+    angles, others = np.radians([10, 100]), np.radians([0, 95, 160, 30])
     latents, usual = (np.stack([np.cos(it), np.sin(it)], axis=1) for it in (angles, others))
     assert find_nearest(latents, usual, 3).tolist() == [[0, 3, 1], [1, 2, 3]]
     assert find_nearest(latents, usual[:2], 3).shape == (2, 2)
