@@ -6,7 +6,6 @@ The order is that of the paper's public code: grey, crop, equalise, resize.
 from __future__ import annotations
 
 import struct
-import zlib
 from collections.abc import Mapping
 from io import BytesIO
 from typing import Final, Literal, TypeAlias
@@ -16,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from pipeline.errors import SourceError
+from pipeline.errors import NormscopeError, SourceError
+from pipeline.public_names import withhold_quotes
 
 Resampling: TypeAlias = Literal["antialiased", "area"]
 
@@ -71,9 +71,11 @@ def decode_image(data: bytes, name: str) -> NDArray[np.uint8]:
         raise SourceError(name, "not a PNG, JPEG or TIFF image", _REMEDY) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise SourceError(name, f"more than {MAX_PIXELS} pixels", _REMEDY) from error
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
-        # Pillow's codecs raise whatever their parser met; its text is about bytes, not content.
-        raise SourceError(name, f"cut off or damaged ({error})", _REMEDY) from error
+    except NormscopeError:
+        raise
+    except Exception as error:  # a parser of foreign bytes may raise anything
+        problem = f"cut off or damaged ({withhold_quotes(str(error))})"
+        raise SourceError(name, problem, _REMEDY) from error
     return pixels
 
 
@@ -145,7 +147,7 @@ def _decode_plain_png(data: bytes) -> NDArray[np.uint8] | None:
         at += 12 + length
     try:
         pixels: NDArray[np.uint8] = imagecodecs.png_decode(data)
-    except imagecodecs.PngError:
+    except (imagecodecs.PngError, UnicodeDecodeError):  # the latter from the former's own words
         return None
     return pixels[..., None] if pixels.shape == (height, width) else None
 
