@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from prefect import flow
@@ -18,6 +19,7 @@ from pipeline.image_dataset import ImageSettings
 from pipeline.image_ingest import ingest_images
 from pipeline.ingest import IngestReport
 from pipeline.radiographs import Resampling
+from pipeline.scratch import DEFAULT_FOLDER, GIB, Scratch
 from pipeline.sources.chestxray14_experiments import Experiment
 from pipeline.sources.chestxray14_table import Views
 from pipeline.sources.xrays import SourceFormat, list_xrays
@@ -40,6 +42,8 @@ def ingest_xrays(
     equalize: bool = False,
     resampling: Resampling = "antialiased",
     seed: int = 0,
+    scratch: str | None = None,
+    scratch_gib: Annotated[float, Field(gt=0)] = 100.0,
 ) -> IngestReport:
     """Preprocess ChestX-ray14 or DICOM radiographs into a sealed dataset.
 
@@ -64,20 +68,24 @@ def ingest_xrays(
         equalize: Equalise the histogram, as the reference method does.
         resampling: antialiased, or area: the mean of the pixels that fall into one.
         seed: Of the splits, where there are no official lists.
+        scratch: Folder that archives are unpacked in, on every node; a temporary one by default.
+        scratch_gib: What it may hold, in GiB.
     """
     settings = ImageSettings(
         modality="radiograph", size_px=size_px, crop_px=crop_px, colour="grey", equalize=equalize,
         resampling=resampling, voi=voi, seed=seed,
     )  # fmt: skip
+    bounded = Scratch(Path(scratch or DEFAULT_FOLDER), int(scratch_gib * GIB))
     surroundings = load_settings()
     key = open_key(surroundings)
     with open_engine(surroundings) as map_work, progress("Radiographs") as advance:
         name, listing = list_xrays(
             source, source_format=source_format, key=key, table_url=table, views=views,
             findings=findings or (), experiment=experiment, lists_url=experiment_lists,
-            map_work=map_work,
+            scratch=bounded, map_work=map_work,
         )  # fmt: skip
         report = resumable(ingest_images)(
-            dataset, listing, settings, map_work, source=name, on_progress=advance
-        )
+            dataset, listing, settings, map_work, source=name, scratch=bounded,
+            on_progress=advance,
+        )  # fmt: skip
     return publish(report)

@@ -2,35 +2,34 @@
 
 gzip has no way in but from its beginning. So a `.tar.gz` is unpacked to a plain `.tar` in the
 scratch folder by its first reader on each machine, and all others there read their members from
-it by place. The cost: each machine that works inflates each archive at most once, as a stream,
-and holds it unpacked until the scratch folder is emptied; PNGs hardly shrink, so that the twelve
-archives of ChestX-ray14 need their 45 GB there. A plain `.tar` is read where it lies, by range.
+it by place, until the room is needed. PNGs hardly shrink: the twelve archives of ChestX-ray14 need
+45 GB; with less room than that they are inflated again as they come. A plain `.tar` is read where
+it lies, by range.
 """
 
 from __future__ import annotations
 
-import fcntl
 import gzip
-import os
-import shutil
 import tarfile
-import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from pipeline.errors import DeniedError, SourceError
+from pipeline.errors import SourceError
 from pipeline.ranges import open_by_range
-from pipeline.storage import ObjectInfo, describe, read_range, translated
+from pipeline.scratch import Scratch
+from pipeline.storage import ObjectInfo, describe, read_range
 
 _ZIPPED: Final = (".tar.gz", ".tgz")
 _BLOCK_BYTES: Final = 8 * 2**20
 # Images are compressed already; what grows more than this is no archive of images.
 _MAX_EXPANSION: Final = 20
+_MODULUS: Final = 2**32
 _REMEDY: Final = "Fetch the archive again"
 
 
@@ -52,19 +51,21 @@ def is_archive(url: str) -> bool:
     return url.lower().endswith((".tar", *_ZIPPED))
 
 
-def list_members(info: ObjectInfo) -> tuple[Member, ...]:
+def list_members(info: ObjectInfo, scratch: Scratch | None = None) -> tuple[Member, ...]:
     """List the files inside an archive, in its order; a `.tar.gz` is unpacked first.
 
     Args:
         info: The archive, as listed.
+        scratch: Where it is unpacked; None for the usual place.
 
     Raises:
         SourceError: It is no whole tar archive.
-        StorageError: It cannot be read, or the scratch folder cannot hold it.
+        SettingsError: It is larger than the scratch folder may be.
+        StorageError: It cannot be read, or the scratch folder has no room for it.
     """
     with (
         _refusing(info.url),
-        _open_tar(info) as file,
+        _open_tar(info, scratch or Scratch()) as file,
         tarfile.open(fileobj=file, mode="r:") as archive,
     ):
         return tuple(
@@ -74,70 +75,86 @@ def list_members(info: ObjectInfo) -> tuple[Member, ...]:
         )
 
 
-def read_member(url: str, version: str, span_bytes: tuple[int, int]) -> bytes:
+def read_member(
+    url: str, version: str, span_bytes: tuple[int, int], scratch: Scratch | None = None
+) -> bytes:
     """Read one file inside an archive.
 
     Args:
         url: Of the archive.
         version: As listed; an archive that has changed since is refused.
         span_bytes: Of the member.
+        scratch: As of `list_members`.
 
     Raises:
         SourceError: The archive has changed, or is damaged.
-        StorageError: It cannot be read, or the scratch folder cannot hold it.
+        SettingsError: It is larger than the scratch folder may be.
+        StorageError: It cannot be read, or the scratch folder has no room for it.
     """
     if not _is_zipped(url):
         data = read_range(url, *span_bytes)
-        _check_version(url, version)
+        _describe_unchanged(url, version)
         return data
-    path = _scratch_path(url, version)
-    if not path.exists():
-        _unpack(describe(url), version)
-    return read_range(str(path), *span_bytes)
+    with _unpacked(url, version, scratch or Scratch()) as path:
+        return read_range(str(path), *span_bytes)
 
 
 @contextmanager
-def _open_tar(info: ObjectInfo) -> Iterator[BinaryIO]:
+def _open_tar(info: ObjectInfo, scratch: Scratch) -> Iterator[BinaryIO]:
     if not _is_zipped(info.url):
         with open_by_range(info) as file:
             yield file
         return
-    with _unpack(info, info.version).open("rb") as file:
+    with _unpacked(info.url, info.version, scratch) as path, path.open("rb") as file:
         yield file
 
 
-def _unpack(info: ObjectInfo, version: str) -> Path:
-    """Unpack an archive into the scratch folder, unless that is done; one process at a time."""
-    path = _scratch_path(info.url, version)
-    with translated(str(path.parent)):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.with_suffix(".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not path.exists():
-                _check_version(info.url, version)
-                _check_space(info, path.parent)
-                handle, name = tempfile.mkstemp(dir=path.parent)
-                try:
-                    with os.fdopen(handle, "wb") as file:
-                        _inflate(info, file)
-                    _check_version(info.url, version)
-                    Path(name).replace(path)
-                finally:
-                    Path(name).unlink(missing_ok=True)
-    return path
+@contextmanager
+def _unpacked(url: str, version: str, scratch: Scratch) -> Iterator[Path]:
+    """An archive unpacked in the scratch folder."""
+    key = sha256(f"unpacked\n{url}\n{version}".encode()).hexdigest()[:24]
+    fetch = partial(_inflate, url, version)
+    with scratch.hold(url, key, "archive.tar", _measure(url, version), fetch) as path:
+        yield path
 
 
-def _inflate(info: ObjectInfo, target: BinaryIO) -> None:
-    limit = _MAX_EXPANSION * info.size_bytes + _BLOCK_BYTES
+@lru_cache(maxsize=64)
+def _measure(url: str, version: str) -> int:
+    """How large an archive is unpacked, by its last four bytes (RFC 1952, 2.3.1).
+
+    They give the size modulo 4 GiB. Images hardly shrink and nothing grows, so it is the first of
+    these sizes that is about the packed one or more.
+    """
+    packed = _describe_unchanged(url, version).size_bytes
+    stated = int.from_bytes(read_range(url, max(packed - 4, 0), packed), "little")
+    least = int(0.999 * packed) - 1024
+    size = stated + -(-max(least - stated, 0) // _MODULUS) * _MODULUS
+    if size > _MAX_EXPANSION * packed + _BLOCK_BYTES:
+        problem = f"not a whole tar archive, or it unpacks to over {_MAX_EXPANSION} times its size"
+        raise SourceError(url, problem, _REMEDY)
+    return size
+
+
+def _inflate(url: str, version: str, path: Path) -> None:
+    """Fill a file of the size measured, and no more, with the archive unpacked."""
+    info, size = _describe_unchanged(url, version), path.stat().st_size
     with (
-        _refusing(info.url),
+        _refusing(url),
+        path.open("r+b") as target,
         open_by_range(info, block_bytes=_BLOCK_BYTES) as packed,
         gzip.open(packed) as file,
     ):
-        while block := file.read(_BLOCK_BYTES):
-            if target.write(block) and target.tell() > limit:
-                problem = f"unpacks to more than {_MAX_EXPANSION} times its size"
-                raise SourceError(info.url, problem, "Give an archive of images")
+        while block := file.read(min(_BLOCK_BYTES, size - target.tell() + 1)):
+            if target.tell() + len(block) > size:
+                break
+            target.write(block)
+        else:
+            if target.tell() == size:
+                _describe_unchanged(url, version)
+                return
+    raise SourceError(
+        url, f"it does not unpack to the {size} bytes that its end states", "Unpack it yourself"
+    )
 
 
 @contextmanager
@@ -148,25 +165,12 @@ def _refusing(url: str) -> Iterator[None]:
         raise SourceError(url, f"not a whole tar archive ({error})", _REMEDY) from error
 
 
-def _check_version(url: str, version: str) -> None:
-    if describe(url).version != version:
+def _describe_unchanged(url: str, version: str) -> ObjectInfo:
+    info = describe(url)
+    if info.version != version:
         raise SourceError(url, "the archive has changed since it was listed", "Run again")
-
-
-def _check_space(info: ObjectInfo, folder: Path) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < info.size_bytes:
-        raise DeniedError(
-            info.url,
-            f"unpacking takes more than {info.size_bytes} bytes in {folder}, {free} are free",
-            "Set TMPDIR to a larger disk, or unpack the archives yourself",
-        )
+    return info
 
 
 def _is_zipped(url: str) -> bool:
     return url.lower().endswith(_ZIPPED)
-
-
-def _scratch_path(url: str, version: str) -> Path:
-    key = sha256(f"unpacked\n{url}\n{version}".encode()).hexdigest()[:24]
-    return Path(tempfile.gettempdir(), "normscope-unpacked", key, "archive.tar")

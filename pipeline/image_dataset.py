@@ -16,6 +16,7 @@ from pipeline.plan import Plan
 from pipeline.radiographs import MIN_SIDE_PX, Resampling, is_grey
 from pipeline.records import SPLITS, ManifestEntry, Scalar, SourceImage
 from pipeline.schema import BASE_COLUMNS, Array, DatasetSpec, code_version, fill_value
+from pipeline.scratch import Scratch
 from pipeline.splits import assign_splits
 
 Colour: TypeAlias = Literal["auto", "grey", "rgb"]
@@ -127,8 +128,13 @@ def plan_images(
     )
 
 
-def make_reader(plan: Plan) -> ImageReader:
-    """The reader of the images that `plan_images` planned."""
+def make_reader(plan: Plan, scratch: Scratch | None = None) -> ImageReader:
+    """The reader of the images that `plan_images` planned.
+
+    Args:
+        plan: By `plan_images`.
+        scratch: Where archives are unpacked; None for the usual place.
+    """
     settings = ImageSettings.model_validate(plan.spec.parameters)
     return ImageReader(
         size_px=plan.spec.image_shape[0],
@@ -137,6 +143,7 @@ def make_reader(plan: Plan) -> ImageReader:
         equalize=settings.equalize,
         resampling=settings.resampling,
         voi=settings.voi,
+        scratch=scratch,
     )
 
 

@@ -19,6 +19,7 @@ from pipeline.image_dataset import ImageSettings, make_reader, plan_images
 from pipeline.ingest import IngestReport, ingest
 from pipeline.records import Progress, ignore_progress
 from pipeline.schema import Array, Dataset, open_dataset
+from pipeline.scratch import Scratch
 from pipeline.sources.listings import ImageListing
 from pipeline.storage import join, write_bytes
 
@@ -61,6 +62,7 @@ def ingest_images(
     map_work: MapWork,
     *,
     source: str,
+    scratch: Scratch | None = None,
     on_progress: Progress = ignore_progress,
 ) -> ImageIngestReport:
     """Write and seal a dataset of images, find duplicates in it, and draw its contact sheet.
@@ -71,13 +73,14 @@ def ingest_images(
         settings: How.
         map_work: An engine of `pipeline.engines`.
         source: Name of the dataset's source, e.g. `chestxray14`.
+        scratch: Where archives are unpacked; None for the usual place.
         on_progress: Called with images done and in all.
 
     Raises:
         NormscopeError: As `plan_images` and `ingest`.
     """
     plan = plan_images(listing.images, settings, source=source, rejected=listing.rejected)
-    report = ingest(url, plan, make_reader(plan), map_work, on_progress=on_progress)
+    report = ingest(url, plan, make_reader(plan, scratch), map_work, on_progress=on_progress)
     dataset = open_dataset(url)
     columns = {
         name: dataset.column(name)

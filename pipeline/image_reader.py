@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, Final
 
@@ -22,6 +22,7 @@ from pipeline.public_names import calling_it
 from pipeline.radiographs import Resampling, decode_image, prepare_image
 from pipeline.records import SourceImage
 from pipeline.schema import Array
+from pipeline.scratch import Scratch
 from pipeline.storage import describe, read_bytes
 
 MEASURED_COLUMNS: Final[Mapping[str, np.dtype[Any]]] = {
@@ -43,6 +44,7 @@ class ImageReader:
         equalize: Whether to equalise the histogram.
         resampling: How it is resized.
         voi: Of DICOM files, as of `dicom_pixels.render_pixels`.
+        scratch: Where archives are unpacked; None for the usual place.
     """
 
     size_px: int
@@ -51,6 +53,7 @@ class ImageReader:
     equalize: bool = False
     resampling: Resampling = "antialiased"
     voi: Voi = 0
+    scratch: Scratch | None = field(default=None, repr=False)  # of no weight for the images
 
     def read(self, source: SourceImage, rows: Mapping[str, Array]) -> SourceRead:  # noqa: ARG002 - the protocol's
         """Read a file.
@@ -62,7 +65,7 @@ class ImageReader:
         Raises:
             SourceError: It cannot be decoded, or is not the file that was planned.
         """
-        data = read_source(source)
+        data = read_source(source, self.scratch)
         pixels = decode_source(data, source.public_name, voi=self.voi)
         image = prepare_image(
             pixels,
@@ -82,11 +85,12 @@ class ImageReader:
         return SourceRead(image[None], (None,), measured, sha256(data).hexdigest())
 
 
-def read_source(source: SourceImage) -> bytes:
+def read_source(source: SourceImage, scratch: Scratch | None = None) -> bytes:
     """Read a listed file; errors call it by its public name.
 
     Args:
         source: As listed.
+        scratch: Where archives are unpacked; None for the usual place.
 
     Raises:
         SourceError: It has changed since it was listed; or is gone, where it has a public name.
@@ -95,7 +99,7 @@ def read_source(source: SourceImage) -> bytes:
     """
     with calling_it(source.name) if source.name else nullcontext():
         if source.span_bytes is not None:
-            return read_member(source.url, source.version, source.span_bytes)
+            return read_member(source.url, source.version, source.span_bytes, scratch)
         data = read_bytes(source.url)
         # Asked afterwards: whatever was read before this answer is what was planned.
         version = describe(source.url).version

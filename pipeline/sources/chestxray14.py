@@ -14,12 +14,14 @@ The first table writes ages as `058Y` and ends its lines with a comma, that of 2
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Final
 
 from pipeline.archives import is_archive, list_members
 from pipeline.engines import MapWork, map_serially
 from pipeline.errors import SourceError
 from pipeline.records import Label, ManifestEntry, Split
+from pipeline.scratch import Scratch
 from pipeline.sources.chestxray14_boxes import read_boxes
 from pipeline.sources.chestxray14_table import COLUMNS, Rows, Views, check_findings
 from pipeline.sources.listings import (
@@ -51,6 +53,7 @@ def list_radiographs(
     views: Views = "all",
     findings: Sequence[str] = (),
     experiment: Mapping[str, tuple[Label, Split]] | None = None,
+    scratch: Scratch | None = None,
     map_work: MapWork = map_serially,
 ) -> ImageListing:
     """List the radiographs below a folder or prefix.
@@ -68,6 +71,7 @@ def list_radiographs(
         findings: Anomalous images are kept if they have one of these; all by default.
         experiment: Image name -> label and split, from `chestxray14_experiments`; these then
             replace the table's labels and the official lists, and other images are left out.
+        scratch: Where archives are unpacked; None for the usual place.
         map_work: An engine of `pipeline.engines`; one archive an item.
 
     Raises:
@@ -77,7 +81,7 @@ def list_radiographs(
     """
     wanted = check_findings(findings)
     folder = list_folder(url)
-    files, unusable = _name_files(folder, map_work)
+    files, unusable = _name_files(folder, scratch, map_work)
     if not files:
         first = f"; {unusable[0].item}: {unusable[0].reason}" if unusable else ""
         raise SourceError(
@@ -135,7 +139,7 @@ def _note_boxes(boxes: Mapping[str, str], images: Mapping[str, object]) -> tuple
 
 
 def _name_files(
-    folder: Folder, map_work: MapWork
+    folder: Folder, scratch: Scratch | None, map_work: MapWork
 ) -> tuple[dict[str, ImageFile], list[ManifestEntry]]:
     """Images by file name, and what cannot be taken. What lies unpacked goes before archives."""
     files: dict[str, ImageFile] = {}
@@ -149,7 +153,8 @@ def _name_files(
             reason = f"{first.url!r} has the same name and is taken"
             unusable.append(ManifestEntry(info.url, "skipped", reason))
     archives = [info for info in folder.files if _holds_images(info, folder)]
-    for info, found in sorted(map_work(_list_archive, archives), key=lambda pair: pair[0].url):
+    listed = map_work(partial(_list_archive, scratch=scratch), archives)
+    for info, found in sorted(listed, key=lambda pair: pair[0].url):
         if isinstance(found, ManifestEntry):
             unusable.append(found)
             continue
@@ -169,9 +174,11 @@ def _holds_images(info: ObjectInfo, folder: Folder) -> bool:
     return not any(other.url.startswith(unpacked) for other in folder.files)
 
 
-def _list_archive(info: ObjectInfo) -> tuple[ObjectInfo, list[ImageFile] | ManifestEntry]:
+def _list_archive(
+    info: ObjectInfo, scratch: Scratch | None
+) -> tuple[ObjectInfo, list[ImageFile] | ManifestEntry]:
     try:
-        members = list_members(info)
+        members = list_members(info, scratch)
     except SourceError as error:
         return info, ManifestEntry(info.url, "failed", f"{error.problem}. {error.remedy}")
     return info, [

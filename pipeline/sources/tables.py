@@ -61,7 +61,8 @@ def read_table(
         found = _find_columns(header, names)
         missing = [name for name in needed if name not in found]
         if missing:
-            listed = ", ".join(filter(None, header[:20])) or "none"
+            # Quoted, as every cell is: a table without a header begins with persons.
+            listed = ", ".join(map(repr, filter(None, header[:20]))) or "none"
             raise SourceError(
                 url, f"no column for {' and '.join(missing)}; the table has: {listed}", remedy
             )

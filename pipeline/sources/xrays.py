@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Final, Literal, TypeAlias
 
@@ -13,6 +14,7 @@ from pipeline.engines import MapWork, map_serially
 from pipeline.errors import SettingsError
 from pipeline.privacy import PseudonymKey
 from pipeline.records import ManifestEntry
+from pipeline.scratch import Scratch
 from pipeline.sources import chestxray14, dicom
 from pipeline.sources.chestxray14_experiments import Experiment, read_experiment
 from pipeline.sources.chestxray14_table import Views
@@ -37,6 +39,7 @@ def list_xrays(
     findings: Sequence[str] = (),
     experiment: Experiment | None = None,
     lists_url: str | None = None,
+    scratch: Scratch | None = None,
     map_work: MapWork = map_serially,
 ) -> tuple[SourceFormat, ImageListing]:
     """List radiographs, under pseudonyms wherever there is a key.
@@ -50,6 +53,7 @@ def list_xrays(
         findings: Of ChestX-ray14's anomalous images those with one of these.
         experiment: One of the paper's; its authors' lists decide on images, labels and splits.
         lists_url: These lists; by default `dpa_nih_folds.tar.gz` below `url` or in its parent.
+        scratch: Where ChestX-ray14's archives are unpacked; None for the usual place.
         map_work: An engine of `pipeline.engines`.
 
     Returns:
@@ -64,11 +68,13 @@ def list_xrays(
     chosen = recognise_format(url) if source_format == "auto" else source_format
     if chosen == "dicom":
         return chosen, _list_dicom(url, key, table_url, views, findings, experiment, map_work)
+    list_pngs = partial(
+        _list_pngs, url, table_url, views, findings, experiment, lists_url, scratch, map_work
+    )
     if key is None:
-        listing = _list_pngs(url, table_url, views, findings, experiment, lists_url, map_work)
-        return chosen, listing
+        return chosen, list_pngs()
     with withholding(url):
-        listing = _list_pngs(url, table_url, views, findings, experiment, lists_url, map_work)
+        listing = list_pngs()
     return chosen, pseudonymise(listing, key)
 
 
@@ -103,6 +109,7 @@ def _list_pngs(
     findings: Sequence[str],
     experiment: Experiment | None,
     lists_url: str | None,
+    scratch: Scratch | None,
     map_work: MapWork,
 ) -> ImageListing:
     lists = None
@@ -114,6 +121,7 @@ def _list_pngs(
         views=views,
         findings=findings,
         experiment=lists,
+        scratch=scratch,
         map_work=map_work,
     )
 
@@ -146,7 +154,8 @@ def _list_dicom(
         )  # fmt: skip
     listing = dicom.list_radiographs(url, key, map_work=map_work)
     if table_url:
-        listing = apply_labels(listing, table_url, url, key)
+        with withholding(table_url):
+            listing = apply_labels(listing, table_url, url, key)
     return _choose_views(listing, views)
 
 

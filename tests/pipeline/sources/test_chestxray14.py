@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import tarfile
-import tempfile
 from collections import Counter
 from io import BytesIO
 from pathlib import Path
@@ -17,6 +16,7 @@ from pipeline.errors import SchemaError, SettingsError, SourceError
 from pipeline.image_dataset import ImageSettings, plan_images
 from pipeline.image_reader import read_source
 from pipeline.records import Label
+from pipeline.scratch import Scratch
 from pipeline.sources.chestxray14 import list_radiographs
 from pipeline.sources.chestxray14_boxes import read_boxes
 from pipeline.sources.listings import plain_url
@@ -149,23 +149,21 @@ def pack(path: Path, names: list[str]) -> None:
             archive.addfile(entry, BytesIO(name.encode()))
 
 
-def test_archives_give_the_same_images_as_what_they_hold(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+def test_archives_give_the_same_images_as_what_they_hold(tmp_path: Path) -> None:
+    scratch = Scratch(tmp_path / "scratch")
     url = write_set(tmp_path / "set", table_text(), NAMES[:1])
     pack(tmp_path / "set" / "images_001.tar.gz", [*NAMES[:3], "extra.png"])
     pack(tmp_path / "set" / "images_002.tar.gz", NAMES[3:])
     pack(tmp_path / "set" / "lists.tar.gz", ["no.png"])  # no archive of images
     (tmp_path / "set" / "images_003.tar.gz").write_bytes(b"half a download")
-    listing = list_radiographs(url)
+    listing = list_radiographs(url, scratch=scratch)
     assert [image.image_id for image in listing.images] == NAMES
     assert listing.images[0].public_name == f"{url}/images/{NAMES[0]}"
     for image, archive in zip(listing.images[1:], (1, 1, 2), strict=True):
         place = f"{url}/images_00{archive}.tar.gz"
         assert image.url == place
         assert image.public_name == f"{place}/images/{image.image_id}"
-        assert read_source(image) == image.image_id.encode()
+        assert read_source(image, scratch) == image.image_id.encode()
     found = {entry.item: (entry.state, entry.reason) for entry in listing.rejected}
     assert found[f"{url}/images_001.tar.gz"][1].startswith("1 of its 4 images lie elsewhere")
     assert found[f"{url}/images_001.tar.gz/images/extra.png"][1] == "no row in the table"
@@ -173,7 +171,7 @@ def test_archives_give_the_same_images_as_what_they_hold(
     # Where it lies unpacked beside itself, an archive is not looked into.
     (tmp_path / "set" / "images_002").mkdir()
     (tmp_path / "set" / "images_002" / NAMES[3]).write_bytes(b"unpacked")
-    assert read_source(list_radiographs(url).images[3]) == b"unpacked"
+    assert read_source(list_radiographs(url, scratch=scratch).images[3]) == b"unpacked"
 
 
 BOXES = (

@@ -158,7 +158,7 @@ def test_maps_outweigh_the_usual_words_and_names(tmp_path: Path) -> None:
 
 def test_what_cannot_be_a_batch_is_one_error(tmp_path: Path) -> None:
     url = write_folder(tmp_path / "a", "path,truth\na.png,1\n", "a.png")
-    with pytest.raises(SourceError, match=r"manifest\.csv: no column for label; .*path, truth"):
+    with pytest.raises(SourceError, match=r"manifest\.csv: no column for label; .*'path', 'truth'"):
         list_images(url)
     with pytest.raises(SourceError, match="no column for split"):
         list_images(url, columns={"label": "truth", "split": "part"})

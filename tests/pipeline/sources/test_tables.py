@@ -40,8 +40,8 @@ def test_the_preferred_name_wins(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "problem"),
     [
-        (b"image_url,truth\na.png,1\n", "no column for path and label; the table has: image_url"),
-        (b"path;label\na.png;1\n", "no column for path and label; the table has: path;label"),
+        (b"image_url,truth\na.png,1\n", "no column for path and label; the table has: 'image_url'"),
+        (b"path;label\na.png;1\n", "no column for path and label; the table has: 'path;label'"),
         (b"", "no column for path and label; the table has: none"),
         (b"path,label\n", "no rows"),
         (b"path,label\n\xff\xfe,1\n", "not text in UTF-8"),

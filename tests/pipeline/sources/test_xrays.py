@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -89,6 +90,16 @@ def test_a_table_labels_dicom_files_and_is_not_quoted(tmp_path: Path) -> None:
     table.write_text("label\n1\n")
     with pytest.raises(SourceError, match="no column that names the images"):
         list_xrays(folder, key=KEY, table_url=str(table))
+
+
+def test_a_table_without_a_header_is_refused_unquoted(tmp_path: Path) -> None:
+    films = write_films(tmp_path / "films")
+    pngs = write_set(tmp_path / "set", f"{NAME} O'Hara,1958,HN-4711\n")
+    table = f"{pngs}/Data_Entry_2017.csv"
+    for url in (films, pngs):
+        with pytest.raises(SourceError, match=r"no column for .*\(withheld\)") as caught:
+            list_xrays(url, key=KEY, table_url=table)
+        assert not re.search("MUSTER|Hara|4711", repr(caught.value))
 
 
 def test_an_experiment_is_found_beside_the_images(tmp_path: Path) -> None:
