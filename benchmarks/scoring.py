@@ -1,0 +1,243 @@
+"""Images scored a second: our way, the reference's evaluation loop, and the bare forward pass.
+
+The reference evaluates a folder of JPEG files through a DataLoader, in single precision, 32 at a
+time. Ours reads the same pixels from a sealed dataset, through a registered version as loaded from
+MLflow. The limit is the network and its loss on images in memory. All have the same weights, the
+published sizes (64 px, VGG19 to relu4_2), and give the same scores; the feature weights are
+random, which costs what trained ones cost.
+
+Memory is that of a process of its own which scores 1,000 images, or 100,000, read from a real
+dataset by a small network, as it is the scorer's memory that may grow and not the network's.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from benchmarks.harness import Comparison, Method, Outcome, compare, run_benchmark
+from benchmarks.storage import SHARD_IMAGES, Painter, make_plan, paint_shard
+from flows.settings import QUIET, adopt_environment
+from pipeline.engines import map_serially
+from pipeline.image_dataset import ImageSettings, make_reader, plan_images
+from pipeline.ingest import ingest
+from pipeline.schema import Dataset, open_dataset
+from pipeline.sources.images import list_images
+from training.calibration import calibrate, choose_threshold
+from training.detector import Detector, DetectorDescription
+from training.models.autoencoder import mix_input
+from training.models.vgg_weights import load_vgg
+from training.preparation import IngestRecord
+from training.presets import load_preset
+from training.reduced_precision import reduce_precision
+from training.registry import VersionInfo, load_version, log_and_register
+from training.row_scores import score_rows
+from training.scoring_model import ScoringModel
+from training.state import build_autoencoder, growth_at
+
+NAME = "benchmark-anomaly"
+REFERENCE_BATCH = 32
+_TOLERANCE = 1e-5  # relative
+_MEMORY = f"""
+import resource, sys, mlflow
+from training.registry import load_version
+from training.scoring import score_dataset
+uri, version, dataset, output = sys.argv[1:]
+mlflow.set_tracking_uri(uri)
+score_dataset(dataset, load_version({NAME!r}, version), output)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+class JpegFolder(TorchDataset[torch.Tensor]):
+    """Files as the reference reads them: (C, H, W) float32 in [-1, 1]."""
+
+    def __init__(self, folder: Path) -> None:
+        self.paths = sorted(folder.glob("*.jpg"))
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, place: int) -> torch.Tensor:
+        pixels = np.asarray(Image.open(self.paths[place]).convert("RGB"))
+        return torch.from_numpy(pixels.transpose(2, 0, 1).copy()).float() / 127.5 - 1.0
+
+
+def write_jpegs(folder: Path, count: int) -> None:
+    """Painted images as JPEG files."""
+    folder.mkdir()
+    painted = paint_shard()
+    for number in range(count):
+        Image.fromarray(painted[number]).save(folder / f"image-{number:06d}.jpg", quality=90)
+
+
+def make_detector() -> Detector:
+    """The published sizes, untrained."""
+    settings = load_preset("camelyon16-paper", loss__vgg_weights="random", images__crop_px=None)
+    features = load_vgg("random", layers=settings.loss.layer_names())
+    return Detector.make(
+        DetectorDescription(image_shape=(64, 64, 3), settings=settings),
+        network=build_autoencoder(settings, image_channels=3).state_dict(),
+        features=features.state_dict(),
+        device="cpu",
+    )
+
+
+def register(detector: Detector, dataset: Dataset) -> VersionInfo:
+    """Register the detector, calibrated by a few images."""
+    found = detector.detect(dataset.read_images(0, 32), heatmaps=True)
+    assert found.heatmap is not None  # noqa: S101 -- they were asked for
+    with mlflow.start_run() as run:
+        return log_and_register(
+            detector,
+            name=NAME,
+            run_id=run.info.run_id,
+            ingest=IngestRecord.of(dataset),
+            calibration=calibrate(found.anomaly_score, found.heatmap),
+            threshold=choose_threshold(found.anomaly_score),
+        )
+
+
+class Reference:
+    """The published evaluation loop."""
+
+    def __init__(self, folder: Path, detector: Detector) -> None:
+        self.detector, recipe = detector, detector.recipe
+        for module in (detector.autoencoder, recipe.features):
+            module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload] # torch's own stub lacks it
+        self.growth = growth_at(recipe, recipe.total_steps)
+        self.loader = DataLoader(
+            JpegFolder(folder), batch_size=REFERENCE_BATCH, num_workers=1, persistent_workers=True
+        )
+
+    def score(self) -> NDArray[np.float32]:
+        """All scores, in the order of the files' names."""
+        return np.concatenate([self._score_batch(batch) for batch in self.loader])
+
+    @torch.no_grad()
+    def _score_batch(self, images: torch.Tensor) -> NDArray[np.float32]:
+        growth, recipe = self.growth, self.detector.recipe
+        target = mix_input(images, resolution=growth.resolution, alpha=growth.alpha)
+        made = self.detector.autoencoder(target, resolution=growth.resolution, alpha=growth.alpha)
+        return recipe.measure_loss(target, made, growth=growth, reduction="none").numpy()
+
+
+def measure(quick: bool) -> Outcome:
+    """Speed against reference and limit, then memory."""
+    adopt_environment(QUIET)
+    # Short rounds and many: on a machine that others use too, they meet all methods alike.
+    count, rounds = (64, 7) if quick else (256, 9)
+    with tempfile.TemporaryDirectory(prefix="normscope-benchmark-") as name:
+        folder = Path(name)
+        write_jpegs(folder / "jpegs", count)
+        dataset = _ingest(folder)
+        mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
+        mlflow.create_experiment("benchmark", artifact_location=(folder / "artifacts").as_uri())
+        mlflow.set_experiment("benchmark")
+        model = load_version(NAME, register(make_detector(), dataset).version)
+        speed, differences = _compare(folder, model, dataset, rounds)
+        memory = {n: measure_memory(folder, n) for n in (1_000, 10_000 if quick else 100_000)}
+    return _conclude(speed, differences, memory)
+
+
+def _ingest(folder: Path) -> Dataset:
+    url = str(folder / "dataset")
+    listing = list_images(str(folder / "jpegs"))
+    plan = plan_images(
+        listing.images,
+        ImageSettings(size_px=64, colour="rgb", validation_fraction=0, test_fraction=0),
+        source="painted",
+    )
+    ingest(url, plan, make_reader(plan), map_serially)
+    return open_dataset(url)
+
+
+def _compare(
+    folder: Path, model: ScoringModel, dataset: Dataset, rounds: int
+) -> tuple[Comparison, tuple[float, float]]:
+    rows = np.arange(dataset.image_count)
+    images = dataset.read_images(0, dataset.image_count)
+    reference = Reference(folder / "jpegs", make_detector())
+    bare, reduced = make_detector(), reduce_precision(model)
+    expected = reference.score()
+    exact, near = (
+        float(np.max(np.abs(score_rows(it, dataset, rows).anomaly_score / expected - 1)))
+        for it in (model, reduced)
+    )
+    if exact > _TOLERANCE:
+        raise RuntimeError(f"scores differ by {exact:.2g} from the reference's: not compared")
+    ways: dict[str, Callable[[], object]] = {
+        "reference": reference.score,
+        "ours": partial(score_rows, model, dataset, rows),
+        "ours, reduced": partial(score_rows, reduced, dataset, rows),
+        "bare forward pass": partial(bare.detect, images),
+    }
+    speed = compare(
+        f"Scoring {len(rows):,} images of 64 px, VGG19 to relu4_2, CPU",
+        [Method(name, partial(_run, way), len(rows)) for name, way in ways.items()],
+        unit="images/s",
+        rounds=rounds,
+    )
+    return speed, (exact, near)
+
+
+def _conclude(
+    speed: Comparison, differences: tuple[float, float], memory: Mapping[int, float]
+) -> Outcome:
+    exact, near = differences
+    metrics = {
+        "vs_reference": speed.ratio("ours"),
+        "vs_reference_reduced": speed.ratio("ours, reduced"),
+        "share_of_limit": speed.ratio("ours", "bare forward pass"),
+        "relative_difference": exact,
+        "relative_difference_reduced": near,
+        "peak_memory_mib": memory[max(memory)],
+        **{f"peak_memory_mib_{count}": peak for count, peak in memory.items()},
+    }
+    notes = (
+        f"Scores equal the reference's to {exact:.1g} (relative); reduced, to {near:.1g}.",
+        "Memory: a process that scores so many images by a small network and writes the results, "
+        "its interpreter and libraries included.",
+    )
+    return Outcome((speed,), metrics, notes)
+
+
+def _run(way: Callable[[], object]) -> None:
+    way()
+
+
+def measure_memory(folder: Path, count: int) -> float:
+    """Peak of a process of its own that scores so many images, rounded up to shards, in MiB."""
+    url = str(folder / f"dataset-{count}")
+    ingest(url, make_plan(-(-count // SHARD_IMAGES)), Painter(), map_serially)
+    dataset = open_dataset(url)
+    settings = load_preset("demo")
+    features = load_vgg("random", layers=settings.loss.layer_names(), width=settings.loss.vgg_width)
+    detector = Detector.make(
+        DetectorDescription(image_shape=dataset.image_shape, settings=settings),
+        network=build_autoencoder(settings, image_channels=3).state_dict(),
+        features=features.state_dict(),
+        device="cpu",
+    )
+    version = register(detector, dataset).version
+    done = subprocess.run(  # noqa: S603 -- our own script
+        [sys.executable, "-c", _MEMORY, mlflow.get_tracking_uri(), version, url, f"{url}-scores"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return float(done.stdout.splitlines()[-1])
+
+
+if __name__ == "__main__":
+    sys.exit(run_benchmark("scoring", measure))
