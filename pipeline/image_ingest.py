@@ -25,6 +25,10 @@ from pipeline.storage import join, write_bytes
 
 CONTACT_SHEET: Final = "review/contact_sheet.png"
 DUPLICATES: Final = "review/duplicates.json"
+_LOOKED_AT: Final = frozenset(
+    {"image_id", "group_id", "split", "label", "readable", "pixel_digest", "perceptual_hash",
+     "burned_in_text"}
+)  # fmt: skip
 _NAMED: Final = 5  # duplicates that a report names; the file has them all
 
 
@@ -82,12 +86,7 @@ def ingest_images(
     plan = plan_images(listing.images, settings, source=source, rejected=listing.rejected)
     report = ingest(url, plan, make_reader(plan, scratch), map_work, on_progress=on_progress)
     dataset = open_dataset(url)
-    columns = {
-        name: dataset.column(name)
-        for name in (
-            "image_id", "group_id", "split", "label", "readable", "pixel_digest", "perceptual_hash",
-        )
-    }  # fmt: skip
+    columns = {name: dataset.column(name) for name in _LOOKED_AT & set(dataset.column_names)}
     duplicates = _find_duplicates(columns)
     write_bytes(join(url, CONTACT_SHEET), _draw_sheet(dataset, columns))
     write_bytes(join(url, DUPLICATES), _write_duplicates(duplicates, columns))
@@ -123,10 +122,9 @@ def _write_duplicates(duplicates: tuple[DuplicateSet, ...], columns: Mapping[str
 
 
 def _draw_sheet(dataset: Dataset, columns: Mapping[str, Array]) -> bytes:
-    strips = choose_strips(columns["split"], columns["label"], columns["readable"])
+    strips = choose_strips(
+        columns["split"], columns["label"], columns["readable"], columns.get("burned_in_text")
+    )
     return draw_contact_sheet(
-        [
-            (strip.caption, [dataset.read_images(row, row + 1)[0] for row in strip.rows])
-            for strip in strips
-        ]
+        [(strip, [dataset.read_images(row, row + 1)[0] for row in strip.rows]) for strip in strips]
     )

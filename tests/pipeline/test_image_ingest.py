@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from pipeline.conform import ingest_alike
-from pipeline.contact_sheet import choose_strips, draw_contact_sheet
+from pipeline.contact_sheet import Strip, choose_strips, draw_contact_sheet
 from pipeline.engines import map_serially, thread_engine
 from pipeline.errors import SettingsError
 from pipeline.image_dataset import ImageSettings
@@ -109,8 +109,26 @@ def test_a_sheet_holds_twelve_of_many_and_colour_stays() -> None:
     assert (strip.rows[0], strip.rows[-1], len(strip.rows)) == (0, 29, 12)
     red = np.zeros((8, 6, 3), np.uint8)
     red[..., 0] = 200
-    with Image.open(BytesIO(draw_contact_sheet([("red", [red, red])]))) as sheet:
+    pair = Strip("red", (3, 9), (False, True))
+    with Image.open(BytesIO(draw_contact_sheet([(pair, [red, red])]))) as sheet:
         assert sheet.getpixel((150, 60)) == (200, 0, 0)
+        assert sheet.getpixel((2, 60)) == (255, 255, 255)
+        assert sheet.getpixel((102, 60)) == (210, 0, 0)  # the frame of the second
+
+
+def test_what_may_have_text_burned_in_comes_first_and_framed() -> None:
+    labels = np.array([0, 0, 1, -1], np.int8)
+    flags = np.array(["denied", "possible", "stated", "possible"], object)
+    strips = choose_strips(
+        np.array(["train", "train", "test", "test"], object), labels, np.arange(4) != 3, flags
+    )
+    assert [(strip.caption, strip.rows, strip.is_marked) for strip in strips] == [
+        ("text burned in, as the files say: 1 of 1", (2,), (True,)),
+        ("text may be burned in: 1 of 1, 1 unreadable", (1,), (True,)),
+        ("train, normal: 2 of 2", (0, 1), (False, True)),
+        ("test, anomalous: 1 of 1", (2,), (True,)),
+        ("test, unknown: 0 of 0, 1 unreadable", (), ()),
+    ]
 
 
 def test_boxes_can_be_placed_since_the_files_size_is_kept(tmp_path: Path) -> None:
@@ -124,6 +142,8 @@ def test_dicom_is_ingested_and_scored_alike(tmp_path: Path) -> None:
     _, listing = list_xrays(folder, key=KEY)
     report = ingest_images(str(tmp_path / "one"), listing, XRAYS, map_serially, source="dicom")
     assert report.failures == ()
+    with Image.open(BytesIO(read_bytes(f"{report.url}/{CONTACT_SHEET}"))) as sheet:
+        assert sheet.getpixel((2, 60)) == (210, 0, 0)  # the headers do not say that there is none
     assert {entry.item for entry in report.manifest} == {i.image_id for i in listing.images}
     parameters = open_dataset(report.url).attributes["parameters"]
     with pytest.raises(SettingsError, match="NORMSCOPE_PSEUDONYM_KEY"):
