@@ -12,8 +12,10 @@ import os
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final, Self, TypeAlias
 
 import numpy as np
 import simplejpeg
@@ -52,34 +54,82 @@ def open_jpeg_tiles(path: Path, slide: OpenSlideReader, level: int) -> Iterator[
     Yields:
         The tiles; None where the format is another, or pixels are not OpenSlide's.
     """
-    may_be_equal = slide.vendor in _VENDORS and slide.gives_whole_pixels(level)
-    page = _find_page(path, slide, level) if may_be_equal else None
-    if page is None:
+    if (layout := _prove_layout(_Question(path, _identify(path), level, slide))) is None:
         yield None
         return
     with path.open("rb", buffering=0) as file:
-        tiles = JpegTiles(file.fileno(), page)
-        yield tiles if _is_proved(tiles, slide, level) else None
+        yield JpegTiles(file.fileno(), layout)
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """Where the JPEG tiles of a level lie in their file, and how to decode them.
+
+    Offsets and sizes are in reading order, a size of 0 for a tile that there is not; `head` is what
+    a decoder sees in place of a tile's first marker.
+    """
+
+    tile_shape_yx: tuple[int, int]
+    columns: int
+    offsets: Sequence[int]
+    sizes: Sequence[int]
+    colorspace: str
+    head: bytes
+
+    @classmethod
+    def of(cls, page: tifffile.TiffPage) -> Self:
+        """Of a page for which `_is_jpeg_of_rgb` holds."""
+        colorspace = _COLORSPACES[tifffile.PHOTOMETRIC(page.photometric)]
+        tables = (page.jpegtables or b"")[2:-2]
+        return cls(
+            (page.tilelength, page.tilewidth), -(-page.imagewidth // page.tilewidth),
+            page.dataoffsets, page.databytecounts,
+            colorspace, _START_OF_IMAGE + _ADOBE + _TRANSFORM[colorspace] + tables,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """Whether a level is read here; the answer is the same whoever opened the slide."""
+
+    path: Path
+    identity: tuple[int, ...]
+    level: int
+    slide: OpenSlideReader = field(compare=False)
+
+
+# A proof takes as long as a hundred tiles: once for each slide, not for each of its shards.
+@lru_cache(maxsize=16)
+def _prove_layout(question: _Question) -> _Layout | None:
+    """The layout of a level whose tiles are of JPEG and come out equal to OpenSlide's."""
+    slide, level = question.slide, question.level
+    may_be_equal = slide.vendor in _VENDORS and slide.gives_whole_pixels(level)
+    page = _find_page(question.path, slide, level) if may_be_equal else None
+    if page is None:
+        return None
+    layout = _Layout.of(page)
+    with question.path.open("rb", buffering=0) as file:
+        return layout if _is_proved(JpegTiles(file.fileno(), layout), slide, level) else None
+
+
+def _identify(path: Path) -> tuple[int, ...]:
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 class JpegTiles:
-    """The JPEG tiles of one level. Coordinates are (y, x), in pixels of that level.
+    """The JPEG tiles of one level; coordinates are (y, x), in its pixels.
 
     Memory: 64 MiB of decoded tiles, or one tile where that is more.
 
     Args:
         descriptor: Of the open file.
-        page: The level's TIFF page, for which `_is_jpeg_of_rgb` holds.
+        layout: Of the level.
     """
 
-    def __init__(self, descriptor: int, page: tifffile.TiffPage) -> None:
-        self._descriptor = descriptor
-        self.tile_shape_yx = (page.tilelength, page.tilewidth)
-        self.columns = -(-page.imagewidth // page.tilewidth)
-        self._offsets, self._sizes = page.dataoffsets, page.databytecounts
-        self._colorspace = _COLORSPACES[tifffile.PHOTOMETRIC(page.photometric)]
-        tables = (page.jpegtables or b"")[2:-2]
-        self._head = _START_OF_IMAGE + _ADOBE + _TRANSFORM[self._colorspace] + tables
+    def __init__(self, descriptor: int, layout: _Layout) -> None:
+        self._descriptor, self._layout = descriptor, layout
+        self.tile_shape_yx, self.columns = layout.tile_shape_yx, layout.columns
         self._kept: OrderedDict[int, Pixels | None] = OrderedDict()
         self._spare: list[Pixels] = []
         self._room = max(1, _CACHE_BYTES // (3 * self.tile_shape_yx[0] * self.tile_shape_yx[1]))
@@ -87,7 +137,7 @@ class JpegTiles:
     @property
     def stored(self) -> Sequence[int]:
         """Numbers of the tiles that have data, in reading order."""
-        return [number for number, size in enumerate(self._sizes) if size]
+        return [number for number, size in enumerate(self._layout.sizes) if size]
 
     def read_regions(
         self, starts_yx: Sequence[tuple[int, int]], shape_yx: tuple[int, int]
@@ -154,13 +204,14 @@ class JpegTiles:
 
     def _decode(self, number: int) -> Pixels | None:
         """Decode a tile; None unless it is sound and what its page says it is."""
-        data = os.pread(self._descriptor, self._sizes[number], self._offsets[number])
-        if len(data) != self._sizes[number] or not data.startswith(_START_OF_IMAGE):
+        layout = self._layout
+        data = os.pread(self._descriptor, layout.sizes[number], layout.offsets[number])
+        if len(data) != layout.sizes[number] or not data.startswith(_START_OF_IMAGE):
             return None
-        stream = self._head + data[2:]
+        stream = layout.head + data[2:]
         try:
             height, width, colorspace, _ = simplejpeg.decode_jpeg_header(stream)
-            if (height, width) != self.tile_shape_yx or colorspace != self._colorspace:
+            if (height, width) != self.tile_shape_yx or colorspace != layout.colorspace:
                 return None
             buffer = self._spare.pop() if self._spare else np.empty((height, width, 3), np.uint8)
             pixels: Pixels = simplejpeg.decode_jpeg(stream, strict=True, buffer=buffer)

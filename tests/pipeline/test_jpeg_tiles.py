@@ -277,3 +277,24 @@ def test_a_dataset_says_what_decoded_each_slide(tmp_path: Path) -> None:
         for image, origin in zip(reads[0].images, [(0, 640), (256, 128)], strict=True):
             expected = resample(slide.read_region_yx(origin, 0, (128, 128)), 64)
             np.testing.assert_array_equal(image, expected)
+
+
+def test_a_level_is_proved_once_for_each_version_of_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def count(tiles: JpegTiles, slide: OpenSlideReader, level: int) -> bool:
+        asked.append(level)
+        return True
+
+    def open_twice(path: Path) -> None:
+        for _ in range(2):
+            with open_slide(path) as slide, open_jpeg_tiles(path, slide, 0) as tiles:
+                assert tiles is not None
+
+    monkeypatch.setattr(jpeg_tiles, "_is_proved", count)
+    open_twice(write_pyramid(tmp_path / "a.tif", [(300, 530)], tile=(256, 256)))
+    assert asked == [0]
+    open_twice(write_pyramid(tmp_path / "a.tif", [(310, 530)], tile=(256, 256)))
+    assert asked == [0, 0]
