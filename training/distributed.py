@@ -1,57 +1,50 @@
 """The training on any number of workers: Ray Train round `loop.py`.
 
 The driver prepares what all workers share, keeps it beside the checkpoints, starts the workers
-and listens to the first one's reports. Checkpoints lie at `<storage>/<run name>/step-...`; a run
-that was interrupted, however, goes on from the latest one when it is started again by its name.
+and listens to the first one's reports. Checkpoints lie at `<storage>/<run name>/checkpoints`; they
+are ours, not Ray's, whose list of them can be torn by a kill. Workers that die are started again
+as long as they get further; a run that was interrupted, however, goes on from its latest
+checkpoint when it is started again by its name, with as many workers as there are then.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import pickle
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
+import numpy as np
 import ray
 import ray.train
 import torch
 import torch.distributed
-from ray.train import (
-    Checkpoint,
-    CheckpointConfig,
-    FailureConfig,
-    RunConfig,
-    ScalingConfig,
-    TrainingFailedError,
-)
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer, get_device, prepare_model
 from ray.util.queue import Queue
-from torch import Tensor
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline import storage
 from pipeline.errors import NormscopeError, SettingsError, StorageError
-from pipeline.schema import Dataset, open_dataset
-from training.checkpoint import load_checkpoint, read_networks, save_checkpoint
-from training.config import TrainSettings, check_run_name
+from pipeline.schema import open_dataset
+from training.checkpoint import Checkpoints
+from training.config import TrainSettings
 from training.data import TrainingImages, check_trainable
 from training.features import FEATURES, keep_features, prepare_features, read_features
-from training.listening import OnReport, listening
+from training.listening import OnReport, Resumption, listening
 from training.loop import Report, train
+from training.runs import FitResult, claim_run, conclude, make_absolute, open_checkpoints
 from training.state import Array, Recipe, Team, TrainingState, begin_training, make_recipe
 from training.validation import read_validation
 
-RUN: Final = "run.json"
 _MAX_FAILURES: Final = 3
 
 
 class WorkersError(NormscopeError):
-    """Workers that failed again and again, for a reason of their machine's."""
+    """Workers that failed again and again without getting further."""
 
 
 @dataclass(frozen=True)
@@ -71,23 +64,6 @@ class Job:
     mailbox: Queue
 
 
-@dataclass(frozen=True)
-class FitResult:
-    """What a training has made.
-
-    Attributes:
-        checkpoint_url: The last checkpoint.
-        features_url: The eyes of the loss, as safetensors.
-        networks: The autoencoder's weights.
-        reports: All that was reported, galleries left out.
-    """
-
-    checkpoint_url: str
-    features_url: str
-    networks: Mapping[str, Tensor]
-    reports: tuple[Report, ...]
-
-
 def fit(
     settings: TrainSettings,
     *,
@@ -95,6 +71,7 @@ def fit(
     storage_url: str,
     run_name: str,
     workers: int = 1,
+    min_workers: int | None = None,
     uses_gpu: bool = False,
     ray_address: str | None = None,
     on_report: OnReport | None = None,
@@ -106,10 +83,13 @@ def fit(
         dataset_url: Sealed dataset.
         storage_url: Where runs are kept: a path, `file://` or `s3://`.
         run_name: Name of the run below it.
-        workers: How many processes train together.
+        workers: How many processes train together; batches and their order do not depend on it.
+        min_workers: With how many to begin or go on while there is no room for more; `workers`
+            by default.
         uses_gpu: Whether each has a GPU (NCCL) or cores alone (gloo).
         ray_address: Of a cluster; None starts Ray on this machine and stops it again.
-        on_report: Called in this process, from another thread, with each report.
+        on_report: Called with each report, those of the run's earlier parts first; then from
+            another thread. A step may come twice where workers repeat it.
 
     Raises:
         SchemaError: The dataset cannot be trained on.
@@ -117,87 +97,91 @@ def fit(
         WeightsError: The weights of VGG19 cannot be had.
         DivergenceError: The loss has left all bounds.
         StorageError: The run's folder cannot be written.
-        WorkersError: The workers failed more than three times.
+        WorkersError: The workers failed more than three times without getting further.
     """
+    _check_workers(workers, min_workers)
     dataset = open_dataset(dataset_url)
     check_trainable(dataset, settings)
     run_url = claim_run(storage_url, run_name, settings, dataset)
     features_url = storage.join(run_url, FEATURES)
     if not storage.exists(features_url):
         keep_features(features_url, prepare_features(settings, dataset))
-    with running_ray(ray_address, workers):
-        # Letters are pickled before Ray sees them, so that the queue need not import torch.
-        mailbox = Queue(actor_options={"num_cpus": 0})
-        job = Job(settings, make_absolute(dataset_url), run_url, mailbox)
-        trainer = TorchTrainer(
-            _work,
-            train_loop_config={"job": job},
-            torch_config=TorchConfig(backend="nccl" if uses_gpu else "gloo"),
-            scaling_config=_scale(workers, uses_gpu=uses_gpu),
-            run_config=RunConfig(
-                name=run_name,
-                storage_path=make_absolute(storage_url),
-                failure_config=FailureConfig(max_failures=_MAX_FAILURES),
-                checkpoint_config=CheckpointConfig(num_to_keep=settings.checkpoints_kept),
-            ),
-        )
-        with listening(lambda: mailbox.get_nowait_batch(mailbox.qsize()), on_report) as heard:
-            result = _fit_to_the_end(trainer, run_url)
-        if heard.error is not None:
-            raise heard.error
-        if result.checkpoint is None:
-            raise WorkersError(run_url, "no checkpoint was registered", "Run it again")
-        with result.checkpoint.as_directory() as folder:
-            networks = read_networks(Path(folder))
-    return FitResult(
-        checkpoint_url=storage.join(run_url, Path(result.checkpoint.path).name),
-        features_url=features_url,
-        networks=networks,
-        reports=tuple(heard.reports),
-    )
-
-
-def _fit_to_the_end(trainer: TorchTrainer, run_url: str) -> ray.train.Result:
-    try:
-        return trainer.fit()
-    except TrainingFailedError as error:
-        last = str(error).strip().splitlines()[-1]
-        remedy = "Run it again under its name: it goes on from its last checkpoint"
-        raise WorkersError(run_url, f"the workers failed ({last})", remedy) from error
-
-
-def claim_run(storage_url: str, run_name: str, settings: TrainSettings, dataset: Dataset) -> str:
-    """Write down what the run of a name is, or make sure that it is the same.
-
-    Returns:
-        The run's folder or prefix.
-
-    Raises:
-        SettingsError: The name was given to other settings or another dataset.
-    """
-    check_run_name(run_name)
-    run_url = storage.join(make_absolute(storage_url), run_name)
-    content = {"settings": settings.model_dump(mode="json"), "dataset": dataset.fingerprint}
-    url = storage.join(run_url, RUN)
-    if not storage.create_bytes(url, json.dumps(content, indent=1).encode()):
-        before = json.loads(storage.read_bytes(url))
-        if before != json.loads(json.dumps(content)):
-            same_data = before["dataset"] == dataset.fingerprint
-            what = "with other settings" if same_data else "on another dataset"
-            raise SettingsError(
-                run_url, f"a run of this name was begun {what}", "Choose another run name"
+    checkpoints = open_checkpoints(run_url, settings)
+    latest = checkpoints.read_latest()
+    if latest is not None and on_report is not None:
+        for report in latest.reports:
+            on_report(report)
+    resumptions: list[Resumption] = []
+    if latest is None or not latest.is_last:
+        with running_ray(ray_address, workers):
+            job = Job(settings, make_absolute(dataset_url), run_url, _open_mailbox())
+            trainer = TorchTrainer(
+                _work,
+                train_loop_config={"job": job},
+                torch_config=TorchConfig(backend="nccl" if uses_gpu else "gloo"),
+                scaling_config=_scale(workers, min_workers, uses_gpu=uses_gpu),
+                run_config=RunConfig(
+                    name=run_name,
+                    storage_path=make_absolute(storage_url),
+                    failure_config=FailureConfig(max_failures=_MAX_FAILURES),
+                ),
             )
-    return run_url
+            resumptions = _fit_to_the_end(trainer, job, on_report)
+        latest = checkpoints.read_latest()
+    if latest is None or not latest.is_last:
+        raise WorkersError(run_url, "the workers ended before the training", "Run it again")
+    return conclude(run_url, settings, latest, resumptions)
 
 
-def make_absolute(url: str) -> str:
-    """A plain path as an absolute one, for processes that stand elsewhere."""
-    return url if "://" in url else str(Path(url).absolute())
+def _fit_to_the_end(
+    trainer: TorchTrainer, job: Job, on_report: OnReport | None
+) -> list[Resumption]:
+    """Fit, and fit again while the workers get further before they fail."""
+    checkpoints = open_checkpoints(job.run_url, job.settings)
+    mailbox = job.mailbox
+    with listening(lambda: mailbox.get_nowait_batch(mailbox.qsize()), on_report) as heard:
+        is_running = True
+        while is_running:
+            before = checkpoints.find_steps()[-1:]
+            try:
+                trainer.fit()
+                is_running = False
+            except TrainingFailedError as error:
+                if checkpoints.find_steps()[-1:] == before:
+                    last = str(error).strip().splitlines()[-1]
+                    remedy = "Run it again under its name: it goes on from its last checkpoint"
+                    raise WorkersError(
+                        job.run_url, f"the workers failed ({last})", remedy
+                    ) from error
+    if heard.error is not None:
+        raise heard.error
+    return heard.resumptions
 
 
-def _scale(workers: int, *, uses_gpu: bool) -> ScalingConfig:
+def _open_mailbox() -> Queue:
+    """Beside the driver, so that no other node's end takes it along.
+
+    Letters are pickled before Ray sees them, so that the queue need not import torch.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+
+
+def _check_workers(workers: int, min_workers: int | None) -> None:
+    if min_workers is not None and not 1 <= min_workers <= workers:
+        raise SettingsError(
+            "min_workers", f"{min_workers}, with {workers} workers", f"Give 1 to {workers}"
+        )
+
+
+def _scale(workers: int, min_workers: int | None, *, uses_gpu: bool) -> ScalingConfig:
     resources = {"CPU": 1.0, **({"GPU": 1.0} if uses_gpu else {})}
-    return ScalingConfig(num_workers=workers, use_gpu=uses_gpu, resources_per_worker=resources)
+    count = workers if min_workers in {None, workers} else (min_workers, workers)
+    return ScalingConfig(
+        num_workers=count,  # type: ignore[arg-type]  # the stub is of Ray Train's first version
+        use_gpu=uses_gpu,
+        resources_per_worker=resources,
+    )
 
 
 @contextmanager
@@ -237,42 +221,51 @@ def _work(config: dict[str, Any]) -> None:
 
 def _train_job(job: Job, team: Team) -> None:
     dataset = open_dataset(job.dataset_url)
-    device = get_device()
     features = read_features(storage.join(job.run_url, FEATURES), job.settings)
     recipe = make_recipe(
-        job.settings, features, image_channels=dataset.image_shape[2], device=device, team=team
+        job.settings,
+        features,
+        image_channels=dataset.image_shape[2],
+        device=get_device(),
+        team=team,
     )
-    limit = job.settings.validation_images
+    checkpoints = open_checkpoints(job.run_url, job.settings)
+    state, reports = _begin_or_continue(recipe, checkpoints, job.mailbox)
+
+    def publish(report: Report) -> None:
+        reports.append(replace(report, gallery=None))
+        job.mailbox.put(pickle.dumps(report))
+
+    def save(state: TrainingState, _metrics: Mapping[str, float]) -> str:
+        if team.rank > 0:
+            return checkpoints.url_at(state.step)
+        return checkpoints.save(recipe, state, reports)
+
     train(
         recipe,
-        _begin_or_continue(recipe, job.run_url),
+        state,
         TrainingImages(dataset, job.settings),
-        read_validation(dataset, job.settings.images, limit=limit),
-        save=lambda state, metrics: _save(recipe, state, metrics, job.run_url),
-        publish=lambda report: job.mailbox.put(pickle.dumps(report)),
+        read_validation(dataset, job.settings.images, limit=job.settings.validation_images),
+        save=save,
+        publish=publish,
     )
 
 
-def _begin_or_continue(recipe: Recipe, run_url: str) -> TrainingState:
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return begin_training(recipe)
-    name = storage.join(run_url, Path(checkpoint.path).name)
-    with checkpoint.as_directory() as folder:
-        return load_checkpoint(Path(folder), recipe, name=name)
-
-
-def _save(recipe: Recipe, state: TrainingState, metrics: Mapping[str, float], run_url: str) -> str:
-    """Keep a checkpoint; a barrier, as every worker must report."""
-    name = f"step-{state.step:08d}"
-    if recipe.team.rank > 0:
-        ray.train.report(dict(metrics), checkpoint_dir_name=name)
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            save_checkpoint(Path(folder), recipe, state)
-            checkpoint = Checkpoint.from_directory(folder)
-            ray.train.report(dict(metrics), checkpoint=checkpoint, checkpoint_dir_name=name)
-    return storage.join(run_url, name)
+def _begin_or_continue(
+    recipe: Recipe, checkpoints: Checkpoints, mailbox: Queue
+) -> tuple[TrainingState, list[Report]]:
+    latest = checkpoints.read_latest()
+    step = 0 if latest is None else latest.step
+    found = [int(other) for other in recipe.team.gather(np.array(step))]
+    if len(set(found)) > 1:  # workers of an earlier attempt may still be writing
+        raise StorageError(
+            checkpoints.url, f"the workers found different checkpoints, of steps {found}", "Wait"
+        )
+    if latest is None:
+        return begin_training(recipe), []
+    if recipe.team.rank == 0:
+        mailbox.put(pickle.dumps(Resumption(latest.url, latest.step, recipe.team.size)))
+    return latest.restore(recipe), list(latest.reports)
 
 
 def _gather(array: Array) -> list[Array]:

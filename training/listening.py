@@ -1,11 +1,13 @@
-"""From the workers to the driver: reports and errors, in pickled letters."""
+"""From the workers to the driver: reports, resumptions and errors, in pickled letters."""
 
 from __future__ import annotations
 
+import logging
 import pickle
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from training.loop import Report
@@ -13,6 +15,23 @@ from training.loop import Report
 _LISTEN_EVERY_S: Final = 0.3
 
 OnReport: TypeAlias = Callable[[Report], None]
+
+logger: Final = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Resumption:
+    """Workers that have begun where others were interrupted.
+
+    Attributes:
+        checkpoint_url: What they took.
+        step: Steps made until then.
+        workers: How many they are now.
+    """
+
+    checkpoint_url: str
+    step: int
+    workers: int
 
 
 class Heard:
@@ -22,12 +41,12 @@ class Heard:
         on_report: Called with each report.
 
     Attributes:
-        reports: Every report, galleries left out.
+        resumptions: Every one.
         error: The first error, a worker's or the listener's own.
     """
 
     def __init__(self, on_report: OnReport | None) -> None:
-        self.reports: list[Report] = []
+        self.resumptions: list[Resumption] = []
         self.error: Exception | None = None
         self._on_report = on_report
 
@@ -35,9 +54,14 @@ class Heard:
         """Open one letter."""
         content = pickle.loads(letter)  # noqa: S301 -- our own workers wrote it
         if isinstance(content, Report):
-            self.reports.append(Report(content.step, content.total_steps, content.metrics))
             if self._on_report is not None:
                 self._on_report(content)
+        elif isinstance(content, Resumption):
+            self.resumptions.append(content)
+            logger.info(
+                "%d worker(s) go on from %s, step %d",
+                content.workers, content.checkpoint_url, content.step,
+            )  # fmt: skip
         elif isinstance(content, Exception):
             self.error = self.error or content
 

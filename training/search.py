@@ -19,10 +19,11 @@ from pipeline.records import Label
 from pipeline.schema import Dataset, open_dataset
 from training.config import TrainSettings
 from training.data import TrainingImages, check_trainable, choose_rows
-from training.distributed import make_absolute, running_ray
+from training.distributed import running_ray
 from training.features import prepare_features
 from training.loop import Report, train
 from training.models.vgg import LAYERS
+from training.runs import make_absolute
 from training.state import begin_training, make_recipe
 from training.tracking import tracked_run
 from training.validation import read_validation

@@ -123,16 +123,17 @@ def tracked_run(
     mlflow.set_tracking_uri(tracking_uri)
     mlflow.set_experiment(experiment)
     before = find_run(experiment=experiment, run_name=run_name)
+    facts = {RUN_NAME: run_name, FINGERPRINT: dataset.fingerprint}
+    versions = {"code_version": training_version(), "dataset_code_version": code_version()}
     with mlflow.start_run(
         run_id=before.info.run_id if before else None,
         run_name=None if before else run_name,
         nested=mlflow.active_run() is not None,
+        # Made with the run, so that no kill leaves a run that cannot be found by its name.
+        tags={**facts, **versions, **(tags or {})},
         log_system_metrics=True,
     ) as active:
         run = TrackedRun(active.info.run_id, _last_step(before))
-        facts = {RUN_NAME: run_name, FINGERPRINT: dataset.fingerprint}
-        versions = {"code_version": training_version(), "dataset_code_version": code_version()}
-        run.set_tags({**facts, **versions, **(tags or {})})
         _log_inputs(run, settings, dataset)
         yield run
 

@@ -20,18 +20,21 @@ from training.calibration import Calibration, ThresholdRule, calibrate, choose_t
 from training.config import TrainSettings
 from training.data import check_trainable, choose_rows
 from training.detector import Detector, DetectorDescription
-from training.distributed import FitResult, claim_run, fit
+from training.distributed import fit
 from training.features import read_features
 from training.image_cache import open_images
 from training.loop import Report
 from training.preparation import IngestRecord
 from training.registry import VersionInfo, find_version, log_and_register
+from training.runs import FitResult, claim_run
 from training.tracking import RUN_NAME, TrackedRun, tracked_run, training_version
 from training.validation import summarise
 
 # Heatmaps of so many normals say how strange a normal pixel can be.
 _HEATMAPS: Final = 256
 CHECKPOINT: Final = "normscope.checkpoint_url"
+BEST_CHECKPOINT: Final = "normscope.best_checkpoint_url"
+RESUMED_FROM: Final = "normscope.resumed_from"
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ def train_and_register(
     run_name: str | None = None,
     model_name: str | None = None,
     workers: int = 1,
+    min_workers: int | None = None,
     uses_gpu: bool = False,
     ray_address: str | None = None,
     threshold_rule: ThresholdRule = "normal_quantile",
@@ -85,7 +89,8 @@ def train_and_register(
         run_name: Of the run, in storage and in MLflow; made from model, settings, data and code
             by default.
         model_name: To register under; `<source of the dataset>-anomaly` by default.
-        workers: How many processes train together.
+        workers: How many processes train together; a run may go on with another number.
+        min_workers: With how many to go on while there is no room for more.
         uses_gpu: Whether each has a GPU.
         ray_address: Of a cluster; None starts Ray on this machine and stops it again.
         threshold_rule: See `training.calibration.choose_threshold`.
@@ -98,6 +103,7 @@ def train_and_register(
         WeightsError: The weights of VGG19 cannot be had.
         DivergenceError: The loss has left all bounds.
         StorageError: Checkpoints cannot be written.
+        WorkersError: The workers failed again and again without getting further.
     """
     dataset = open_dataset(dataset_url)
     check_trainable(dataset, settings)
@@ -126,6 +132,7 @@ def train_and_register(
                 storage_url=storage_url,
                 run_name=run_name,
                 workers=workers,
+                min_workers=min_workers,
                 uses_gpu=uses_gpu,
                 ray_address=ray_address,
                 on_report=take,
@@ -156,7 +163,10 @@ def _register(
 ) -> VersionInfo:
     """Calibrate what was trained, and make it the challenger."""
     run.log_curves()
-    run.set_tags({CHECKPOINT: fitted.checkpoint_url})
+    run.set_tags({CHECKPOINT: fitted.checkpoint_url, BEST_CHECKPOINT: fitted.best_checkpoint_url})
+    if fitted.resumptions:
+        taken = " ".join(resumption.checkpoint_url for resumption in fitted.resumptions)
+        run.set_tags({RESUMED_FROM: taken})
     detector = _assemble(settings, dataset, fitted)
     with _using_threads(settings.cpu_threads):
         normals, anomalies, calibration = score_validation(detector, dataset)

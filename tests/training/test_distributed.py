@@ -13,14 +13,17 @@ from pipeline.errors import SettingsError
 from pipeline.schema import open_dataset
 from tests.training.toys import make_dataset, make_settings
 from training.data import TrainingImages
-from training.distributed import FitResult, claim_run, fit, running_ray
+from training.distributed import fit, running_ray
 from training.features import read_features
 from training.loop import DivergenceError, Report, train
+from training.runs import FitResult, claim_run, open_checkpoints
 from training.state import begin_training, make_recipe
 from training.validation import read_validation
 
 # Ray warns of its own settings while it is imported.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
+
+SETTINGS = make_settings(cpu_threads=1, log_every=1)
 
 
 @pytest.fixture(scope="module")
@@ -37,62 +40,77 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def ray_here() -> Iterator[None]:
-    with running_ray(None, 2):
+    with running_ray(None, 4):
         yield
 
 
 @pytest.fixture(scope="module")
 def alone(dataset_url: str, runs: str, ray_here: None) -> FitResult:
-    return fit(
-        make_settings(cpu_threads=1), dataset_url=dataset_url, storage_url=runs, run_name="alone"
-    )
+    return fit(SETTINGS, dataset_url=dataset_url, storage_url=runs, run_name="alone")
 
 
 @pytest.mark.slow
-def test_one_worker_trains_what_the_loop_trains(alone: FitResult, dataset_url: str) -> None:
-    dataset, settings = open_dataset(dataset_url), make_settings(cpu_threads=1)
-    features = read_features(alone.features_url, settings)
-    recipe = make_recipe(settings, features, image_channels=1, device=torch.device("cpu"))
+def test_one_worker_trains_what_the_loop_trains(
+    alone: FitResult, dataset_url: str, runs: str
+) -> None:
+    dataset = open_dataset(dataset_url)
+    features = read_features(alone.features_url, SETTINGS)
+    recipe = make_recipe(SETTINGS, features, image_channels=1, device=torch.device("cpu"))
     state = begin_training(recipe)
     train(
         recipe,
         state,
-        TrainingImages(dataset, settings),
-        read_validation(dataset, settings.images),
+        TrainingImages(dataset, SETTINGS),
+        read_validation(dataset, SETTINGS.images),
         save=lambda _state, _metrics: "",
         publish=lambda _report: None,
     )
     for name, value in state.autoencoder.state_dict().items():
         assert torch.equal(alone.networks[name], value), name
-    assert alone.checkpoint_url.endswith("step-00000026")
+    assert alone.checkpoint_url.endswith("step-00000026.safetensors")
+    last_stage = [report for report in alone.reports if report.step > 20]
+    best = min(last_stage, key=lambda report: report.metrics.get("validation_loss", np.inf))
+    assert alone.best_checkpoint_url.endswith(f"step-{best.step:08d}.safetensors")
+    assert open_checkpoints(f"{runs}/alone", SETTINGS).find_steps() == sorted({25, 26, best.step})
 
 
 @pytest.mark.slow
-def test_two_workers_reach_the_same_losses(alone: FitResult, dataset_url: str, runs: str) -> None:
+@pytest.mark.parametrize("workers", [2, 4])
+def test_more_workers_reach_the_same_losses(
+    workers: int, alone: FitResult, dataset_url: str, runs: str
+) -> None:
     heard: list[Report] = []
-    two = fit(
-        make_settings(cpu_threads=1),
+    together = fit(
+        SETTINGS,
         dataset_url=dataset_url,
         storage_url=runs,
-        run_name="two",
-        workers=2,
+        run_name=f"of-{workers}",
+        workers=workers,
         on_report=heard.append,
     )
-    assert [report.step for report in two.reports] == [report.step for report in alone.reports]
+    assert [report.step for report in together.reports] == list(range(1, 27))
     for name in ("train_loss", "validation_loss", "validation_auroc"):
-        ours = [report.metrics.get(name, 0.0) for report in two.reports]
+        ours = [report.metrics.get(name, 0.0) for report in together.reports]
         theirs = [report.metrics.get(name, 0.0) for report in alone.reports]
-        assert np.allclose(ours, theirs, atol=1e-4), name
+        assert np.allclose(ours, theirs, rtol=0, atol=1e-4), name
     assert {report.metrics["resolution"] for report in heard} == {8.0, 16.0, 32.0}
-    assert sum(report.gallery is not None for report in heard) == 5
+    galleries = [report.gallery for report in heard if report.gallery is not None]
+    assert {gallery.resolution for gallery in galleries} == {8, 16, 32}
 
 
 @pytest.mark.slow
 def test_a_finished_run_is_not_trained_again(alone: FitResult, dataset_url: str, runs: str) -> None:
+    heard: list[Report] = []
     again = fit(
-        make_settings(cpu_threads=1), dataset_url=dataset_url, storage_url=runs, run_name="alone"
+        SETTINGS,
+        dataset_url=dataset_url,
+        storage_url=runs,
+        run_name="alone",
+        ray_address="127.0.0.1:1",  # where none answers
+        on_report=heard.append,
     )
-    assert again.reports == ()
+    assert tuple(heard) == again.reports == alone.reports
+    assert again.resumptions == ()
     assert all(torch.equal(again.networks[name], alone.networks[name]) for name in alone.networks)
 
 
@@ -102,6 +120,14 @@ def test_divergence_reaches_the_driver(dataset_url: str, runs: str) -> None:
     settings = make_settings(cpu_threads=1, optimiser={"learning_rate": 1e12})
     with pytest.raises(DivergenceError, match=r"No checkpoint was made|last good checkpoint is"):
         fit(settings, dataset_url=dataset_url, storage_url=runs, run_name="diverging")
+
+
+def test_fewer_workers_than_none_are_refused(dataset_url: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="min_workers: 3, with 2 workers"):
+        fit(
+            SETTINGS, dataset_url=dataset_url, storage_url=str(tmp_path), run_name="odd",
+            workers=2, min_workers=3,
+        )  # fmt: skip
 
 
 def test_a_run_name_belongs_to_one_training(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
-"""The training loop on one process: it learns, resumes bit for bit, and stops when it diverges."""
+"""The training loop on one process: it learns, and stops when it diverges."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,50 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.errors import SettingsError
-from tests.training.toys import make_dataset, make_settings
-from training.checkpoint import load_checkpoint, save_checkpoint
-from training.data import TrainingImages, to_tensor
-from training.features import keep_features, prepare_features, read_features
-from training.loop import DivergenceError, Report, Save, train, train_step
-from training.state import Recipe, Team, TrainingState, begin_training, growth_at, make_recipe
-from training.validation import read_validation, score_images, summarise
-
-CPU = torch.device("cpu")
-
-
-class Bench:
-    """A toy dataset and a recipe for it."""
-
-    def __init__(self, **changes: Any) -> None:
-        self.settings = make_settings(**changes)
-        self.dataset = make_dataset("memory://loop/toys", normals=60)
-        features = prepare_features(self.settings, self.dataset)
-        self.recipe = make_recipe(self.settings, features, image_channels=1, device=CPU)
-        self.images = TrainingImages(self.dataset, self.settings)
-        self.validation = read_validation(self.dataset, self.settings.images)
-
-    def run(self, state: TrainingState, save: Save | None = None) -> list[Report]:
-        reports: list[Report] = []
-        train(
-            self.recipe,
-            state,
-            self.images,
-            self.validation,
-            save=save or (lambda state, _: f"step-{state.step}"),
-            publish=reports.append,
-        )
-        return reports
-
-
-def steady(resolution: int, steps: int) -> dict[str, Any]:
-    """Growth and loss of one resolution alone."""
-    growth = {
-        "initial_resolution": resolution, "final_resolution": resolution,
-        "fade_in_iterations": 0, "stabilize_iterations": steps, "batch_sizes": 12,
-    }  # fmt: skip
-    loss = {"layers": {resolution: {"relu1_2": 1}}, "vgg_weights": "random", "vgg_width": 8}
-    return {"growth": growth, "loss": loss, "validate_every": 1000, "checkpoint_every": 1000}
+from tests.training.toy_training import CPU, Bench, steady
+from training.data import to_tensor
+from training.features import keep_features, read_features
+from training.loop import DivergenceError, train_step
+from training.state import Recipe, Team, begin_training, growth_at
+from training.validation import score_images, summarise
 
 
 def test_the_loss_falls() -> None:
@@ -88,40 +50,6 @@ def test_a_step_changes_the_parameters_of_its_stage_alone() -> None:
     }
     used = {id(p) for p in state.autoencoder.parameters_at(8, is_fading=False)}
     assert changed == {n for n, p in state.autoencoder.named_parameters() if id(p) in used}
-
-
-@pytest.mark.parametrize("stop", [5, 8, 10, 16])
-def test_a_resumed_training_ends_bit_for_bit_the_same(stop: int, tmp_path: Path) -> None:
-    bench = Bench(checkpoint_every=1, images={"crop_px": 32, "flips_at_random": True})
-    whole = begin_training(bench.recipe)
-    bench.run(whole)
-
-    class KilledError(Exception):
-        pass
-
-    def save_and_die(state: TrainingState, metrics: Mapping[str, float]) -> str:
-        if state.step == stop:
-            save_checkpoint(tmp_path, bench.recipe, state)
-            raise KilledError
-        return ""
-
-    with pytest.raises(KilledError):
-        bench.run(begin_training(bench.recipe), save_and_die)
-    torch.rand(3)  # what others draw meanwhile must not matter
-    resumed = load_checkpoint(tmp_path, bench.recipe)
-    assert resumed.step == stop
-    bench.run(resumed)
-    for name, value in whole.autoencoder.state_dict().items():
-        assert torch.equal(resumed.autoencoder.state_dict()[name], value), name
-    assert resumed.sample == whole.sample
-
-
-def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
-    bench = Bench()
-    save_checkpoint(tmp_path, bench.recipe, begin_training(bench.recipe))
-    other = Bench(seed=99)
-    with pytest.raises(SettingsError, match=r"other settings \(seed\)"):
-        load_checkpoint(tmp_path, other.recipe)
 
 
 def test_shares_of_a_batch_average_to_its_loss() -> None:
