@@ -102,6 +102,28 @@ class OptimiserSettings(_Frozen):
     weight_decay: NonNegativeFloat = 0.0
 
 
+class AccelerationSettings(_Frozen):
+    """What makes steps faster; see `training.acceleration`. By default the loss stays as it is.
+
+    Attributes:
+        uses_channels_last: Whether the channels of a pixel lie side by side in memory, as
+            convolutions read them fastest; only the order of sums differs.
+        target_cache_bytes: The features of the training images are computed once a stage if
+            they need no more than this on the device, and nothing augments the images; 0 for
+            never. Same bits, more memory.
+        compiles_steps: Whether forward and backward pass are compiled, for each stage anew, on
+            GPUs into CUDA graphs. Needs a C++ compiler; results differ in their last digits.
+        allows_tf32: Whether GPUs may round factors in single precision to TF32.
+        fuses_optimiser: Whether Adam is one kernel on GPUs.
+    """
+
+    uses_channels_last: bool = True
+    target_cache_bytes: int = Field(default=2 * 2**30, ge=0)
+    compiles_steps: bool = False
+    allows_tf32: bool = False
+    fuses_optimiser: bool = True
+
+
 class ImageSettings(_Frozen):
     """What of a dataset's image is looked at.
 
@@ -122,7 +144,9 @@ class TrainSettings(_Frozen):
 
     Attributes:
         seed: Of weights, order and augmentation.
-        precision: `fp32`, or `bf16` for mixed precision.
+        precision: `fp32`; `bf16_features` for VGG19 in bfloat16, which does nearly all the work;
+            `bf16` for the autoencoder too. Losses are summed in single precision always.
+        acceleration: What makes steps faster at the same precision.
         log_every: Steps between readings of the loss.
         validate_every: Steps between validations; the end of a stage validates too.
         checkpoint_every: Steps between checkpoints; the end of a stage is one too.
@@ -140,7 +164,8 @@ class TrainSettings(_Frozen):
     optimiser: OptimiserSettings = OptimiserSettings()
     images: ImageSettings = ImageSettings()
     seed: int = 0
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16_features", "bf16"] = "fp32"
+    acceleration: AccelerationSettings = AccelerationSettings()
     log_every: PositiveInt = 50
     validate_every: PositiveInt = 2_000
     checkpoint_every: PositiveInt = 1_000

@@ -135,7 +135,7 @@ class TrainingImages:
     """
 
     def __init__(self, dataset: Dataset, settings: TrainSettings) -> None:
-        rows = choose_rows(dataset, "train", Label.NORMAL)
+        self._rows = rows = choose_rows(dataset, "train", Label.NORMAL)
         self.image_count = len(rows)
         self._order = SampleOrder(rows, chunk_images=dataset.chunk_images, seed=settings.seed)
         self._images = open_images(
@@ -167,6 +167,11 @@ class TrainingImages:
             seed=self._settings.seed,
         )
         return take_views(images, views)
+
+    def places_at(self, start: int, batch_size: int, *, rank: int = 0, world: int = 1) -> Rows:
+        """Which of the training images, from 0, `read_batch` reads with the same arguments."""
+        rows = self._order.rows_at(start, batch_size)[rank::world]
+        return np.searchsorted(self._rows, rows)
 
 
 def read_centres(dataset: Dataset, rows: Rows, settings: ImageSettings) -> Images:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Final
 
 import safetensors.torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline import storage
 from pipeline.records import Label
@@ -45,7 +45,7 @@ def prepare_features(settings: TrainSettings, dataset: Dataset) -> VggFeatures:
     return features
 
 
-def keep_features(url: str, features: VggFeatures) -> None:
+def keep_features(url: str, features: nn.Module) -> None:
     """Write features as one file, atomically."""
     storage.write_bytes(url, safetensors.torch.save(_contiguous(features.state_dict())))
 

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import NormscopeError
-from training.data import TrainingImages, to_tensor
+from training.acceleration import TargetCache
+from training.data import Rows, TrainingImages, to_tensor
 from training.models.autoencoder import mix_input
 from training.models.growth import GrowthState
 from training.state import Recipe, TrainingState, enter_stage, growth_at
@@ -59,13 +60,22 @@ Publish: TypeAlias = Callable[[Report], None]
 Save: TypeAlias = Callable[[TrainingState, Mapping[str, float]], str]
 
 
-def train_step(recipe: Recipe, state: TrainingState, images: Tensor) -> Tensor:
+def train_step(
+    recipe: Recipe,
+    state: TrainingState,
+    images: Tensor,
+    *,
+    places: Rows | None = None,
+    targets: TargetCache | None = None,
+) -> Tensor:
     """Make one step on one worker's share of a batch.
 
     Args:
         recipe: What stays the same.
         state: Changed in place.
         images: (n, C, final resolution, final resolution) float in [-1, 1].
+        places: (n,) which of the training images they are.
+        targets: Knows their features, if they were computed before.
 
     Returns:
         The loss, a scalar on the device. Its mean over the team is the mean over the batch,
@@ -75,10 +85,11 @@ def train_step(recipe: Recipe, state: TrainingState, images: Tensor) -> Tensor:
     if growth.stage_index != state.stage_index:
         enter_stage(recipe, state)
     target = mix_input(images, resolution=growth.resolution, alpha=growth.alpha)
-    target = target.contiguous(memory_format=torch.channels_last)
-    with recipe.mixed_precision():
-        made = state.network(target, resolution=growth.resolution, alpha=growth.alpha)
-        loss = recipe.measure_loss(target, made, growth=growth)
+    target = target.contiguous(memory_format=recipe.memory_format)
+    known = None
+    if targets is not None and places is not None:
+        known = targets.look_up(places, growth, lambda: recipe.see(target, growth))
+    loss = state.objective(target, growth.alpha, known)
     loss = loss * (len(images) * recipe.team.size / growth.batch_size)
     state.optimiser.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]  # torch's own is untyped
@@ -111,13 +122,15 @@ def train(
         DivergenceError: The loss is not finite or beyond `LARGEST_LOSS`.
     """
     meter = _Meter(recipe)
+    targets = TargetCache(recipe.settings, images.image_count)
     while state.step < recipe.total_steps:
         growth = growth_at(recipe, state.step)
-        batch = images.read_batch(
-            state.sample, growth.batch_size, rank=recipe.team.rank, world=recipe.team.size
-        )
+        share = {"rank": recipe.team.rank, "world": recipe.team.size}
+        batch = images.read_batch(state.sample, growth.batch_size, **share)
+        places = images.places_at(state.sample, growth.batch_size, **share)
         final = recipe.settings.growth.final_resolution
-        loss = train_step(recipe, state, to_tensor(batch, resolution=final, device=recipe.device))
+        tensor = to_tensor(batch, resolution=final, device=recipe.device)
+        loss = train_step(recipe, state, tensor, places=places, targets=targets)
         meter.add(loss, growth.batch_size)
         due = _Due.after(recipe, state.step, growth)
         if not due.reading:

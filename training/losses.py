@@ -36,6 +36,7 @@ def perceptual_loss(
     reduction: Reduction = "mean",
     norm: Norm = "l1",
     is_relative: bool = True,
+    target_features: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
     """Compare images by their features.
 
@@ -48,13 +49,15 @@ def perceptual_loss(
             (N, 1, H, W), the heatmaps, bilinearly enlarged.
         norm: `l1` or `l2` (squared).
         is_relative: Divide by the mean norm of the target's features, image by image.
+        target_features: What the extractor makes of the target, where that is known already.
     """
     layers = tuple(layer_weights)
-    with torch.no_grad():
-        of_target = extract(target, layers)
+    if target_features is None:
+        with torch.no_grad():
+            target_features = extract(target, layers)
     of_reconstruction = extract(reconstruction, layers)
     return feature_loss(
-        of_target,
+        target_features,
         of_reconstruction,
         layer_weights=layer_weights,
         size=(target.shape[-2], target.shape[-1]),
@@ -76,6 +79,7 @@ def growing_perceptual_loss(
     reduction: Reduction = "mean",
     norm: Norm = "l1",
     is_relative: bool = True,
+    target_features: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
     """Compare images with the layers of their resolution, blended with the former's in a fade.
 
@@ -95,6 +99,7 @@ def growing_perceptual_loss(
         reduction: As for `perceptual_loss`.
         norm: As for `perceptual_loss`.
         is_relative: As for `perceptual_loss`.
+        target_features: As for `perceptual_loss`, by the layers of this resolution.
     """
     new = perceptual_loss(
         extract,
@@ -104,6 +109,7 @@ def growing_perceptual_loss(
         reduction=reduction,
         norm=norm,
         is_relative=is_relative,
+        target_features=target_features,
     )
     if alpha is None or not is_blended:
         return new

@@ -6,41 +6,20 @@ are compared, so that only their own rounding enters the scores.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
-from training.models.vgg import VggFeatures
+from training.acceleration import ReducedFeatures
 from training.scoring_model import ScoringModel
 
 NOTE: Final = (
     "Scored in reduced precision: features in bfloat16. Scores differ from the version's own by "
     "some thousandths; images near the threshold may lie on its other side."
 )
-
-
-class ReducedFeatures(nn.Module):
-    """Features computed in bfloat16 and handed on in float32.
-
-    Args:
-        features: The network.
-    """
-
-    def __init__(self, features: VggFeatures) -> None:
-        super().__init__()
-        self.features = features
-
-    def forward(self, images: Tensor, layers: Sequence[str] | None = None) -> dict[str, Tensor]:
-        """As `VggFeatures.forward`."""
-        with torch.autocast(images.device.type, torch.bfloat16):
-            found: dict[str, Tensor] = self.features(images, layers)
-        return {name: values.float() for name, values in found.items()}
 
 
 @dataclass(frozen=True)
@@ -67,7 +46,7 @@ def reduce_precision(model: ScoringModel) -> ScoringModel:
     """The same version, faster and slightly otherwise."""
     scorer = copy(model.pyfunc.unwrap_python_model())
     recipe = scorer.detector.recipe
-    reduced = replace(recipe, features=cast("VggFeatures", ReducedFeatures(recipe.features)))
+    reduced = replace(recipe, features=ReducedFeatures(recipe.features))
     scorer.detector = replace(scorer.detector, recipe=reduced)
     return replace(model, pyfunc=ReducedScorer(scorer))
 

@@ -10,8 +10,17 @@ from typing import Any, TypeAlias
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.utils import convert_conv2d_weight_memory_format
 
+from training.acceleration import (
+    Alpha,
+    CompiledObjective,
+    Features,
+    Objective,
+    ReducedFeatures,
+    choose_memory_format,
+    lay_out,
+    set_tf32,
+)
 from training.config import TrainSettings
 from training.losses import LayerWeights, Reduction, growing_perceptual_loss
 from training.models.autoencoder import Autoencoder
@@ -59,7 +68,7 @@ class Recipe:
     """
 
     settings: TrainSettings
-    features: VggFeatures
+    features: VggFeatures | ReducedFeatures
     image_channels: int
     device: torch.device
     team: Team = field(default_factory=Team)
@@ -73,6 +82,11 @@ class Recipe:
     def total_steps(self) -> int:
         """Steps of the whole run."""
         return total_iterations(self.stages)
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """How images lie in memory."""
+        return choose_memory_format(self.settings.acceleration)
 
     @cached_property
     def weights_by_resolution(self) -> dict[int, LayerWeights]:
@@ -88,22 +102,55 @@ class Recipe:
         reduction: Reduction = "mean",
     ) -> Tensor:
         """The training's loss; unreduced it is the anomaly score, per pixel the heatmap."""
+        return self._compare(
+            target, reconstruction, growth.resolution, growth.alpha, reduction=reduction
+        )
+
+    def make_objective(self, network: nn.Module, resolution: int) -> Objective:
+        """What a step at a resolution makes smaller: target -> loss, through the network."""
+
+        def objective(target: Tensor, alpha: Alpha, target_features: Features | None) -> Tensor:
+            with self.mixed_precision():
+                made = network(target, resolution=resolution, alpha=alpha)
+            return self._compare(target, made, resolution, alpha, target_features=target_features)
+
+        if self.settings.acceleration.compiles_steps:
+            return CompiledObjective(objective, self.device)
+        return objective
+
+    def see(self, target: Tensor, growth: GrowthState) -> Features:
+        """The features that a stage without a fade compares."""
+        layers = tuple(self.weights_by_resolution[growth.resolution])
+        found: Features = self.features(target, layers)
+        return found
+
+    def _compare(
+        self,
+        target: Tensor,
+        reconstruction: Tensor,
+        resolution: int,
+        alpha: Alpha,
+        *,
+        reduction: Reduction = "mean",
+        target_features: Features | None = None,
+    ) -> Tensor:
         loss = self.settings.loss
         return growing_perceptual_loss(
             self.features,
             target,
             reconstruction,
             weights_by_resolution=self.weights_by_resolution,
-            resolution=growth.resolution,
-            alpha=growth.alpha,
+            resolution=resolution,
+            alpha=alpha,
             is_blended=loss.blends_in_fade,
             reduction=reduction,
             norm=loss.norm,
             is_relative=loss.is_relative,
+            target_features=target_features,
         )
 
     def mixed_precision(self) -> torch.autocast:
-        """The context that forward passes run in."""
+        """The context that the autoencoder runs in."""
         is_on = self.settings.precision == "bf16"
         return torch.autocast(self.device.type, torch.bfloat16, enabled=is_on)
 
@@ -117,9 +164,10 @@ def make_recipe(
     team: Team | None = None,
 ) -> Recipe:
     """A recipe with its features on the device, laid out for speed."""
-    # Adjacent channels suit the convolutions of both CPUs and tensor cores.
-    laid_out = convert_conv2d_weight_memory_format(features.to(device), torch.channels_last)
-    return Recipe(settings, laid_out, image_channels, device, team or Team())
+    set_tf32(is_allowed=settings.acceleration.allows_tf32)
+    eyes = lay_out(features.to(device), settings.acceleration)
+    reduced = eyes if settings.precision == "fp32" else ReducedFeatures(eyes)
+    return Recipe(settings, reduced, image_channels, device, team or Team())
 
 
 @dataclass
@@ -129,6 +177,7 @@ class TrainingState:
     Attributes:
         autoencoder: All resolutions of it.
         network: The same, wrapped for the team; a stage's parameters are the trainable ones.
+        objective: The stage's loss as a function of the images.
         optimiser: Adam over the stage's parameters.
         stage_index: The stage that both were made for.
         step: Steps made.
@@ -138,6 +187,7 @@ class TrainingState:
 
     autoencoder: Autoencoder
     network: nn.Module
+    objective: Objective
     optimiser: torch.optim.Adam
     stage_index: int
     step: int = 0
@@ -160,7 +210,7 @@ def begin_training(recipe: Recipe) -> TrainingState:
     """The state before the first step."""
     autoencoder = build_autoencoder(recipe.settings, image_channels=recipe.image_channels)
     autoencoder.to(recipe.device)
-    convert_conv2d_weight_memory_format(autoencoder, torch.channels_last)
+    lay_out(autoencoder, recipe.settings.acceleration)
     return _at_stage(recipe, autoencoder, step=0, sample=0)
 
 
@@ -174,9 +224,10 @@ def continue_training(
 
 
 def enter_stage(recipe: Recipe, state: TrainingState) -> None:
-    """Make network and optimiser anew for the stage that the step lies in."""
+    """Make network, objective and optimiser anew for the stage that the step lies in."""
     fresh = _at_stage(recipe, state.autoencoder, step=state.step, sample=state.sample)
-    state.network, state.optimiser = fresh.network, fresh.optimiser
+    state.network, state.objective = fresh.network, fresh.objective
+    state.optimiser = fresh.optimiser
     state.stage_index = fresh.stage_index
 
 
@@ -198,7 +249,10 @@ def _at_stage(recipe: Recipe, autoencoder: Autoencoder, *, step: int, sample: in
         lr=recipe.settings.optimiser.learning_rate,
         betas=recipe.settings.optimiser.betas,
         weight_decay=recipe.settings.optimiser.weight_decay,
-        fused=recipe.device.type == "cuda",
+        fused=recipe.settings.acceleration.fuses_optimiser and recipe.device.type == "cuda",
     )
     network = recipe.team.wrap(autoencoder)
-    return TrainingState(autoencoder, network, optimiser, growth.stage_index, step, sample)
+    objective = recipe.make_objective(network, growth.resolution)
+    return TrainingState(
+        autoencoder, network, objective, optimiser, growth.stage_index, step, sample
+    )

@@ -98,10 +98,7 @@ def score_images(
     with torch.inference_mode():
         for batch in split_batches(images[team.rank :: team.size], _BATCH):
             target, reconstruction = _reconstruct(recipe, autoencoder, batch, growth)
-            with recipe.mixed_precision():
-                found = recipe.measure_loss(
-                    target, reconstruction, growth=growth, reduction=reduction
-                )
+            found = recipe.measure_loss(target, reconstruction, growth=growth, reduction=reduction)
             parts.append(found.float().cpu().numpy())
     shares = team.gather(np.concatenate(parts) if parts else np.empty(0, np.float32))
     whole = next((share for share in shares if len(share)), shares[0])

@@ -1,0 +1,176 @@
+"""The switches that make a step fast: what each of `AccelerationSettings` does, all in one place.
+
+None of them makes a step wait for the device. What each gains, and by how much it moves the
+loss, is measured by `python -m benchmarks.training`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, TypeAlias, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch._dynamo.exc import BackendCompilerFailed
+from torch.nn.utils import convert_conv2d_weight_memory_format
+
+from training.config import AccelerationSettings, TrainSettings
+from training.models.growth import GrowthState
+from training.models.vgg import VggFeatures
+
+Alpha: TypeAlias = float | Tensor | None
+Features: TypeAlias = Mapping[str, Tensor]
+Objective: TypeAlias = Callable[[Tensor, Alpha, Features | None], Tensor]
+Places: TypeAlias = NDArray[np.int64]
+Network = TypeVar("Network", bound=nn.Module)
+
+logger: Final = logging.getLogger(__name__)
+
+
+def lay_out(network: Network, settings: AccelerationSettings) -> Network:
+    """Keep a network's weights as its convolutions read them fastest."""
+    if not settings.uses_channels_last:
+        return network
+    laid_out: Network = convert_conv2d_weight_memory_format(network, torch.channels_last)
+    return laid_out
+
+
+def choose_memory_format(settings: AccelerationSettings) -> torch.memory_format:
+    """How images lie in memory."""
+    return torch.channels_last if settings.uses_channels_last else torch.contiguous_format
+
+
+def set_tf32(*, is_allowed: bool) -> None:
+    """Say whether GPUs may round the factors of single-precision products to TF32.
+
+    PyTorch by itself rounds those of convolutions and not those of matrix products.
+    """
+    precision = "tf32" if is_allowed else "ieee"
+    torch.backends.cudnn.conv.fp32_precision = precision  # type: ignore[attr-defined] # torch's stub lacks it
+    torch.backends.cuda.matmul.fp32_precision = precision
+
+
+class ReducedFeatures(nn.Module):
+    """Features computed in bfloat16 and handed on in float32.
+
+    Only their own rounding enters what is made of them.
+
+    Args:
+        features: The network.
+    """
+
+    def __init__(self, features: VggFeatures) -> None:
+        super().__init__()
+        self.features = features
+
+    def forward(self, images: Tensor, layers: Sequence[str] | None = None) -> dict[str, Tensor]:
+        """As `VggFeatures.forward`."""
+        with torch.autocast(images.device.type, torch.bfloat16):
+            found: dict[str, Tensor] = self.features(images, layers)
+        return {name: values.float() for name, values in found.items()}
+
+
+class TargetCache:
+    """Features of training images, kept where nothing moves them from one epoch to the next.
+
+    Args:
+        settings: Of the training.
+        image_count: Number of training images.
+    """
+
+    def __init__(self, settings: TrainSettings, image_count: int) -> None:
+        self._limit_bytes = settings.acceleration.target_cache_bytes
+        self._is_augmented = settings.images.crops_at_random or settings.images.flips_at_random
+        self._image_count = image_count
+        self._forget(stage_index=-1)
+
+    def look_up(
+        self, places: Places, growth: GrowthState, compute: Callable[[], Features]
+    ) -> Features | None:
+        """Features of a batch; None where an augmentation or a fade moves them.
+
+        Args:
+            places: (n,) which of the training images they are.
+            growth: A new stage has other features.
+            compute: Makes the features of this very batch, each (n, C, H, W).
+        """
+        if not self._limit_bytes or self._is_augmented or growth.phase == "fade_in":
+            return None
+        if growth.stage_index != self._stage_index:
+            self._forget(growth.stage_index)
+        if self._is_known[places].all():
+            return {
+                name: kept[_on_device(places, kept.device)] for name, kept in self._kept.items()
+            }
+        with torch.no_grad():
+            found = compute()
+        needed = sum(values[0].nbytes for values in found.values()) * self._image_count
+        if needed <= self._limit_bytes:
+            self._keep(places, found)
+        return found
+
+    def _forget(self, stage_index: int) -> None:
+        self._stage_index = stage_index
+        self._is_known = np.zeros(self._image_count, bool)
+        self._kept: dict[str, Tensor] = {}
+
+    def _keep(self, places: Places, found: Features) -> None:
+        for name, values in found.items():
+            if name not in self._kept:
+                # As they lie in memory, so that a sum over them keeps its order, and its bits.
+                shape = (self._image_count, *values.shape[1:])
+                self._kept[name] = torch.empty(
+                    shape, dtype=values.dtype, device=values.device,
+                    memory_format=find_memory_format(values),
+                )  # fmt: skip
+            self._kept[name][_on_device(places, values.device)] = values
+        self._is_known[places] = True
+
+
+class CompiledObjective:
+    """An objective that is compiled when it is first called; left as it is without a compiler.
+
+    On GPUs each stage becomes CUDA graphs. Making another one forgets what was compiled before.
+
+    Args:
+        objective: Of one stage.
+        device: Where it is computed.
+    """
+
+    def __init__(self, objective: Objective, device: torch.device) -> None:
+        torch.compiler.reset()
+        mode = "reduce-overhead" if device.type == "cuda" else None
+        self._objective = objective
+        self._run: Objective = torch.compile(objective, mode=mode, dynamic=False)
+
+    def __call__(self, target: Tensor, alpha: Alpha, target_features: Features | None) -> Tensor:
+        """The loss, as the objective gives it."""
+        if alpha is not None:
+            # A number would be compiled in, and every step of a fade compiled anew.
+            alpha = torch.full((), float(alpha), device=target.device)
+        try:
+            return self._run(target, alpha, target_features)
+        except BackendCompilerFailed as error:
+            if self._run is self._objective:
+                raise
+            reason = str(error).strip().splitlines()[0]
+            logger.warning("Steps are not compiled, and slower for it: %s", reason)
+            self._run = self._objective
+            return self._run(target, alpha, target_features)
+
+
+def find_memory_format(values: Tensor) -> torch.memory_format:
+    """How (N, C, H, W) lies in memory."""
+    is_last = values.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if is_last else torch.contiguous_format
+
+
+def _take(kept: Tensor, places: Places) -> Tensor:
+    return kept[_on_device(places, kept.device)]
+
+
+def _on_device(places: Places, device: torch.device) -> Tensor:
+    return torch.from_numpy(places).to(device, non_blocking=True)
