@@ -1,11 +1,10 @@
 """Quality of a tile, as attributes: what to do about it is the user's policy. Pure.
 
-Every function takes uint8 (n, y, x, 3), RGB, and gives float32 (n,). The only importer of OpenCV.
+Every function takes one tile, uint8 (y, x, 3), RGB. The only importer of OpenCV.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, Self, TypeAlias
 
@@ -14,7 +13,7 @@ import numpy as np
 from cv2.typing import MatLike
 from numpy.typing import NDArray
 
-Tiles: TypeAlias = NDArray[np.uint8]
+Tile: TypeAlias = NDArray[np.uint8]
 
 _BLANK_BRIGHTNESS: Final = 215
 _BLANK_CHROMA: Final = 16
@@ -25,51 +24,53 @@ _BLACK_PEN_BRIGHTNESS: Final = 60
 QUALITY_COLUMNS: Final = ("laplacian_variance", "saturation", "blank_fraction", "pen_fraction")
 
 
-def measure_quality(tiles: Tiles) -> Mapping[str, NDArray[np.float32]]:
-    """Measure every attribute, by the name of its column (`QUALITY_COLUMNS`).
+def measure_quality(tile: Tile) -> tuple[float, float, float, float]:
+    """Measure every attribute, in the order of their columns (`QUALITY_COLUMNS`).
 
-    All are those of the tile at half its size, each pixel the mean of 2 x 2 (an odd last row or
+    They are those of the tile at half its size, each pixel the mean of 2 x 2 (an odd last row or
     column is left out): a quarter of the work, and the sensor's noise is no sharpness.
     """
-    measures = (_laplacian_variance, _saturation, _blank_fraction, _pen_fraction)
-    planes = (_Planes.of(_halve(tile)) for tile in tiles)
-    rows = [[measure(one) for measure in measures] for one in planes]
-    values = np.array(rows, np.float32).reshape(len(tiles), len(measures))
-    return dict(zip(QUALITY_COLUMNS, values.T, strict=True))
+    planes = _Planes.of(_halve(tile))
+    return (
+        _laplacian_variance(planes),
+        _saturation(planes),
+        _blank_fraction(planes),
+        _pen_fraction(planes),
+    )
 
 
-def measure_laplacian_variance(tiles: Tiles) -> NDArray[np.float32]:
+def measure_laplacian_variance(tile: Tile) -> float:
     """Variance of the four-neighbour Laplacian of the luma: low is blurred (or featureless).
 
     Pech-Pacheco et al., Diatom autofocusing in brightfield microscopy, ICPR 2000. Luma is that of
     ITU-R BT.601, in whole steps.
     """
-    return _measure(tiles, _laplacian_variance)
+    return _laplacian_variance(_Planes.of(tile))
 
 
-def measure_saturation(tiles: Tiles) -> NDArray[np.float32]:
+def measure_saturation(tile: Tile) -> float:
     """Mean saturation of HSV, 0 to 1; black pixels have none."""
-    return _measure(tiles, _saturation)
+    return _saturation(_Planes.of(tile))
 
 
-def measure_blank_fraction(tiles: Tiles) -> NDArray[np.float32]:
+def measure_blank_fraction(tile: Tile) -> float:
     """Share of pixels that are bare glass: bright and colourless."""
-    return _measure(tiles, _blank_fraction)
+    return _blank_fraction(_Planes.of(tile))
 
 
-def measure_pen_fraction(tiles: Tiles) -> NDArray[np.float32]:
+def measure_pen_fraction(tile: Tile) -> float:
     """Share of pixels in colours that haematoxylin and eosin do not make: marker, ink, shadow.
 
     In both stains green is the weakest channel; where it beats red, the pen is green or blue.
     A red pen exceeds both other channels by more than eosin or blood does; a black one is dark
     without colour.
     """
-    return _measure(tiles, _pen_fraction)
+    return _pen_fraction(_Planes.of(tile))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Planes:
-    """Of one tile: luma, channels, brightest channel, and chroma (brightest less darkest)."""
+    """Luma, channels, brightest channel, and chroma (brightest less darkest)."""
 
     luma: MatLike
     red: MatLike
@@ -87,11 +88,7 @@ class _Planes:
         return cls(luma, red, green, blue, brightest, brightest - darkest)
 
 
-def _measure(tiles: Tiles, measure: Callable[[_Planes], float]) -> NDArray[np.float32]:
-    return np.array([measure(_Planes.of(tile)) for tile in tiles], np.float32)
-
-
-def _halve(tile: Tiles) -> MatLike:
+def _halve(tile: Tile) -> MatLike:
     height, width = (max(1, side // 2) for side in tile.shape[:2])
     return cv2.resize(
         tile[: 2 * height, : 2 * width], (width, height), interpolation=cv2.INTER_AREA

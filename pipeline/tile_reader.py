@@ -58,31 +58,29 @@ class SlideTileReader:
             stage(source.url, source.version) as path,
             open_slide(path, item=source.url, mpp_override_um=self.mpp_override_um) as slide,
         ):
-            images, reasons, decoder = self._read_tiles(path, slide, rows["origin_yx"])
-            digest = digest_slide(path)
-        is_readable = np.array([reason is None for reason in reasons], np.bool_)
-        columns = {
-            **_measure(images, is_readable),
-            DECODER_COLUMN: np.full(len(images), decoder, object),
-        }
-        return SourceRead(images, tuple(reasons), columns, digest)
+            return self._read_tiles(path, slide, rows["origin_yx"])
 
     def _read_tiles(
         self, path: Path, slide: OpenSlideReader, origins_yx: NDArray[np.int64]
-    ) -> tuple[NDArray[np.uint8], list[str | None], Decoder]:
-        """Tiles, why each is unreadable, and what the slide as a whole was decoded by."""
+    ) -> SourceRead:
         extent_yx = measure_tile_extent_yx(slide.mpp_yx, self.mpp_um, self.tile_size_px)
         level, shape_yx = choose_read(slide, extent_yx, self.tile_size_px)
         side = self.tile_size_px
         images = np.zeros((len(origins_yx), side, side, 3), np.uint8)
         reasons: list[str | None] = [None] * len(origins_yx)
+        quality = np.full((len(origins_yx), len(QUALITY_COLUMNS)), np.nan, np.float32)
         with open_jpeg_tiles(path, slide, level) as tiles:
             for row, region in _read_regions(slide, tiles, origins_yx, level, shape_yx):
                 if isinstance(region, SourceError):
                     reasons[row] = str(region)
                 else:
                     images[row] = resample(region, side)
-            return images, reasons, "jpeg" if tiles else "openslide"
+                    # At once, while the tile is in the processor's cache.
+                    quality[row] = measure_quality(images[row])
+            decoder: Decoder = "jpeg" if tiles else "openslide"
+        columns = dict(zip(QUALITY_COLUMNS, quality.T, strict=True))
+        columns[DECODER_COLUMN] = np.full(len(images), decoder, object)
+        return SourceRead(images, tuple(reasons), columns, digest_slide(path))
 
 
 def _read_regions(
@@ -143,15 +141,3 @@ def resample(region: NDArray[np.uint8], side_px: int) -> NDArray[np.uint8]:
         # The same mean, rounded once instead of once for each axis.
         return np.asarray(picture.reduce((factor_x, factor_y)))
     return np.asarray(picture.resize((side_px, side_px), Image.Resampling.BOX))
-
-
-def _measure(
-    images: NDArray[np.uint8], is_readable: NDArray[np.bool_]
-) -> dict[str, NDArray[np.float32]]:
-    """Quality of each tile; NaN for the unreadable ones."""
-    columns = {name: np.full(len(images), np.nan, np.float32) for name in QUALITY_COLUMNS}
-    readable = np.flatnonzero(is_readable)
-    everything = images if is_readable.all() else images[readable]
-    for name, values in measure_quality(everything).items():
-        columns[name][readable] = values
-    return columns
