@@ -76,6 +76,11 @@ _FLOWS: Final[dict[tuple[str, ...], tuple[str, str, str]]] = {
         "Let the challenger face the champion, and move the alias if it wins.",
         "normscope promote pcam-anomaly pcam.zarr",
     ),
+    ("answer",): (
+        "flows.answer:answer",
+        "Approve or refuse a challenger that the gate has held for a person.",
+        'normscope answer pcam-anomaly --verdict approve --name "A. Reader" --reason "as good"',
+    ),
     ("rollback",): (
         "flows.rollback:rollback",
         "Make the champion before this one champion again.",

@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from prefect import flow
-from prefect.events import emit_event
+from prefect.exceptions import FlowPauseTimeout
+from prefect.flow_runs import pause_flow_run
+from prefect.input import RunInput
 from pydantic import Field
 
 import flows.environment  # noqa: F401 -- sets variables, before the rest
+from flows.announce import announce_champion
 from flows.progress import progress
 from flows.reports import publish
 from flows.settings import load_settings
 from flows.tasks import resumable
 from pipeline.storage import join
 from training import promotion
+from training.answers import Answer, Verdict, answer_held, refuse_unanswered
 from training.gate import PromotionSettings
 from training.promotion import PromotionReport
+
+_LOOK_EVERY_S: Final = 2
+
+
+class Question(RunInput):
+    """What a person is asked where the images decide neither; Prefect shows it as a form."""
+
+    verdict: Verdict
+    name: Annotated[str, Field(min_length=1, description="Who decides")]
+    reason: Annotated[str, Field(min_length=1, description="Why; the ledger keeps it")]
 
 
 @flow(name="promote")
@@ -31,6 +45,7 @@ def promote(
     slowest: Annotated[float, Field(gt=0)] = 2.0,
     largest: Annotated[float, Field(gt=0)] = 2.0,
     seed: int = 0,
+    wait_s: Annotated[int, Field(ge=0)] = 0,
     ledgers: str | None = None,
 ) -> PromotionReport:
     """Let the challenger face the champion, and move the aliases if it wins.
@@ -48,6 +63,9 @@ def promote(
         slowest: So many times the champion's seconds an image are too many.
         largest: So many times the champion's bytes of weights are too many.
         seed: Of the resamples.
+        wait_s: Where the images decide neither, the run waits so long for a person to resume it
+            with an answer, and refuses without one. 0 leaves the challenger held, for
+            `normscope answer`.
         ledgers: Folder of the ledger of a model that has none yet, a path or `s3://`; below the
             home folder by default.
     """
@@ -60,12 +78,20 @@ def promote(
         report = resumable(promotion.promote)(
             model_name, dataset, ledgers_url=place, settings=settings, on_progress=advance
         )
+    if report.decision.outcome == "held" and wait_s:
+        report = _ask(publish(report), wait_s, place)
     if report.has_new_champion:
-        emit_event(
-            "mlflow.model.promoted",
-            resource={
-                "prefect.resource.id": f"mlflow.model.{model_name}",
-                "version": report.challenger_version,
-            },
-        )
+        announce_champion(model_name, report.challenger_version)
     return publish(report)
+
+
+def _ask(report: PromotionReport, wait_s: int, ledgers: str) -> PromotionReport:
+    """Pause until a person has answered; without an answer the challenger is refused."""
+    question = Question.with_initial_data(description=report.to_markdown())
+    try:
+        said = pause_flow_run(question, timeout=wait_s, poll_interval=_LOOK_EVERY_S)
+    except FlowPauseTimeout:
+        # The run then ends as failed, by Prefect's own rule for a pause that nobody ended.
+        return resumable(refuse_unanswered)(report, wait_s, ledgers_url=ledgers)
+    answer = Answer(verdict=said.verdict, name=said.name, reason=said.reason)
+    return resumable(answer_held)(report.model_name, answer, ledgers_url=ledgers)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from prefect import flow
-from prefect.events import emit_event
 
 import flows.environment  # noqa: F401 -- sets variables, before the rest
+from flows.announce import announce_champion
 from flows.reports import publish
 from flows.settings import load_settings
 from flows.tasks import resumable
@@ -26,11 +26,5 @@ def rollback(model_name: str, *, reason: str, ledgers: str | None = None) -> Rol
     """
     place = ledgers or join(str(load_settings().home), "ledgers")
     report = resumable(champions.rollback)(model_name, place, reason=reason)
-    emit_event(
-        "mlflow.model.promoted",
-        resource={
-            "prefect.resource.id": f"mlflow.model.{model_name}",
-            "version": report.champion,
-        },
-    )
+    announce_champion(model_name, report.champion)
     return publish(report)

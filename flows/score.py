@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from prefect import flow
-from prefect.events import emit_event
 
 import flows.environment  # noqa: F401 -- sets variables, before the rest
+from flows.announce import alert_of_drift
 from flows.engine import open_engine
 from flows.progress import progress
 from flows.pseudonym_key import open_key
@@ -69,10 +69,5 @@ def score(
             splits=splits, top_heatmaps=top_heatmaps, on_progress=advance,
         )  # fmt: skip
     resumable(record_scoring)(report, ledgers or join(str(settings.home), "ledgers"))
-    if report.drift.has_drifted:
-        emit_event(
-            "normscope.scores.drifted",
-            resource={"prefect.resource.id": f"mlflow.model.{model_name}", "output": output},
-            payload={"findings": [str(found) for found in report.drift.findings]},
-        )
+    alert_of_drift(report)
     return publish(report)

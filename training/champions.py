@@ -132,7 +132,12 @@ def settle(name: str, ledgers_url: str) -> Standing:
 
 
 def crown(
-    standing: Standing, kind: Kind, champion: str, past: Sequence[str], content: Mapping[str, JSON]
+    standing: Standing,
+    kind: Kind,
+    champion: str,
+    content: Mapping[str, JSON],
+    *,
+    past: Sequence[str] | None = None,
 ) -> Entry:
     """Write a move into the ledger; `follow` then moves the aliases.
 
@@ -140,16 +145,16 @@ def crown(
         standing: That the decision rests on.
         kind: `promoted` or `rolled_back`.
         champion: The version to be champion.
-        past: Champions before it, the latest last.
         content: What else is to be known.
+        past: Champions before it, the latest last; the present one and those before that by
+            default.
 
     Raises:
         RegistryError: The champion has changed since.
     """
     head = standing.head
     _require_unmoved(standing, aliases(standing.model_name).get(CHAMPION))
-    whole: dict[str, JSON] = {**content}
-    whole |= {"champion": champion, "past": list(past), "withdrawn": standing.champion}
+    whole = {**content, **describe_move(standing, champion, past)}
     while True:
         made = append_after(standing.ledger_url, head, kind, whole)
         if made is not None:
@@ -160,6 +165,21 @@ def crown(
             if entry.kind in _MOVES:
                 _require_unmoved(standing, str(entry.content["champion"]), is_certain=True)
         head = entries[-1]
+
+
+def describe_move(
+    standing: Standing, champion: str, past: Sequence[str] | None = None
+) -> dict[str, JSON]:
+    """What an entry that moves the champion says of the move.
+
+    Args:
+        standing: Before it.
+        champion: The version to be champion.
+        past: Champions before it; the present one and those before that by default.
+    """
+    if past is None:
+        past = (*standing.past, standing.champion) if standing.champion else standing.past
+    return {"champion": champion, "past": list(past), "withdrawn": standing.champion}
 
 
 def follow(standing: Standing, move: Entry) -> None:
@@ -185,7 +205,7 @@ def rollback(name: str, ledgers_url: str, *, reason: str) -> RollbackReport:
         raise RegistryError(name, problem, "Train and promote a better version instead")
     champion = load_version(name, standing.past[-1]).version
     content: Mapping[str, JSON] = {"model_name": name, "reason": reason}
-    move = crown(standing, "rolled_back", champion, standing.past[:-1], content)
+    move = crown(standing, "rolled_back", champion, content, past=standing.past[:-1])
     follow(standing, move)
     return RollbackReport(name, champion, standing.champion, reason, move)
 

@@ -21,9 +21,7 @@ from pipeline import storage
 from pipeline.errors import AbsentError, RegistryError
 from pipeline.schema import JSON
 
-Kind: TypeAlias = Literal[
-    "promoted", "refused", "held", "answered", "rolled_back", "found", "scored"
-]
+Kind: TypeAlias = Literal["promoted", "refused", "held", "rolled_back", "found", "scored"]
 
 NO_DIGEST: Final = "0" * 64
 _NAME: Final = re.compile(r"\d{8}\.json")
@@ -64,10 +62,18 @@ class Entry:
         if self.kind == "scored":
             return f"version {known['model_version']}, {known['scored_count']} images"
         if self.kind in {"refused", "held"}:
-            return f"version {known['challenger_version']}"
+            return f"version {known['challenger_version']}{self._words_of_answer}"
         if self.kind == "rolled_back":
             return f"version {known['champion']} for {known['withdrawn']}: {known['reason']}"
-        return f"version {known['champion']}"
+        return f"version {known['champion']}{self._words_of_answer}"
+
+    @property
+    def _words_of_answer(self) -> str:
+        """Who decided and why, where a person did."""
+        answer = self.content.get("answer")
+        if not isinstance(answer, dict) or not answer:
+            return ""
+        return f", by {answer['name']}: {answer['reason']}"
 
 
 def append(

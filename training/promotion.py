@@ -242,17 +242,23 @@ def _conclude(report: PromotionReport, standing: Standing, run_id: str) -> None:
     path = f"{stem}-{report.dataset_fingerprint[:8]}"
     content = {**asdict(report), "run_id": run_id, "record": f"{path}.md"}
     if report.decision.outcome == "promoted":
-        past = (*standing.past, champion) if champion else standing.past
-        entry = crown(standing, "promoted", report.challenger_version, past, content)
+        entry = crown(standing, "promoted", report.challenger_version, content)
     else:
         entry = append(standing.ledger_url, report.decision.outcome, content)
-    _record(report, run_id, path, entry)
+    record_decision(report, run_id, path, entry)
     if report.decision.outcome == "promoted":
         follow(standing, entry)
 
 
-def _record(report: PromotionReport, run_id: str, path: str, entry: Entry) -> None:
-    """Keep the decision with the challenger's run and version."""
+def record_decision(report: PromotionReport, run_id: str, path: str, entry: Entry) -> None:
+    """Keep a decision with the challenger's run and version.
+
+    Args:
+        report: The decision and all about it.
+        run_id: The challenger's run.
+        path: Among the run's artifacts, without a suffix.
+        entry: Of the ledger, which says the same.
+    """
     log_record(run_id, f"{path}.md", report.to_markdown())
     log_record(run_id, f"{path}.json", asdict(report))
     tags = {

@@ -45,8 +45,7 @@ def ledgers(home: Path, tmp_path: Path) -> str:
 
 def promote_to(ledgers: str, version: str) -> None:
     standing = settle(NAME, ledgers)
-    past = (*standing.past, standing.champion) if standing.champion else ()
-    follow(standing, crown(standing, "promoted", version, past, {}))
+    follow(standing, crown(standing, "promoted", version, {}))
 
 
 def test_a_rollback_goes_back_one_champion_at_a_time(ledgers: str) -> None:
@@ -74,7 +73,7 @@ def test_of_two_moves_at_once_one_is_refused(ledgers: str) -> None:
     def move(version: str) -> str:
         start.wait()
         try:
-            follow(standing, crown(standing, "promoted", version, ("1",), {}))
+            follow(standing, crown(standing, "promoted", version, {}))
         except RegistryError as error:
             return str(error)
         return version
@@ -90,13 +89,13 @@ def test_of_two_moves_at_once_one_is_refused(ledgers: str) -> None:
 def test_a_scoring_in_between_is_no_reason_to_refuse(ledgers: str) -> None:
     standing = settle(NAME, ledgers)
     append(standing.ledger_url, "scored", {})
-    assert crown(standing, "promoted", "2", (), {}).sequence == 2
+    assert crown(standing, "promoted", "2", {}).sequence == 2
 
 
 def test_aliases_that_a_killed_promotion_left_behind_follow_later(ledgers: str) -> None:
     promote_to(ledgers, "1")
     standing = settle(NAME, ledgers)
-    crown(standing, "promoted", "2", ("1",), {})  # and killed here
+    crown(standing, "promoted", "2", {})  # and killed here
     assert aliases(NAME)["champion"] == "1"
     assert settle(NAME, ledgers).champion == "2"
     assert aliases(NAME)["previous"] == "1"
@@ -106,7 +105,7 @@ def test_aliases_that_a_killed_promotion_left_behind_follow_later(ledgers: str) 
 def test_who_wakes_late_does_not_undo_a_later_move(ledgers: str) -> None:
     promote_to(ledgers, "1")
     standing = settle(NAME, ledgers)
-    late = crown(standing, "promoted", "2", ("1",), {})
+    late = crown(standing, "promoted", "2", {})
     promote_to(ledgers, "3")
     follow(standing, late)
     assert (aliases(NAME)["champion"], aliases(NAME)["previous"]) == ("3", "2")

@@ -1,0 +1,39 @@
+"""Events that other flows may be triggered by, or a person be told of."""
+
+from __future__ import annotations
+
+from prefect.artifacts import create_markdown_artifact
+from prefect.context import FlowRunContext
+from prefect.events import emit_event
+
+from training.scoring import ScoreReport
+
+
+def announce_champion(model_name: str, version: str) -> None:
+    """Say that a version has become champion: by promotion, by a person's word or a rollback."""
+    emit_event(
+        "mlflow.model.promoted",
+        resource={"prefect.resource.id": f"mlflow.model.{model_name}", "version": version},
+    )
+
+
+def alert_of_drift(report: ScoreReport) -> None:
+    """Say that scores have drifted, as an event and as an artifact; nothing where they have not."""
+    if not report.drift.has_drifted:
+        return
+    emit_event(
+        "normscope.scores.drifted",
+        resource={
+            "prefect.resource.id": f"mlflow.model.{report.model_name}",
+            "version": report.model_version,
+            "output": report.output_url,
+        },
+        payload={"findings": [str(found) for found in report.drift.findings]},
+    )
+    if FlowRunContext.get() is not None:
+        create_markdown_artifact(
+            "\n".join(f"- {note}" for note in report.drift.notes),
+            key="drift",
+            description=f"Drift in `{report.output_url}`, against the normals of "
+            f"`{report.model_name}` version {report.model_version}",
+        )

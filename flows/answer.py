@@ -1,0 +1,36 @@
+"""`normscope answer`: a person's word on a challenger that the gate has held."""
+
+from __future__ import annotations
+
+from prefect import flow
+
+import flows.environment  # noqa: F401 -- sets variables, before the rest
+from flows.announce import announce_champion
+from flows.reports import publish
+from flows.settings import load_settings
+from flows.tasks import resumable
+from pipeline.storage import join
+from training.answers import Answer, Verdict, answer_held
+from training.promotion import PromotionReport
+
+
+@flow(name="answer")
+def answer(
+    model_name: str, *, verdict: Verdict, name: str, reason: str, ledgers: str | None = None
+) -> PromotionReport:
+    """Approve or refuse a challenger that the gate has held; an approval moves the aliases.
+
+    Args:
+        model_name: Registered name, e.g. camelyon16-anomaly.
+        verdict: Whether it becomes champion.
+        name: Who says so, for the ledger.
+        reason: Why, for the ledger.
+        ledgers: Folder of the ledger of a model that has none yet, a path or `s3://`; below the
+            home folder by default.
+    """
+    place = ledgers or join(str(load_settings().home), "ledgers")
+    said = Answer(verdict=verdict, name=name, reason=reason)
+    report = resumable(answer_held)(model_name, said, ledgers_url=place)
+    if report.has_new_champion:
+        announce_champion(model_name, report.challenger_version)
+    return publish(report)
