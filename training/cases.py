@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from hashlib import sha256
+from pathlib import PurePosixPath
 from typing import Final
 
 import numpy as np
@@ -13,6 +14,7 @@ from pipeline import storage
 from pipeline.records import Label
 from pipeline.schema import Dataset
 from training.artefacts import QUALITY_NAMES, mark_artefacts
+from training.captures import is_of_dicom, write_capture
 from training.heatmaps import encode_heatmap
 from training.reconstruction import find_nearest, reconstruct
 from training.row_scores import Rows, read_batches
@@ -27,6 +29,8 @@ from training.worklist import (
     picture_uri,
 )
 
+HEATMAPS: Final = "heatmaps"
+CAPTURES: Final = "dicom"
 _EMBEDDED_SIDE_PX: Final = 128  # of heatmaps in the page, which the browser enlarges smoothly
 _HEATMAP_BATCH: Final = 64
 _USUAL_PERCENTILE: Final = 50.0
@@ -47,7 +51,7 @@ def write_cases(
     """Write heatmaps of the strangest under names of their own, and list the cases.
 
     Args:
-        output_url: Heatmaps go to `heatmaps/` in it.
+        output_url: Heatmaps go to `heatmaps/` in it, those of DICOM radiographs to `dicom/` too.
         dataset: That was scored.
         model: That scored it.
         scored: Ranked.
@@ -55,8 +59,7 @@ def write_cases(
         batch_images: Images at once, at most.
     """
     batch = min(batch_images, _HEATMAP_BATCH)
-    folder = storage.join(output_url, "heatmaps")
-    pictures, nearest = _look_at_top(folder, dataset, model, scored, top_heatmaps, batch)
+    pictures, nearest = _look_at_top(output_url, dataset, model, scored, top_heatmaps, batch)
     shown = _show_usual(dataset, scored, list(nearest.values()), batch)
     marks = _mark(dataset, scored)
     return [
@@ -76,7 +79,7 @@ def write_cases(
 
 
 def _look_at_top(
-    folder: str,
+    output_url: str,
     dataset: Dataset,
     model: ScoringModel,
     scored: RankedScores,
@@ -95,8 +98,7 @@ def _look_at_top(
     nearest: dict[int, Rows] = {}
     for rows, images in read_batches(dataset, np.sort(scored.rows[:count]), batch):
         places = [place_of[int(row)] for row in rows]
-        names = [name_heatmap(scored, place, model) for place in places]
-        heats = _write_heatmaps(folder, names, model, images)
+        heats = _write_heatmaps(output_url, dataset, model, scored, places, images)
         made = reconstruct(model, images)
         for place, image, heat, seen in zip(places, images, heats, made.pictures, strict=True):
             pictures[place] = CasePictures(picture_uri(image), heat, picture_uri(seen))
@@ -139,15 +141,25 @@ def _mark(dataset: Dataset, scored: RankedScores) -> list[tuple[str, ...]]:
 
 
 def _write_heatmaps(
-    url: str, names: list[str], model: ScoringModel, images: NDArray[np.uint8]
+    output_url: str,
+    dataset: Dataset,
+    model: ScoringModel,
+    scored: RankedScores,
+    places: list[int],
+    images: NDArray[np.uint8],
 ) -> list[str]:
     """Write heatmaps, and give small ones as data URIs."""
     low, high = model.calibration.heatmap_low, model.calibration.heatmap_high
     heatmaps = model.predict(images, heatmaps=True).heatmap
     assert heatmaps is not None  # noqa: S101 -- they were asked for
     small = []
-    for name, heatmap in zip(names, heatmaps, strict=True):
-        storage.write_bytes(storage.join(url, name), encode_heatmap(heatmap, low=low, high=high))
+    for place, image, heatmap in zip(places, images, heatmaps, strict=True):
+        name = name_heatmap(scored, place, model)
+        url = storage.join(output_url, HEATMAPS, name)
+        storage.write_bytes(url, encode_heatmap(heatmap, low=low, high=high))
+        if is_of_dicom(dataset):
+            url = storage.join(output_url, CAPTURES, f"{PurePosixPath(name).stem}.dcm")
+            write_capture(url, dataset, model, scored, place, image, heatmap)
         data = encode_heatmap(heatmap, low=low, high=high, max_side_px=_EMBEDDED_SIDE_PX)
         small.append(data_uri("image/png", data))
     return small
@@ -158,10 +170,11 @@ def remove_stale_heatmaps(
 ) -> None:
     """Remove heatmaps of earlier results, once these ones are visible."""
     count = min(top_heatmaps, len(scored.rows))
-    kept = {name_heatmap(scored, place, model) for place in range(count)}
-    for info in storage.list_objects(storage.join(output_url, "heatmaps") + "/"):
-        if storage.name_of(info.url) not in kept:
-            storage.delete(info.url)
+    kept = {PurePosixPath(name_heatmap(scored, place, model)).stem for place in range(count)}
+    for folder in (HEATMAPS, CAPTURES):
+        for info in storage.list_objects(storage.join(output_url, folder) + "/"):
+            if PurePosixPath(storage.name_of(info.url)).stem not in kept:
+                storage.delete(info.url)
 
 
 def name_heatmap(scored: RankedScores, place: int, model: ScoringModel) -> str:

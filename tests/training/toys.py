@@ -44,9 +44,18 @@ class ToyReader:
 
 
 def make_dataset(
-    url: str, *, normals: int = 40, validation: int = 8, channels: int = 1, leaks: bool = False
+    url: str,
+    *,
+    normals: int = 40,
+    validation: int = 8,
+    channels: int = 1,
+    leaks: bool = False,
+    more: Mapping[str, str] | None = None,
 ) -> Dataset:
-    """Normals to train on, normals and as many anomalies to validate; every tenth unreadable."""
+    """Normals to train on, normals and as many anomalies to validate; every tenth unreadable.
+
+    `more` adds columns of text, the same in every row.
+    """
     split = np.array(["train"] * normals + ["validation"] * (2 * validation), object)
     label = np.repeat(np.array([0, 0, 1], np.int8), [normals, validation, validation])
     count = len(split)
@@ -60,7 +69,7 @@ def make_dataset(
         image_count=count,
         shard_images=16,
         chunk_images=4,
-        columns=dict(BASE_COLUMNS),
+        columns={**BASE_COLUMNS, **dict.fromkeys(more or {}, BASE_COLUMNS["image_id"])},
         mpp_um=None,
         parameters={"normals": normals},
         code_version="1",
@@ -70,6 +79,7 @@ def make_dataset(
         "group_id": np.array(groups, object),
         "split": split,
         "label": label,
+        **{name: np.full(count, text, object) for name, text in (more or {}).items()},
     }
     plan = Plan(spec, (ToySource("toys"),), np.zeros(count, np.int32), columns, (), None, None)
     ingest(url, plan, ToyReader(channels), map_serially)
