@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Literal
 
 from prefect import flow
@@ -10,6 +11,7 @@ from pydantic import Field
 import flows.environment  # noqa: F401 -- sets variables, before the rest
 from flows.engine import open_engine
 from flows.progress import progress
+from flows.pseudonym_key import open_key
 from flows.reports import publish
 from flows.settings import load_settings
 from flows.tasks import resumable
@@ -18,6 +20,7 @@ from pipeline.image_dataset import Colour, ImageSettings
 from pipeline.image_ingest import ImageIngestReport
 from pipeline.records import Split
 from pipeline.sources.images import list_images
+from pipeline.sources.pseudonyms import list_privately, name_source
 from pipeline.storage import name_of
 
 
@@ -38,7 +41,8 @@ def ingest_images(
     """Preprocess a folder of images with a label table into a sealed dataset.
 
     The table is a CSV with a path and a label column, and may have a split and a group (patient
-    or slide). Groups are never divided by a split.
+    or slide). Groups are never divided by a split. Where NORMSCOPE_PSEUDONYM_KEY is set, names
+    and numbers of radiographs become pseudonyms.
 
     Args:
         source: Folder or `s3://` prefix.
@@ -56,9 +60,13 @@ def ingest_images(
         modality=modality, size_px=size_px, crop_px=crop_px, colour=colour, equalize=equalize,
         seed=seed,
     )  # fmt: skip
-    listing = list_images(source, labels_url=labels, split_map=split_map)
-    with open_engine(load_settings()) as map_work, progress("Images") as advance:
+    surroundings = load_settings()
+    key = open_key(surroundings) if modality == "radiograph" else None
+    list_them = partial(list_images, source, labels_url=labels, split_map=split_map)
+    listing = list_privately(list_them, source, key)
+    with open_engine(surroundings) as map_work, progress("Images") as advance:
         report = resumable(image_ingest.ingest_images)(
-            dataset, listing, settings, map_work, source=name_of(source), on_progress=advance
-        )
+            dataset, listing, settings, map_work, source=name_source(name_of(source), key),
+            on_progress=advance,
+        )  # fmt: skip
     return publish(report)

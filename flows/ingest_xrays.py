@@ -52,6 +52,8 @@ def ingest_xrays(
     never divided by a split. DICOM files need NORMSCOPE_PSEUDONYM_KEY; where it is set, names and
     numbers of PNGs that are not ChestX-ray14's own become pseudonyms too.
 
+    What you name yourself here is kept with the run as you write it: name no person in it.
+
     Args:
         source: Folder or `s3://` prefix of the images.
         dataset: Where the dataset goes: a path or an `s3://` URL.

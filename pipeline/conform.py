@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from pipeline import slide_dataset
@@ -19,7 +20,7 @@ from pipeline.slide_dataset import SlideSettings
 from pipeline.sources.camelyon16 import list_slides
 from pipeline.sources.images import list_images
 from pipeline.sources.listings import ImageListing
-from pipeline.sources.pseudonyms import pseudonymise, withholding
+from pipeline.sources.pseudonyms import list_privately, name_source
 from pipeline.sources.xrays import list_xrays, recognise_format
 
 
@@ -56,7 +57,8 @@ def ingest_alike(
         dataset: Where the new dataset goes.
         parameters: The other dataset's attribute `parameters`; they tell slides from images.
         map_work: An engine of `pipeline.engines`.
-        name: Of the new dataset's source.
+        name: Of the new dataset's source; replaced where radiographs get pseudonyms, as their
+            folder may name a person too.
         labels: URL of a label table, where it is known what the scans show.
         key: Of the pseudonyms of radiographs; DICOM files cannot do without.
         on_progress: Called with images done and in all.
@@ -69,7 +71,7 @@ def ingest_alike(
         plan, reader = _plan_slides(source, parameters, map_work, name, labels)
     else:
         settings = ImageSettings.model_validate(parameters)
-        listing = _list_images(source, settings, labels, key, map_work)
+        name, listing = _list_images(source, settings, labels, key, map_work, name)
         return ingest_images(
             dataset, listing, settings, map_work, source=name, on_progress=on_progress
         )
@@ -82,20 +84,17 @@ def _list_images(
     labels: str | None,
     key: PseudonymKey | None,
     map_work: MapWork,
-) -> ImageListing:
+    name: str,
+) -> tuple[str, ImageListing]:
     """Images, or radiographs in DICOM; radiographs under pseudonyms wherever there is a key."""
     if settings.modality != "radiograph":
-        return list_images(source, labels_url=labels, keeps_unlisted=True)
+        return name, list_images(source, labels_url=labels, keeps_unlisted=True)
     if recognise_format(source) == "dicom":
-        _, listing = list_xrays(
+        return list_xrays(
             source, source_format="dicom", key=key, table_url=labels, map_work=map_work
         )
-        return listing
-    if key is None:
-        return list_images(source, labels_url=labels, keeps_unlisted=True)
-    with withholding(source):
-        listing = list_images(source, labels_url=labels, keeps_unlisted=True)
-    return pseudonymise(listing, key)
+    list_pngs = partial(list_images, source, labels_url=labels, keeps_unlisted=True)
+    return name_source(name, key), list_privately(list_pngs, source, key)
 
 
 def _plan_slides(

@@ -83,7 +83,7 @@ def list_radiographs(
     folder = list_folder(url)
     files, unusable = _name_files(folder, scratch, map_work)
     if not files:
-        first = f"; {unusable[0].item}: {unusable[0].reason}" if unusable else ""
+        first = f"; {unusable[0].item!r}: {unusable[0].reason}" if unusable else ""
         raise SourceError(
             url,
             f"no image among {len(folder.files)} files{first}",
@@ -102,7 +102,7 @@ def list_radiographs(
     if not gathering.images:
         raise SourceError(
             table.url,
-            f"none of its {len(table.rows)} rows gives one of {len(files)} images of {url}",
+            f"none of its {len(table.rows)} rows gives one of {len(files)} images of {url!r}",
             "Check that table, images and filters belong together",
         )
     unlisted = list_unlisted(
@@ -112,7 +112,7 @@ def list_radiographs(
         in_order(gathering.images.values()),
         (*gathering.rejected, *gathering.list_absent(), *unlisted, *unusable, *not_boxes),
         (
-            f"{len(gathering.images)} of {len(table.rows)} rows of {table.url} give an image",
+            f"{len(gathering.images)} of {len(table.rows)} rows of {table.url!r} give an image",
             f"splits: {_name_origin(experiment, lists)}",
             *_note_boxes(boxes, gathering.images),
         ),
@@ -216,7 +216,7 @@ def _read_lists(folder: Folder, table_url: str) -> dict[str, Split]:
             names = set(read_bytes(url).decode("utf-8", "replace").split())
             if twice := sorted(names & set(splits)):
                 raise SourceError(
-                    url, f"{len(twice)} images are in both lists, the first is {twice[0]}",
+                    url, f"{len(twice)} images are in both lists, the first is {twice[0]!r}",
                     "Fetch the official lists again",
                 )  # fmt: skip
             splits |= dict.fromkeys(names, split)

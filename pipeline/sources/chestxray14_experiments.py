@@ -48,7 +48,7 @@ def read_experiment(url: str, experiment: Experiment) -> dict[str, tuple[Label, 
             raise SourceError(url, f"no list {experiment}/{part}", _REMEDY)
         names = members[part].decode("utf-8", "replace").split()
         if twice := sorted(set(names) & set(listed)):
-            raise SourceError(url, f"{twice[0]} is in two lists of {experiment}", _REMEDY)
+            raise SourceError(url, f"{twice[0]!r} is in two lists of {experiment}", _REMEDY)
         listed |= dict.fromkeys(names, meaning)
     return listed
 

@@ -212,6 +212,4 @@ def _notes(images: tuple[SourceImage, ...]) -> tuple[str, ...]:
             f"{flagged} of {len(images)} images may show burned-in text ({counts['stated']} say "
             "so): look at them before they leave the hospital"
         )
-    if images[0].label is Label.UNKNOWN:
-        notes.append("no labels: they are unknown")
     return tuple(notes)

@@ -132,7 +132,7 @@ def _match_nothing(table: Table, gathering: Gathering, folder: Folder) -> Source
     first = gathering.rejected[0].reason if gathering.rejected else "no such image"
     return SourceError(
         table.url,
-        f"none of its {len(table.rows)} rows gives an image of {folder.url}; "
+        f"none of its {len(table.rows)} rows gives an image of {folder.url!r}; "
         f"{table.rows[0]['path']!r}: {first}",
         f"Give paths relative to the table's folder, or the table as `{NO_TABLE}`",
     )
@@ -197,7 +197,7 @@ class _Rows:
 
     def explain(self) -> tuple[str, ...]:
         """What the user should know of how the table was read."""
-        notes = [f"labels from {self.table.url}"]
+        notes = [f"labels from {self.table.url!r}"]
         if "group_id" not in self.table.columns:
             notes.append(
                 "no patient or slide column: every image is a group of its own, so images of one "

@@ -8,13 +8,13 @@ or withheld. DICOM listings need none of this: they are pseudonymous from their 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Final
 
 from pipeline.dicom_header import OLDEST_YEARS
-from pipeline.errors import NormscopeError
+from pipeline.errors import NormscopeError, StorageError
 from pipeline.privacy import PseudonymKey
 from pipeline.public_names import withhold_quotes
 from pipeline.records import ManifestEntry, Scalar, SourceImage
@@ -31,6 +31,31 @@ _PLACE: Final = re.compile(r", (?:View Position|Patient Age|Finding Labels|line 
 # These columns come out of parsers that let nothing else through.
 _PARSED: Final = frozenset({"sex", "boxes_yxhw"})
 _WORDS: Final = frozenset({*FINDINGS, NO_FINDING})
+
+
+def list_privately(
+    list_them: Callable[[], ImageListing], url: str, key: PseudonymKey | None
+) -> ImageListing:
+    """List radiographs, under pseudonyms wherever there is a key.
+
+    Args:
+        list_them: Lists them under their own names.
+        url: The place that the user has named, for errors.
+        key: Of the pseudonyms, or None.
+
+    Raises:
+        NormscopeError: As `list_them`; without quotes where there is a key.
+    """
+    if key is None:
+        return list_them()
+    with withholding(url):
+        listing = list_them()
+    return pseudonymise(listing, key)
+
+
+def name_source(name: str, key: PseudonymKey | None) -> str:
+    """What a folder of radiographs is called in public: its name, where there is a key a digest."""
+    return f"source-{key.pseudonym('source', name)[:12]}" if key else name
 
 
 def pseudonymise(listing: ImageListing, key: PseudonymKey) -> ImageListing:
@@ -61,6 +86,10 @@ def withholding(item: str) -> Iterator[None]:
     """
     try:
         yield
+    except StorageError as error:
+        # Its words are the libraries' own, which quote nothing properly.
+        problem = f"something there cannot be read ({type(error).__name__})"
+        raise type(error)(item, problem, error.remedy) from None
     except NormscopeError as error:
         raise type(error)(item, withhold_quotes(error.problem), error.remedy) from None
 

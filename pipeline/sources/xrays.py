@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import PurePosixPath
 from typing import Final, Literal, TypeAlias
@@ -20,7 +21,7 @@ from pipeline.sources.chestxray14_experiments import Experiment, read_experiment
 from pipeline.sources.chestxray14_table import Views
 from pipeline.sources.dicom_labels import apply_labels
 from pipeline.sources.listings import Folder, ImageListing, find_beside, is_image, list_folder
-from pipeline.sources.pseudonyms import pseudonymise, withholding
+from pipeline.sources.pseudonyms import list_privately, withholding
 from pipeline.storage import name_of, read_range
 
 SourceFormat: TypeAlias = Literal["chestxray14", "dicom"]
@@ -71,11 +72,7 @@ def list_xrays(
     list_pngs = partial(
         _list_pngs, url, table_url, views, findings, experiment, lists_url, scratch, map_work
     )
-    if key is None:
-        return chosen, list_pngs()
-    with withholding(url):
-        listing = list_pngs()
-    return chosen, pseudonymise(listing, key)
+    return chosen, list_privately(list_pngs, url, key)
 
 
 def recognise_format(url: str) -> SourceFormat:
@@ -156,6 +153,8 @@ def _list_dicom(
     if table_url:
         with withholding(table_url):
             listing = apply_labels(listing, table_url, url, key)
+    else:
+        listing = replace(listing, notes=(*listing.notes, "no labels: they are unknown"))
     return _choose_views(listing, views)
 
 

@@ -153,6 +153,7 @@ def test_dicom_is_ingested_and_scored_alike(tmp_path: Path) -> None:
     )
     ours, theirs = open_dataset(report.url), open_dataset(alike.url)
     assert ours.image_count == theirs.image_count == 3
+    assert theirs.attributes["source"] == "dicom"
     np.testing.assert_array_equal(ours.read_images(0, 3), theirs.read_images(0, 3))
     assert ours.column("group_id").tolist() == theirs.column("group_id").tolist()
     for path in tmp_path.rglob("*.json"):
@@ -179,3 +180,7 @@ def test_pngs_to_be_scored_get_pseudonyms_where_there_is_a_key(tmp_path: Path) -
     ingest_alike(str(tmp_path / "in"), url, parameters, map_serially, name="new", key=KEY)
     ids = set(open_dataset(url).column("image_id"))
     assert ids == {KEY.pseudonym("image", f"{image.image_id}.png") for image in listing.images}
+    source = open_dataset(url).attributes["source"]
+    assert source == f"source-{KEY.pseudonym('source', 'new')[:12]}"
+    ingest_alike(str(tmp_path / "in"), f"{url}-plain", parameters, map_serially, name="new")
+    assert open_dataset(f"{url}-plain").attributes["source"] == "new"

@@ -50,7 +50,7 @@ def test_lists_that_are_missing_or_overlap_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="no list AP/normal/train"):
         read_experiment(folder, "AP")
     folder = write_lists(tmp_path / "b", {**LISTS, "anomaly/test": "b.png\n"})
-    with pytest.raises(SourceError, match=r"b\.png is in two lists of PA"):
+    with pytest.raises(SourceError, match=r"'b\.png' is in two lists of PA"):
         read_experiment(folder, "PA")
     stream = BytesIO()
     with tarfile.open(fileobj=stream, mode="w:gz") as archive:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from pydicom.uid import CTImageStorage
 
-from pipeline.errors import SettingsError, SourceError
+from pipeline.errors import NormscopeError, SettingsError, SourceError
 from pipeline.privacy import PseudonymKey
 from pipeline.records import Label
 from pipeline.sources.xrays import list_xrays, recognise_format
@@ -154,10 +155,38 @@ def test_published_names_stay_and_all_others_become_pseudonyms(tmp_path: Path) -
     assert states["failed"] == 1  # the row that leaves the folder
     assert states["skipped"] >= 5
     assert len({entry.item for entry in listing.rejected}) == len(listing.rejected)
-    (tmp_path / "Data_Entry_2017.csv").write_text(table_text([("x.png", *rows[2][1:])]))
-    with pytest.raises(SourceError) as caught:
-        list_xrays(url, key=KEY)
-    assert "MUSTER" not in str(caught.value)
+
+
+def spoil_table(folder: Path) -> None:
+    (folder / "Data_Entry_2017.csv").write_text(table_text([("x.png", *ROWS[0][1:])]))
+
+
+def spoil_lists(folder: Path) -> None:
+    for name in ("train_val_list.txt", "test_list.txt"):
+        (folder / name).write_text(f"{NAME}.png\n")
+
+
+def spoil_archive(folder: Path) -> None:
+    for path in folder.glob("*/*.png"):
+        path.unlink()
+    (folder / "images_001.tar.gz").write_bytes(b"no archive")
+
+
+def lock_table(folder: Path) -> None:
+    (folder / "Data_Entry_2017.csv").unlink()
+    (folder / "Data_Entry_2017.csv").symlink_to("/proc/self/mem")  # not to be read from its start
+
+
+@pytest.mark.parametrize("spoil", [spoil_table, spoil_lists, spoil_archive, lock_table])
+def test_no_error_quotes_a_file_or_a_folder(tmp_path: Path, spoil: Callable[[Path], None]) -> None:
+    folder = tmp_path / f"films {NAME} at last"
+    write_set(folder, table_text())
+    spoil(folder)
+    with pytest.raises(NormscopeError, match=f"^{tmp_path}: ") as caught:
+        list_xrays(str(tmp_path), key=KEY)
+    assert not re.search("MUSTER|ERIKA|at last", str(caught.value))
+    with pytest.raises(NormscopeError, match="ERIKA at last"):
+        list_xrays(str(tmp_path))
 
 
 def test_a_capture_of_another_kind_is_not_taken(tmp_path: Path) -> None:
