@@ -158,8 +158,9 @@ def _sweep(url: str, spec: DatasetSpec) -> None:
     for info in storage.list_objects(url):
         key = info.url[len(url.rstrip("/")) + 1 :]
         array, _, chunk = key.partition("/c/")
-        number = chunk.split("/")[0]
-        is_shard = f"{array}/zarr.json" in kept and number.isdecimal() and int(number) < last
+        places = chunk.split("/")
+        is_chunk = f"{array}/zarr.json" in kept and all(place.isdecimal() for place in places)
+        is_shard = is_chunk and int(places[0]) < last
         if key not in kept and not is_shard and not key.startswith(_OF_SLIDES):
             storage.delete(info.url)
 

@@ -20,10 +20,10 @@ from pipeline.shards import ShardTask
 logger = logging.getLogger(__name__)
 
 # Of a worker's memory: the libraries, an open slide and its decoded tiles; and how often a shard's
-# images are there at once while it is read, put together, cut into chunks and compressed.
+# images are there at once while it is read, unreadable ones are blanked, and it is put together.
 _BASE_BYTES: Final = 512 << 20
-_COPIES: Final = 5
-_SAMPLE_IMAGES: Final = 64
+_COPIES: Final = 3
+_SAMPLE_IMAGES: Final = 16
 
 
 @dataclass(frozen=True, slots=True)

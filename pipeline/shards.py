@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -9,14 +10,16 @@ from hashlib import sha256
 from typing import Any
 
 import numpy as np
-import zarr
 from blake3 import blake3
 from numpy.typing import NDArray
+from zarr import AsyncArray
+from zarr.api.asynchronous import open_group
 
 from pipeline.errors import AbsentError, SchemaError, SourceError
 from pipeline.plan import Plan, Reader, SourceRead
 from pipeline.schema import Array, DatasetSpec, fill_value
-from pipeline.storage import open_zarr_store
+from pipeline.shard_codec import encode_shard
+from pipeline.storage import join, open_zarr_store, write_parts
 
 
 @dataclass(frozen=True)
@@ -158,17 +161,29 @@ def _write_shard(
     columns: Mapping[str, Array],
     commit: Commit,
 ) -> None:
-    group = zarr.open_group(open_zarr_store(url, read_only=False), mode="r+")
-    place = slice(task.start, task.start + len(images))
-    for name, values in {"image": images, **columns}.items():
-        array = group[name]
-        if not isinstance(array, zarr.Array):
+    spec = task.spec
+    parts = encode_shard(images, chunk_images=spec.chunk_images, shard_images=spec.shard_images)
+    write_parts(join(url, "image", "c", str(task.shard), "0", "0", "0"), parts)
+    asyncio.run(_write_columns(url, task, columns, commit))
+
+
+async def _write_columns(
+    url: str, task: ShardTask, columns: Mapping[str, Array], commit: Commit
+) -> None:
+    """Write all columns at the same time, and the commit when they are there."""
+    group = await open_group(open_zarr_store(url, read_only=False), mode="r+")
+    place = slice(task.start, task.start + len(task.source_index))
+
+    async def write(name: str, where: slice, values: Array) -> None:
+        array = await group.getitem(name)
+        if not isinstance(array, AsyncArray):
             raise SchemaError(url, f"{name!r} is no array", "Choose an empty destination")
         # Comparing every chunk with the fill value costs as much as compressing it.
-        array.with_config({"write_empty_chunks": True})[place] = values
-    commits = group["commit"]
-    if isinstance(commits, zarr.Array):
-        commits[task.shard : task.shard + 1] = np.array([commit.to_json()], dtype=object)
+        await array.with_config({"write_empty_chunks": True}).setitem(where, values)
+
+    await asyncio.gather(*(write(name, place, values) for name, values in columns.items()))
+    text = np.array([commit.to_json()], dtype=object)
+    await write("commit", slice(task.shard, task.shard + 1), text)
 
 
 def _empty_column(spec: DatasetSpec, name: str, count: int) -> Array:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -172,12 +172,7 @@ def _head(url: str, place: Place) -> ObjectInfo:
 
 
 def describe(url: str) -> ObjectInfo:
-    """Size and version of one file.
-
-    Raises:
-        AbsentError: It does not exist.
-        StorageError: It cannot be reached.
-    """
+    """Size and version of one file; raises as `read_bytes`."""
     with translated(url):
         return _head(url, parse(url))
 
@@ -220,33 +215,36 @@ def read_range(url: str, start: int, stop: int) -> bytes:
 
 
 def write_bytes(url: str, data: bytes) -> None:
-    """Write one whole file: readers see the old content or the new, never a part.
-
-    Raises:
-        StorageError: The place cannot be written.
-    """
+    """Write one whole file: readers see the old content or the new; StorageError if neither."""
     place = parse(url)
     with translated(url):
         if place.scheme == "file":
-            with _beside(Path(place.key), data) as temporary:
+            with _beside(Path(place.key), [data], is_forced=True) as temporary:
                 temporary.replace(place.key)
         else:
             obstore.put(_objects(place.scheme, place.root), place.key, data)
 
 
-def create_bytes(url: str, data: bytes) -> bool:
-    """Write one whole file unless there is one: of many writers exactly one wins.
+def write_parts(url: str, parts: Iterator[bytes]) -> None:
+    """Write one large file part by part, never whole in memory; else as `write_bytes`.
 
-    Returns:
-        Whether this call created it.
-
-    Raises:
-        StorageError: The place cannot be written.
+    It is not forced to disk, which takes longer than all the rest.
     """
+    place = parse(url)
+    with translated(url):
+        if place.scheme == "file":
+            with _beside(Path(place.key), parts, is_forced=False) as temporary:
+                temporary.replace(place.key)
+        else:
+            obstore.put(_objects(place.scheme, place.root), place.key, parts)
+
+
+def create_bytes(url: str, data: bytes) -> bool:
+    """Write one whole file unless there is one; of many writers one wins, and is told so."""
     place = parse(url)
     with translated(url), suppress(AlreadyExistsError, FileExistsError):
         if place.scheme == "file":
-            with _beside(Path(place.key), data) as temporary:
+            with _beside(Path(place.key), [data], is_forced=True) as temporary:
                 os.link(temporary, place.key)
         else:
             obstore.put(_objects(place.scheme, place.root), place.key, data, mode="create")
@@ -255,16 +253,17 @@ def create_bytes(url: str, data: bytes) -> bool:
 
 
 @contextmanager
-def _beside(target: Path, data: bytes) -> Iterator[Path]:
-    """A temporary file with the data, in the target's folder so that a rename is atomic."""
+def _beside(target: Path, parts: Iterable[bytes], *, is_forced: bool) -> Iterator[Path]:
+    """A temporary file of these parts, in the target's folder so that a rename is atomic."""
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     temporary = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            file.writelines(parts)
             file.flush()
-            os.fsync(file.fileno())
+            if is_forced:
+                os.fsync(file.fileno())
         temporary.chmod(0o644)
         yield temporary
     finally:

@@ -164,6 +164,7 @@ def test_a_shorter_plan_leaves_nothing_behind(tmp_path: Path) -> None:
     sources = write_sources(tmp_path / "in", CONTENTS)
     url, reference = str(tmp_path / "out"), str(tmp_path / "reference")
     ingest(url, plan_made(sources), MadeReader(), map_serially)
+    Path(url, "image", "c", "0", "0", "0", ".0.half").write_bytes(b"of a killed writer")
     ingest(url, plan_made(sources[:1]), MadeReader(), map_serially)
     ingest(reference, plan_made(sources[:1]), MadeReader(), map_serially)
     assert content_of(url) == content_of(reference)
