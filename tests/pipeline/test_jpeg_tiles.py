@@ -294,7 +294,6 @@ def test_a_level_is_proved_once_for_each_version_of_its_file(
                 assert tiles is not None
 
     monkeypatch.setattr(jpeg_tiles, "_is_proved", count)
-    open_twice(write_pyramid(tmp_path / "a.tif", [(300, 530)], tile=(256, 256)))
-    assert asked == [0]
-    open_twice(write_pyramid(tmp_path / "a.tif", [(310, 530)], tile=(256, 256)))
+    for rows in (300, 310):
+        open_twice(write_pyramid(tmp_path / "a.tif", [(rows, 530)], tile=(256, 256)))
     assert asked == [0, 0]
