@@ -17,6 +17,16 @@ def announce_champion(model_name: str, version: str) -> None:
     )
 
 
+def report_ranking(report: ScoreReport) -> None:
+    """Keep what another champion has moved in the ranking as an artifact; nothing otherwise."""
+    if report.moved is not None and FlowRunContext.get() is not None:
+        create_markdown_artifact(
+            report.moved.to_markdown(),
+            key="ranking",
+            description=f"What moved in `{report.worklist_url}`",
+        )
+
+
 def alert_of_drift(report: ScoreReport) -> None:
     """Say that scores have drifted, as an event and as an artifact; nothing where they have not."""
     if not report.drift.has_drifted:

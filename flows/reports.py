@@ -196,6 +196,8 @@ def _(report: ScoreReport) -> str:
     if report.auroc is not None:
         lines.append(f"- AUROC {report.auroc}")
     lines += [f"- {note}" for note in report.notes]
+    if report.moved is not None:
+        lines += ["", "**What moved in the ranking**", "", report.moved.to_markdown()]
     manifest = join(report.output_url, "manifest.json")
     return "\n".join([*lines, *_list_failures(report.manifest, manifest)])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from prefect import flow
 
 import flows.environment  # noqa: F401 -- sets variables, before the rest
-from flows.announce import alert_of_drift
+from flows.announce import alert_of_drift, report_ranking
 from flows.engine import open_engine
 from flows.progress import progress
 from flows.pseudonym_key import open_key
@@ -70,4 +70,5 @@ def score(
         )  # fmt: skip
     resumable(record_scoring)(report, ledgers or join(str(settings.home), "ledgers"))
     alert_of_drift(report)
+    report_ranking(report)
     return publish(report)

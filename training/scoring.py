@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
+from io import BytesIO
 from typing import Final
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.errors import SchemaError
@@ -19,6 +22,7 @@ from pipeline.staging import require_reachable
 from training.account import account_for_rows
 from training.cases import remove_stale_heatmaps, write_cases
 from training.drift import DriftReport, measure_drift
+from training.ranking import RankingChange, compare_rankings
 from training.reduced_precision import NOTE, is_reduced
 from training.results import name_results, publish, read_facts
 from training.row_scores import Rows, encode_parquet, score_new_rows
@@ -51,6 +55,7 @@ class ScoreReport:
         manifest: What became of every item.
         notes: What a reader must know first.
         drift: How the last day's images lie against the champion's normals.
+        moved: What moved in the ranking, where another version had made the visible one.
         results: Name of the results, which are new if it is.
         seconds: Wall time.
     """
@@ -69,6 +74,7 @@ class ScoreReport:
     manifest: tuple[ManifestEntry, ...]
     notes: tuple[str, ...]
     drift: DriftReport
+    moved: RankingChange | None
     results: str
     seconds: float
 
@@ -136,15 +142,17 @@ def score_dataset(
     notes = (*model.notes, *((NOTE,) if is_reduced(model) else ()), *drift.notes, *notes)
     manifest = account_for_rows(dataset, asked, scored.rows)
     facts = _describe(dataset, model, scored, notes)
+    table = tabulate(scored, model, source=facts.source)
+    moved = _compare_with_visible(output_url, table)
     results = _write_results(
-        output_url, dataset, model, scored, facts, manifest, top_heatmaps=top_heatmaps,
+        output_url, dataset, model, scored, table, facts, manifest, top_heatmaps=top_heatmaps,
         batch_images=batch_images, splits=", ".join(splits or ["all"]),
     )  # fmt: skip
     auroc, average_precision = judge_scores(scored)
     return ScoreReport(
         output_url, dataset_url, model.name, model.version, model.run_id, len(scored.rows),
         found.new_count, int(scored.prediction.is_anomalous.sum()), model.threshold.value, auroc,
-        average_precision, manifest, notes, drift, results, time.monotonic() - began,
+        average_precision, manifest, notes, drift, moved, results, time.monotonic() - began,
     )  # fmt: skip
 
 
@@ -153,6 +161,7 @@ def _write_results(
     dataset: Dataset,
     model: ScoringModel,
     scored: RankedScores,
+    table: pa.Table,
     facts: WorklistFacts,
     manifest: tuple[ManifestEntry, ...],
     *,
@@ -161,7 +170,6 @@ def _write_results(
     splits: str,
 ) -> str:
     """Write the results unless they are visible already, and give their name."""
-    table = tabulate(scored, model, source=facts.source)
     files = {"scores.parquet": encode_parquet(table), "scores.csv": encode_csv(table)}
     if is_of_slides(dataset):
         files |= draw_slides(dataset, scored)
@@ -183,6 +191,15 @@ def _write_results(
     )  # fmt: skip
     remove_stale_heatmaps(output_url, scored, model, top_heatmaps=top_heatmaps)
     return results
+
+
+def _compare_with_visible(output_url: str, table: pa.Table) -> RankingChange | None:
+    """What moves in the ranking against the visible results, if another version made them."""
+    visible = read_facts(output_url).get("results")
+    if visible is None:
+        return None
+    data = storage.read_bytes(storage.join(output_url, visible, "scores.parquet"))
+    return compare_rankings(pq.read_table(BytesIO(data)), table)
 
 
 def _find_drift(dataset: Dataset, model: ScoringModel, scored: RankedScores) -> DriftReport:

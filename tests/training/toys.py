@@ -28,6 +28,7 @@ class ToyReader:
     """Draws smooth grey waves; anomalies carry a bright square, off the centre."""
 
     channels: int
+    contrast: float = 1.0
 
     def read(self, source: ToySource, rows: Mapping[str, Array]) -> SourceRead:  # noqa: ARG002
         y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
@@ -38,7 +39,7 @@ class ToyReader:
             wave = 120 + 60 * np.sin(fy * y + fx * x + shift)
             if label == 1:
                 wave[8:20, 18:28] = 255
-            images[index] = wave[..., None]
+            images[index] = (120 + self.contrast * (wave - 120)).clip(0, 255)[..., None]
         reasons = tuple("unreadable" if int(n) % 10 == 7 else None for n in rows["image_id"])
         return SourceRead(images, reasons, {}, "0" * 64)
 
@@ -50,6 +51,7 @@ def make_dataset(
     validation: int = 8,
     channels: int = 1,
     leaks: bool = False,
+    contrast: float = 1.0,
     more: Mapping[str, str] | None = None,
 ) -> Dataset:
     """Normals to train on, normals and as many anomalies to validate; every tenth unreadable.
@@ -82,7 +84,7 @@ def make_dataset(
         **{name: np.full(count, text, object) for name, text in (more or {}).items()},
     }
     plan = Plan(spec, (ToySource("toys"),), np.zeros(count, np.int32), columns, (), None, None)
-    ingest(url, plan, ToyReader(channels), map_serially)
+    ingest(url, plan, ToyReader(channels, contrast), map_serially)
     return open_dataset(url)
 
 

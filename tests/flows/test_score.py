@@ -1,0 +1,56 @@
+"""The score flow on a batch that has drifted: page, artifact and event say so."""
+
+from __future__ import annotations
+
+import time
+from io import BytesIO
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter
+
+from flows.score import score
+from pipeline import storage
+from tests.training.registered import NAME, own_mlflow, register
+from tests.training.toys import make_dataset
+from training.registry import load_version, set_alias
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
+
+
+def count_events(name: str) -> int:
+    with get_client(sync_client=True) as client:
+        wanted = {"filter": {"event": {"name": [name]}}, "limit": 10}
+        return int(client.request("POST", "/events/filter", json=wanted).json()["total"])
+
+
+def test_a_shifted_batch_raises_the_alarm_and_moves_no_threshold(tmp_path: Path) -> None:
+    known = make_dataset(str(tmp_path / "known"), validation=40)
+    shifted = make_dataset(str(tmp_path / "shifted"), validation=40, contrast=0.4)
+    output = str(tmp_path / "scores")
+    with own_mlflow(tmp_path):
+        set_alias(NAME, "champion", register(known).version)
+        threshold = load_version(NAME, "champion").threshold.value
+        report = score(
+            shifted.url,
+            output,
+            model_name=NAME,
+            splits=["train"],
+            ledgers=str(tmp_path / "ledgers"),
+        )
+    assert report.drift.whole.state == "shifted"
+    page = storage.read_bytes(f"{output}/worklist.html").decode()
+    assert "everything has shifted" in page
+    assert "The threshold is still that of the validation split" in page
+    table = pq.read_table(BytesIO(storage.read_bytes(f"{output}/scores.parquet")))
+    assert set(table["threshold"].to_pylist()) == {threshold}
+    with get_client(sync_client=True) as client:
+        only = ArtifactFilter.model_validate({"key": {"any_": ["drift"]}})
+        (artifact,) = client.read_artifacts(artifact_filter=only)
+    assert "everything has shifted" in str(artifact.data)
+    deadline = time.monotonic() + 30  # events travel by a queue
+    while not count_events("normscope.scores.drifted") and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert count_events("normscope.scores.drifted") == 1
