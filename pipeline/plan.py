@@ -30,7 +30,8 @@ class SourceRead:
     """What a reader made of the rows of one source.
 
     Args:
-        images: uint8 (rows, H, W, C); whatever stands at unreadable rows is dropped.
+        images: uint8 (rows, H, W, C); whatever stands at unreadable rows is dropped. The reader may
+            use their memory again at the next read in the same thread.
         reasons: For each row why it is unreadable, or None.
         columns: Columns measured while reading, each (rows, ...).
         digest: SHA-256 of the source's bytes, hexadecimal.

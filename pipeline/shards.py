@@ -121,7 +121,7 @@ def make_shard(url: str, reader: Reader[Any], task: ShardTask) -> Commit:
         What was made; also kept in the dataset.
     """
     count = len(task.source_index)
-    parts: list[NDArray[np.uint8]] = []
+    images = np.zeros((count, *task.spec.image_shape), np.uint8)  # takes no memory until it is used
     columns = {name: _empty_column(task.spec, name, count) for name in task.spec.columns}
     columns |= {name: np.array(values) for name, values in task.columns.items()}
     columns["readable"] = np.zeros(count, bool)
@@ -130,7 +130,11 @@ def make_shard(url: str, reader: Reader[Any], task: ShardTask) -> Commit:
         rows = {name: values[begin:end] for name, values in task.columns.items()}
         read = _read_or_mark(reader, source, rows, end - begin, task.spec.image_shape)
         readable = np.array([reason is None for reason in read.reasons])
-        parts.append(read.images if readable.all() else _blank(read.images, readable))
+        pixels = read.images if readable.all() else _blank(read.images, readable)
+        if len(pixels) == count:  # most shards are of one source: no copy, nor twice the memory
+            images = pixels
+        else:
+            images[begin:end] = pixels
         columns["readable"][begin:end] = readable
         columns["source_digest"][begin:end] = read.digest
         for name, values in read.columns.items():
@@ -140,8 +144,6 @@ def make_shard(url: str, reader: Reader[Any], task: ShardTask) -> Commit:
             for row, reason in enumerate(read.reasons)
             if reason is not None
         ]
-    # Most shards are of one source: no copy of so many bytes, nor twice the memory.
-    images = parts[0] if len(parts) == 1 else np.concatenate(parts)
     commit = Commit(task.shard, task.key, _digest(images, columns), tuple(unreadable))
     _write_shard(url, task, images, columns, commit)
     return commit

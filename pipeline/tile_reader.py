@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,22 @@ from pipeline.tiling import PairYX, choose_level, measure_tile_extent_yx
 
 Decoder: TypeAlias = Literal["jpeg", "openslide"]
 DECODER_COLUMN: Final = "decoder"
+
+
+class _Memory(threading.local):
+    """The images of a thread's last read: fresh memory can cost as much as a tile's decode."""
+
+    kept: NDArray[np.uint8] = np.empty(0, np.uint8)
+
+    def take(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        """An array of whatever was there before, which ends the use of the one before."""
+        size = math.prod(shape)
+        if self.kept.size < size:
+            self.kept = np.empty(size, np.uint8)
+        return self.kept[:size].reshape(shape)
+
+
+_memory: Final = _Memory()
 
 
 @dataclass(frozen=True)
@@ -47,8 +65,9 @@ class SlideTileReader:
             rows: `origin_yx`, (n, 2) int64, level-0 pixels.
 
         Returns:
-            The tiles, their quality, which of them are corrupt, and what decoded the slide:
-            `jpeg` (`pipeline.jpeg_tiles`) or `openslide`.
+            The tiles, in memory that the thread's next read uses again; their quality, which of
+            them are corrupt, and what decoded the slide: `jpeg` (`pipeline.jpeg_tiles`) or
+            `openslide`.
 
         Raises:
             SourceError: The slide cannot be opened, or has changed since it was planned.
@@ -66,7 +85,7 @@ class SlideTileReader:
         extent_yx = measure_tile_extent_yx(slide.mpp_yx, self.mpp_um, self.tile_size_px)
         level, shape_yx = choose_read(slide, extent_yx, self.tile_size_px)
         side = self.tile_size_px
-        images = np.zeros((len(origins_yx), side, side, 3), np.uint8)
+        images = _memory.take((len(origins_yx), side, side, 3))
         reasons: list[str | None] = [None] * len(origins_yx)
         quality = np.full((len(origins_yx), len(QUALITY_COLUMNS)), np.nan, np.float32)
         with open_jpeg_tiles(path, slide, level) as tiles:
