@@ -44,7 +44,7 @@ class Checkpoint:
     Attributes:
         url: Where it was read.
         facts: Counts and settings.
-        reports: All until then, galleries left out.
+        reports: All until then, in figures alone.
         tensors: Everything else, by name.
     """
 

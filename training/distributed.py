@@ -233,7 +233,7 @@ def _train_job(job: Job, team: Team) -> None:
     state, reports = _begin_or_continue(recipe, checkpoints, job.mailbox)
 
     def publish(report: Report) -> None:
-        reports.append(replace(report, gallery=None))
+        reports.append(replace(report, gallery=None, scores=None))
         job.mailbox.put(pickle.dumps(report))
 
     def save(state: TrainingState, _metrics: Mapping[str, float]) -> str:

@@ -26,8 +26,10 @@ from training.state import Recipe, TrainingState, enter_stage, growth_at
 from training.validation import (
     Gallery,
     ValidationImages,
+    ValidationScores,
     make_gallery,
-    score_images,
+    reconstruct,
+    score_validation_images,
     summarise,
 )
 
@@ -47,13 +49,15 @@ class Report:
         step: Steps made.
         total_steps: Of the whole run.
         metrics: Figures by name.
-        gallery: Reconstructions, at the end of a stage.
+        gallery: Reconstructions, with each validation.
+        scores: Of all validation images, with each validation.
     """
 
     step: int
     total_steps: int
     metrics: Mapping[str, float]
     gallery: Gallery | None = None
+    scores: ValidationScores | None = None
 
 
 Publish: TypeAlias = Callable[[Report], None]
@@ -136,17 +140,44 @@ def train(
         if not due.reading:
             continue
         metrics = meter.read(state, growth)
-        gallery = None
+        if due.validation or due.checkpoint:
+            # The loss that was read is that of the weights before: these must be good as well.
+            _judge(recipe, state, growth, _measure(recipe, state, tensor, growth))
+        gallery, scores = None, None
         if due.validation:
-            scores = score_images(recipe, state.autoencoder, validation.images, growth=growth)
-            metrics |= summarise(scores, validation.labels)
-        if due.gallery:
+            scores = score_validation_images(recipe, state.autoencoder, validation, growth=growth)
+            metrics |= summarise(scores.scores, scores.labels)
             gallery = make_gallery(recipe, state.autoencoder, validation, growth=growth)
         if recipe.team.rank == 0:
-            publish(Report(state.step, recipe.total_steps, metrics, gallery))
+            publish(Report(state.step, recipe.total_steps, metrics, gallery, scores))
         if due.checkpoint:
             state.checkpoint = save(state, metrics)
         meter.begin()
+
+
+def _measure(recipe: Recipe, state: TrainingState, images: Tensor, growth: GrowthState) -> float:
+    """The loss of the present weights on a worker's share of a batch."""
+    with torch.inference_mode():
+        target, made = reconstruct(recipe, state.autoencoder, images, growth)
+        return recipe.measure_loss(target, made, growth=growth).item()
+
+
+def _judge(recipe: Recipe, state: TrainingState, growth: GrowthState, loss: float) -> float:
+    """The team's mean of a loss.
+
+    Raises:
+        DivergenceError: On every worker at once, as all see the same mean.
+    """
+    mean = float(np.mean(recipe.team.gather(np.array([loss]))))
+    if not math.isfinite(mean) or mean > LARGEST_LOSS:
+        last = state.checkpoint
+        where = f"The last good checkpoint is {last}" if last else "No checkpoint was made"
+        raise DivergenceError(
+            f"step {state.step}",
+            f"the loss has become {mean:g} at {growth.resolution} px",
+            f"{where}; train with a lower optimiser.learning_rate under another run name",
+        )
+    return mean
 
 
 @dataclass(frozen=True)
@@ -156,7 +187,6 @@ class _Due:
     reading: bool
     validation: bool
     checkpoint: bool
-    gallery: bool
 
     @classmethod
     def after(cls, recipe: Recipe, step: int, growth: GrowthState) -> _Due:
@@ -165,7 +195,7 @@ class _Due:
         validation = ends_stage or step % settings.validate_every == 0
         checkpoint = ends_stage or step % settings.checkpoint_every == 0
         reading = validation or checkpoint or step % settings.log_every == 0
-        return cls(reading, validation, checkpoint, ends_stage)
+        return cls(reading, validation, checkpoint)
 
 
 class _Meter:
@@ -187,22 +217,10 @@ class _Meter:
         self._images += images
 
     def read(self, state: TrainingState, growth: GrowthState) -> dict[str, float]:
-        """Wait for the device, and judge the stretch.
-
-        Raises:
-            DivergenceError: On every worker at once, as all see the team's mean.
-        """
-        mine = np.array([self._sum.item() / self._steps])
+        """Wait for the device, and judge the stretch."""
+        mean = self._sum.item() / self._steps
         seconds = time.perf_counter() - self._began
-        loss = float(np.mean(self._recipe.team.gather(mine)))
-        if not math.isfinite(loss) or loss > LARGEST_LOSS:
-            last = state.checkpoint
-            where = f"The last good checkpoint is {last}" if last else "No checkpoint was made"
-            raise DivergenceError(
-                f"step {state.step}",
-                f"the loss has become {loss:g} at {growth.resolution} px",
-                f"{where}; train with a lower optimiser.learning_rate under another run name",
-            )
+        loss = _judge(self._recipe, state, growth, mean)
         return {
             "train_loss": loss,
             "resolution": float(growth.resolution),

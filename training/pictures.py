@@ -13,14 +13,16 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.records import Label
 from training.heatmaps import COLOR_MAP
-from training.validation import Gallery
+from training.validation import Gallery, ValidationScores
 
 Curve: TypeAlias = Sequence[tuple[int, float]]
 
 _SIDE_PX: Final = 128
 _GAP_PX: Final = 4
 _BRIGHTEST_QUANTILE: Final = 0.995
+_BINS: Final = 40
 
 
 def draw_gallery(gallery: Gallery) -> bytes:
@@ -41,6 +43,31 @@ def draw_gallery(gallery: Gallery) -> bytes:
             place = (column * (_SIDE_PX + _GAP_PX), row * (_SIDE_PX + _GAP_PX))
             grid.paste(_enlarge(image), place)
     return _to_png(grid)
+
+
+def draw_distribution(validation: ValidationScores) -> bytes:
+    """Draw how the scores of normals and anomalies are distributed.
+
+    Args:
+        validation: Scores and labels.
+
+    Returns:
+        PNG.
+    """
+    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    axes = figure.subplots()
+    edges = np.histogram_bin_edges(validation.scores, _BINS)
+    for label, name in ((Label.NORMAL, "normal"), (Label.ANOMALOUS, "anomalous")):
+        scores = validation.scores[validation.labels == label]
+        if len(scores):
+            axes.hist(
+                scores, edges.tolist(), alpha=0.6, density=True, label=f"{len(scores)} {name}"
+            )
+    axes.set(xlabel="anomaly score", ylabel="density")
+    axes.legend(frameon=False)
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
 
 
 def draw_curves(curves: Mapping[str, Curve]) -> bytes:

@@ -32,7 +32,7 @@ class FitResult:
         best_checkpoint_url: The one of lowest validation loss in the last stage.
         features_url: The eyes of the loss, as safetensors.
         networks: The autoencoder's weights in the last checkpoint.
-        reports: All that was reported from the first step on, galleries left out.
+        reports: All that was reported from the first step on, in figures alone.
         resumptions: Where this call's workers went on.
     """
 

@@ -23,7 +23,7 @@ from pydantic import BaseModel
 from pipeline.schema import Dataset, code_version
 from training.config import check_run_name, flatten
 from training.loop import Report
-from training.pictures import draw_curves, draw_gallery
+from training.pictures import draw_curves, draw_distribution, draw_gallery
 from training.validation import Gallery
 
 RUN_NAME: Final = "normscope.run_name"
@@ -57,6 +57,9 @@ class TrackedRun:
             self.last_step = report.step
         if report.gallery is not None:
             self._log_gallery(report.step, report.gallery)
+        if report.scores is not None:
+            path = f"score-distributions/step-{report.step:08d}.png"
+            self.log_png(path, draw_distribution(report.scores))
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int = 0) -> None:
         """Keep figures, in one request."""

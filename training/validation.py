@@ -21,6 +21,7 @@ from training.state import Recipe
 
 _BATCH: Final = 128
 _SHOWN: Final = 4
+_PERCENTS: Final = (5, 50, 95)
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,19 @@ class ValidationImages:
     rows: Rows
     labels: NDArray[np.int8]
     images: Images
+
+
+@dataclass(frozen=True)
+class ValidationScores:
+    """What those images score.
+
+    Attributes:
+        scores: (n,) float32.
+        labels: (n,) int8, 0 or 1.
+    """
+
+    scores: NDArray[np.float32]
+    labels: NDArray[np.int8]
 
 
 @dataclass(frozen=True)
@@ -108,14 +122,23 @@ def score_images(
     return scores
 
 
+def score_validation_images(
+    recipe: Recipe, autoencoder: Autoencoder, shown: ValidationImages, *, growth: GrowthState
+) -> ValidationScores:
+    """Score all validation images at one point of the growth."""
+    scores = score_images(recipe, autoencoder, shown.images, growth=growth)
+    return ValidationScores(scores, shown.labels)
+
+
 def summarise(scores: NDArray[Any], labels: NDArray[Any]) -> dict[str, float]:
-    """Validation figures: the normals' mean score, and the AUROC where there are anomalies."""
+    """Validation figures: means and quantiles of the scores, and the AUROC of both kinds."""
     found = {}
     normal, anomalous = scores[labels == Label.NORMAL], scores[labels == Label.ANOMALOUS]
-    if len(normal):
-        found["validation_loss"] = float(normal.mean())
-    if len(anomalous):
-        found["validation_anomaly_loss"] = float(anomalous.mean())
+    for name, kind in (("validation", normal), ("validation_anomaly", anomalous)):
+        if len(kind):
+            found[f"{name}_loss"] = float(kind.mean())
+            for percent in _PERCENTS:
+                found[f"{name}_p{percent:02d}"] = float(np.percentile(kind, percent))
     if len(normal) and len(anomalous):
         found["validation_auroc"] = measure_auroc(scores, labels)
     return found
@@ -147,15 +170,32 @@ def make_gallery(
     )
 
 
+def reconstruct(
+    recipe: Recipe, autoencoder: Autoencoder, images: torch.Tensor, growth: GrowthState
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Show the network images at one point of the growth.
+
+    Args:
+        recipe: Its precision.
+        autoencoder: Not wrapped.
+        images: (n, C, final resolution, final resolution) float in [-1, 1].
+        growth: Resolution and alpha.
+
+    Returns:
+        What it saw and what it made of that, both (n, C, resolution, resolution).
+    """
+    target = mix_input(images, resolution=growth.resolution, alpha=growth.alpha)
+    with recipe.mixed_precision():
+        made = autoencoder(target, resolution=growth.resolution, alpha=growth.alpha)
+    return target, made
+
+
 def _reconstruct(
     recipe: Recipe, autoencoder: Autoencoder, images: Images, growth: GrowthState
 ) -> tuple[torch.Tensor, torch.Tensor]:
     final = recipe.settings.growth.final_resolution
     whole = to_tensor(images, resolution=final, device=recipe.device)
-    target = mix_input(whole, resolution=growth.resolution, alpha=growth.alpha)
-    with recipe.mixed_precision():
-        made = autoencoder(target, resolution=growth.resolution, alpha=growth.alpha)
-    return target, made
+    return reconstruct(recipe, autoencoder, whole, growth)
 
 
 def _to_bytes(images: torch.Tensor) -> Images:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from tests.training.toy_training import CPU, Bench, steady
 from training.data import to_tensor
 from training.features import keep_features, read_features
 from training.loop import DivergenceError, train_step
-from training.state import Recipe, Team, begin_training, growth_at
+from training.state import Recipe, Team, TrainingState, begin_training, growth_at
 from training.validation import score_images, summarise
 
 
@@ -32,7 +32,7 @@ def test_training_passes_three_resolutions_and_reports_each_stage() -> None:
     assert (16.0, 0.5) in seen
     assert seen[-1] == (32.0, 1.0)
     galleries = [report.gallery for report in reports if report.gallery is not None]
-    assert [gallery.resolution for gallery in galleries] == [8, 16, 16, 32, 32]
+    assert [gallery.resolution for gallery in galleries] == [8, 8, 16, 16, 16, 32, 32, 32]
     assert galleries[-1].originals.shape == (8, 32, 32, 1)
     assert galleries[-1].heatmaps.shape == (8, 32, 32)
     assert reports[-1].step == reports[-1].total_steps == 26
@@ -72,6 +72,27 @@ def test_a_diverging_loss_names_the_last_good_checkpoint() -> None:
         bench.run(state)
 
 
+def test_the_last_good_checkpoint_is_good() -> None:
+    """Ten good steps, then one that ruins the weights though its own loss was still good."""
+    bench = Bench(**{**steady(16, 40), "checkpoint_every": 1})
+    state = begin_training(bench.recipe)
+    saved: list[str] = []
+
+    def save(state: TrainingState, metrics: Mapping[str, float]) -> str:
+        assert metrics["train_loss"] < 10
+        assert all(
+            bool(value.isfinite().all()) for value in state.autoencoder.state_dict().values()
+        )
+        saved.append(f"step-{state.step}")
+        if state.step == 10:
+            state.optimiser.param_groups[0]["lr"] = 1e12
+        return saved[-1]
+
+    with pytest.raises(DivergenceError, match="last good checkpoint is step-10;"):
+        bench.run(state, save)
+    assert saved == [f"step-{step}" for step in range(1, 11)]
+
+
 def team_of(rank: int, shares: Callable[[], list[Any]]) -> Team:
     return Team(rank=rank, size=3, gather=lambda _: shares())
 
@@ -90,9 +111,18 @@ def test_scores_of_three_workers_come_back_in_order() -> None:
 def test_validation_figures_leave_out_what_is_missing() -> None:
     scores, labels = np.array([1.0, 3.0, 2.0, 5.0]), np.array([0, 0, 1, 1])
     assert summarise(scores, labels) == {
-        "validation_loss": 2.0, "validation_anomaly_loss": 3.5, "validation_auroc": 0.75,
-    }  # fmt: skip
-    assert summarise(scores[:2], labels[:2]) == {"validation_loss": 2.0}
+        "validation_loss": 2.0,
+        "validation_p05": pytest.approx(1.1),
+        "validation_p50": 2.0,
+        "validation_p95": pytest.approx(2.9),
+        "validation_anomaly_loss": 3.5,
+        "validation_anomaly_p05": pytest.approx(2.15),
+        "validation_anomaly_p50": 3.5,
+        "validation_anomaly_p95": pytest.approx(4.85),
+        "validation_auroc": 0.75,
+    }
+    found = summarise(scores[:2], labels[:2])
+    assert sorted(found) == ["validation_loss", *(f"validation_p{p}" for p in ("05", "50", "95"))]
 
 
 def test_features_are_measured_once_and_kept(tmp_path: Path) -> None:

@@ -14,9 +14,9 @@ from PIL import Image
 
 from tests.training.toys import make_dataset, make_settings
 from training.loop import Report
-from training.pictures import draw_curves, draw_gallery
+from training.pictures import draw_curves, draw_distribution, draw_gallery
 from training.tracking import FINGERPRINT, find_run, tracked_run
-from training.validation import Gallery
+from training.validation import Gallery, ValidationScores
 
 
 @pytest.fixture
@@ -60,6 +60,14 @@ def test_curves_are_drawn_with_what_there_is() -> None:
     assert draw_curves({**curves, "validation_auroc": [(4, 0.7)]}) != found
 
 
+def test_a_distribution_shows_both_kinds() -> None:
+    scores, labels = np.array([0.1, 0.2, 0.9], np.float32), np.array([0, 0, 1], np.int8)
+    found = draw_distribution(ValidationScores(scores, labels))
+    assert Image.open(BytesIO(found)).size == (700, 350)
+    assert draw_distribution(ValidationScores(scores, labels)) == found
+    assert draw_distribution(ValidationScores(scores, np.array([0, 0, 0], np.int8))) != found
+
+
 def test_a_run_holds_parameters_inputs_metrics_and_pictures(tracking_uri: str) -> None:
     dataset, settings = make_dataset("memory://tracking/a"), make_settings()
     with tracked_run(
@@ -70,7 +78,9 @@ def test_a_run_holds_parameters_inputs_metrics_and_pictures(tracking_uri: str) -
         dataset=dataset,
     ) as run:
         run.log_report(Report(2, 4, {"train_loss": 1.5, "resolution": 8.0}))
-        run.log_report(Report(4, 4, {"train_loss": 1.0, "resolution": 16.0}, make_gallery()))
+        scores = ValidationScores(np.array([0.2, 0.7], np.float32), np.array([0, 1], np.int8))
+        metrics = {"train_loss": 1.0, "resolution": 16.0}
+        run.log_report(Report(4, 4, metrics, make_gallery(), scores))
         run.log_curves()
     client = MlflowClient()
     found = client.get_run(run.run_id)
@@ -82,7 +92,7 @@ def test_a_run_holds_parameters_inputs_metrics_and_pictures(tracking_uri: str) -
     history = client.get_metric_history(run.run_id, "train_loss")
     assert [(metric.step, metric.value) for metric in history] == [(2, 1.5), (4, 1.0)]
     artifacts = {item.path for item in client.list_artifacts(run.run_id)}
-    assert {"settings.json", "curves.png", "reconstructions"} <= artifacts
+    assert {"settings.json", "curves.png", "reconstructions", "score-distributions"} <= artifacts
     pictures = client.list_artifacts(run.run_id, "reconstructions")
     assert [item.path for item in pictures] == ["reconstructions/step-00000004-8px.png"]
 
