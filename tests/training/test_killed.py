@@ -1,0 +1,183 @@
+"""No run is lost: trainings on a real Ray cluster, killed at random, end as if undisturbed.
+
+Each run loses a worker, the node that its worker runs on and its driver, in a random order at
+random points. `NORMSCOPE_TEST_KILLS` says how many runs there are, 2 by default.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import psutil
+import pytest
+import torch
+from mlflow import MlflowClient
+
+from pipeline.schema import Dataset
+from tests.training.killed import (
+    EXPERIMENT,
+    SETTINGS,
+    TOTAL_STEPS,
+    KillableCluster,
+    Training,
+    is_alive,
+    is_training_worker,
+    kill,
+)
+from tests.training.toys import make_dataset
+from training.data import TrainingImages
+from training.features import FEATURES, read_features
+from training.loop import Report, train
+from training.runs import open_checkpoints
+from training.state import begin_training, make_recipe
+from training.validation import read_validation
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # Ray leaves sockets to the collector
+]
+
+RUNS = int(os.environ.get("NORMSCOPE_TEST_KILLS", "2"))
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return make_dataset(str(tmp_path_factory.mktemp("data") / "toys.zarr"))
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[KillableCluster]:
+    made = KillableCluster()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def training(tmp_path: Path, dataset: Dataset) -> Iterator[Training]:
+    before = mlflow.get_tracking_uri()
+    made = Training(str(tmp_path), dataset.url, {})
+    mlflow.set_tracking_uri(made.tracking_uri)
+    mlflow.create_experiment(EXPERIMENT, artifact_location=(tmp_path / "artifacts").as_uri())
+    yield made
+    mlflow.set_tracking_uri(before)
+    if made.driver.is_alive():
+        kill(made.driver)
+
+
+def train_undisturbed(
+    training: Training, dataset: Dataset
+) -> tuple[Mapping[str, torch.Tensor], list[Report]]:
+    """The same training in this process, without Ray."""
+    features = read_features(f"{training.run_url}/{FEATURES}", SETTINGS)
+    recipe = make_recipe(SETTINGS, features, image_channels=1, device=torch.device("cpu"))
+    state, reports = begin_training(recipe), list[Report]()
+    train(
+        recipe,
+        state,
+        TrainingImages(dataset, SETTINGS),
+        read_validation(dataset, SETTINGS.images),
+        save=lambda _state, _metrics: "",
+        publish=reports.append,
+    )
+    return state.autoencoder.state_dict(), reports
+
+
+def read_curve(name: str) -> list[tuple[int, float]]:
+    """A metric of the only run that there is; its steps must ascend without a gap or a double."""
+    experiment = MlflowClient().get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None
+    (run,) = MlflowClient().search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED"
+    history = MlflowClient().get_metric_history(run.info.run_id, name)
+    return [(metric.step, metric.value) for metric in history]
+
+
+def strike(
+    kind: str, step: int, draw: random.Random, training: Training, cluster: KillableCluster
+) -> bool:
+    """Kill something as soon as so many steps are safe; whether there was something to kill."""
+    if not training.wait_until(
+        lambda: training.count_steps() >= step and bool(cluster.find_workers())
+    ):
+        return False
+    time.sleep(draw.uniform(0.0, 0.1))
+    if kind == "worker":
+        for worker in cluster.find_workers():
+            worker.kill()
+    elif kind == "node":
+        cluster.kill_node()
+        cluster.set_nodes(1)
+    else:
+        kill(training.driver)
+        training.start()
+    return True
+
+
+@pytest.mark.parametrize("number", range(RUNS))
+def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(
+    number: int, training: Training, dataset: Dataset, cluster: KillableCluster
+) -> None:
+    draw = random.Random(number)  # noqa: S311 -- no secret
+    kinds = draw.sample(["worker", "node", "driver"], 3)
+    steps = sorted(draw.randrange(TOTAL_STEPS - 10) for _ in kinds)
+    cluster.set_nodes(1)
+    training.start(ray_address=cluster.address)
+    for kind, step in zip(kinds, steps, strict=True):
+        assert strike(kind, step, draw, training, cluster), f"ended before its {kind} was killed"
+    training.end()
+
+    expected, reports = train_undisturbed(training, dataset)
+    latest = open_checkpoints(training.run_url, SETTINGS).read_latest()
+    assert latest is not None
+    assert latest.is_last
+    for name, value in expected.items():
+        assert torch.equal(latest.networks[name], value), name
+    losses = [(report.step, report.metrics["train_loss"]) for report in reports]
+    assert [(report.step, report.metrics["train_loss"]) for report in latest.reports] == losses
+    assert read_curve("train_loss") == losses
+    (version,) = MlflowClient().search_model_versions(f"name = '{EXPERIMENT}'")
+    assert int(version.version) == 1
+
+
+def test_nothing_of_a_killed_driver_lives_on(training: Training) -> None:
+    """But two agents of Ray's, which look for their node for a minute more."""
+    training.start()  # with a Ray of its own
+    assert training.wait_until(lambda: training.count_steps() > 0)
+    descendants = psutil.Process(training.driver.pid).children(recursive=True)
+    assert any(is_training_worker(process) for process in descendants)
+    mourned = [process for process in descendants if not process.name().endswith("Agent")]
+    assert len(mourned) >= len(descendants) - 2
+    kill(training.driver)
+    _, alive = psutil.wait_procs(mourned, timeout=30)
+    assert [process.name() for process in alive if is_alive(process)] == []
+
+
+def test_workers_may_become_fewer_and_more(
+    training: Training, dataset: Dataset, cluster: KillableCluster
+) -> None:
+    """Two, then one as a node is lost, then four when it is started again."""
+    cluster.set_nodes(1, 1)
+    training.start(ray_address=cluster.address, workers=2, min_workers=1)
+    assert training.wait_until(lambda: training.count_steps() >= 10)
+    cluster.kill_node()
+    alone = training.count_steps() + 10
+    assert training.wait_until(lambda: training.count_steps() >= alone)
+    kill(training.driver)
+    cluster.set_nodes(2, 2)
+    training.start(workers=4, min_workers=4)
+    training.end()
+
+    _, reports = train_undisturbed(training, dataset)
+    latest = open_checkpoints(training.run_url, SETTINGS).read_latest()
+    assert latest is not None
+    ours = np.array([report.metrics["train_loss"] for report in latest.reports])
+    theirs = np.array([report.metrics["train_loss"] for report in reports])
+    assert [report.step for report in latest.reports] == list(range(1, TOTAL_STEPS + 1))
+    assert np.abs(ours / theirs - 1).max() < 0.05
