@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -104,8 +104,9 @@ def ingest(
     pending = [task for task in tasks if task.shard not in commits]
     if pending:
         check_before_spending(url, spec, pending, reader, map_work)
-        _write_changed(url, write_documents(spec, None))
-        _sweep(url, spec)
+        documents = write_documents(spec, None)
+        _write_changed(url, documents)
+        _sweep(url, spec, documents)
     done = spec.image_count - sum(len(task.source_index) for task in pending)
     on_progress(done, spec.image_count)
     for commit in map_work(partial(make_shard, url, reader), pending):
@@ -151,9 +152,9 @@ def _write_changed(url: str, documents: Mapping[str, bytes]) -> None:
             storage.write_bytes(target, data)
 
 
-def _sweep(url: str, spec: DatasetSpec) -> None:
+def _sweep(url: str, spec: DatasetSpec, documents: Collection[str]) -> None:
     """Delete what no reader would see: shards beyond the end, leftovers of a killed writer."""
-    kept = set(write_documents(spec, None)) | {"manifest.json"}
+    kept = {*documents, "manifest.json"}
     last = spec.shard_count
     for info in storage.list_objects(url):
         key = info.url[len(url.rstrip("/")) + 1 :]
