@@ -111,6 +111,8 @@ class AccelerationSettings(_Frozen):
         target_cache_bytes: The features of the training images are computed once a stage if
             they need no more than this on the device, and nothing augments the images; 0 for
             never. Same bits, more memory.
+        keeps_freed_memory: Whether, on cores, the memory of a step is kept for the next one and
+            not given back to the system in between. Same bits; glibc alone heeds it.
         compiles_steps: Whether forward and backward pass are compiled, for each stage anew, on
             GPUs into CUDA graphs. Needs a C++ compiler; results differ in their last digits.
         allows_tf32: Whether GPUs may round factors in single precision to TF32.
@@ -119,6 +121,7 @@ class AccelerationSettings(_Frozen):
 
     uses_channels_last: bool = True
     target_cache_bytes: int = Field(default=2 * 2**30, ge=0)
+    keeps_freed_memory: bool = True
     compiles_steps: bool = False
     allows_tf32: bool = False
     fuses_optimiser: bool = True

@@ -19,6 +19,7 @@ from training.acceleration import (
     ReducedFeatures,
     choose_memory_format,
     lay_out,
+    set_freed_memory,
     set_tf32,
 )
 from training.config import TrainSettings
@@ -165,6 +166,8 @@ def make_recipe(
 ) -> Recipe:
     """A recipe with its features on the device, laid out for speed."""
     set_tf32(is_allowed=settings.acceleration.allows_tf32)
+    if device.type == "cpu":
+        set_freed_memory(is_kept=settings.acceleration.keeps_freed_memory)
     eyes = lay_out(features.to(device), settings.acceleration)
     reduced = eyes if settings.precision == "fp32" else ReducedFeatures(eyes)
     return Recipe(settings, reduced, image_channels, device, team or Team())

@@ -12,6 +12,7 @@ from training.models.vgg import (
     LAYERS,
     VggFeatures,
     convolutions_needed,
+    layer_at,
     measure_statistics,
     random_vgg_weights,
 )
@@ -138,3 +139,11 @@ def test_measured_statistics_make_channels_standard() -> None:
 def test_statistics_of_no_images_are_refused() -> None:
     with pytest.raises(ValueError, match="at least one batch"):
         measure_statistics(VggFeatures(small_weights(), layers=["relu1_2"]), [])
+
+
+def test_the_layer_grows_with_the_resolution() -> None:
+    layers = [layer_at(resolution) for resolution in (8, 16, 32, 64, 128, 256)]
+    assert layers == ["relu1_2", "relu2_2", "relu3_2", "relu4_2", "relu5_2", "relu5_4"]
+    for resolution in (4, 48):
+        with pytest.raises(ValueError, match=f"no layer suits {resolution} px"):
+            layer_at(resolution)

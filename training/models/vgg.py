@@ -156,6 +156,26 @@ def convolutions_needed(layers: Iterable[str]) -> tuple[str, ...]:
     return CONVOLUTIONS[:depth]
 
 
+def layer_at(resolution: int) -> str:
+    """The layer to compare images of a resolution by, unless one knows better.
+
+    Every doubling goes one block deeper, so that maps of 8 x 8 px are compared throughout, as in
+    the published settings for radiographs: relu1_2 at 8 px, relu2_2 at 16, relu3_2 at 32, relu4_2
+    at 64. So relu5_2 at 128 px. VGG19 ends there: 256 px and above are compared by its very last
+    layer, relu5_4, whose values look at 252 px.
+
+    Args:
+        resolution: Side of the images in px, a power of two from 8 on.
+
+    Raises:
+        ValueError: If it is another.
+    """
+    block = resolution.bit_length() - 3
+    if block < 1 or resolution.bit_count() != 1:
+        raise ValueError(f"no layer suits {resolution} px: choose a power of two from 8 px on")
+    return f"relu{block}_2" if block <= len(WIDTHS) else LAYERS[-1]
+
+
 @torch.no_grad()
 def measure_statistics(
     features: VggFeatures, batches: Iterable[Tensor]
