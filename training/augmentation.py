@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+import torch
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from training.config import ImageSettings
@@ -67,13 +69,13 @@ def draw_views(
 
 def take_views(images: Images, views: Views) -> Images:
     """Cut the views out: (n, H, W, C) -> (n, side, side, C)."""
-    side = views.side_px
-    taken = np.empty((len(images), side, side, images.shape[3]), np.uint8)
-    steps_yx = np.where(views.flips_yx, -1, 1)
-    for index, (image, (y, x), (step_y, step_x)) in enumerate(
-        zip(images, views.origins_yx, steps_yx, strict=True)
-    ):
-        taken[index] = image[y : y + side, x : x + side][::step_y, ::step_x]
+    side = (views.side_px, views.side_px)
+    places = sliding_window_view(images, side, axis=(1, 2)).transpose(0, 1, 2, 4, 5, 3)
+    taken: Images = places[np.arange(len(images)), views.origins_yx[:, 0], views.origins_yx[:, 1]]
+    for axis in (0, 1):
+        mirrored = np.flatnonzero(views.flips_yx[:, axis])
+        # torch mirrors all at once, pixel by pixel; NumPy goes byte by byte.
+        taken[mirrored] = torch.flip(torch.from_numpy(taken[mirrored]), [axis + 1]).numpy()
     return taken
 
 

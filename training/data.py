@@ -9,7 +9,9 @@ or read as they come.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Lock
+from typing import Final, TypeAlias
 
 import numpy as np
 import torch
@@ -31,6 +33,7 @@ _CACHED_CHUNKS: Final = 4 * BUFFER_CHUNKS
 
 Rows = NDArray[np.int64]
 Images = NDArray[np.uint8]
+_Share: TypeAlias = tuple[int, int, int, int]  # start, batch size, rank, world
 
 
 def check_trainable(dataset: Dataset, settings: TrainSettings) -> None:
@@ -102,11 +105,14 @@ class SampleOrder:
         rows: Ascending rows of the dataset, at least one.
         chunk_images: Rows in a chunk of the dataset.
         seed: Same seed, same sequence.
+
+    Any number of threads may ask at once.
     """
 
     def __init__(self, rows: Rows, *, chunk_images: int, seed: int) -> None:
         self._rows, self._chunk_images, self._seed = rows, chunk_images, seed
         self._epochs: dict[int, Rows] = {}
+        self._lock = Lock()
 
     def rows_at(self, start: int, count: int) -> Rows:
         """Rows of samples `start` to `start + count`, counted from 0 over all epochs."""
@@ -117,17 +123,20 @@ class SampleOrder:
         return found
 
     def _order(self, epoch: int) -> Rows:
-        if epoch not in self._epochs:
-            while len(self._epochs) >= 3:
-                del self._epochs[min(self._epochs)]
-            self._epochs[epoch] = order_rows(
-                self._rows, chunk_images=self._chunk_images, seed=self._seed, epoch=epoch
-            )
-        return self._epochs[epoch]
+        with self._lock:
+            if epoch not in self._epochs:
+                while len(self._epochs) >= 3:
+                    del self._epochs[min(self._epochs)]
+                self._epochs[epoch] = order_rows(
+                    self._rows, chunk_images=self._chunk_images, seed=self._seed, epoch=epoch
+                )
+            return self._epochs[epoch]
 
 
 class TrainingImages:
     """What a training draws its batches from: the normal images of split `train`.
+
+    While a batch is in use, the next one is made by another thread.
 
     Args:
         dataset: A dataset that `check_trainable` accepts.
@@ -144,6 +153,8 @@ class TrainingImages:
         self._size_yx = dataset.image_shape[:2]
         self._window = BUFFER_CHUNKS * dataset.chunk_images
         self._settings = settings
+        self._maker = ThreadPoolExecutor(1, thread_name_prefix="batch-maker")
+        self._begun: dict[_Share, Future[Images]] = {}
 
     def read_batch(self, start: int, batch_size: int, *, rank: int = 0, world: int = 1) -> Images:
         """One worker's share of a batch.
@@ -157,6 +168,16 @@ class TrainingImages:
         Returns:
             (n, side, side, C) uint8, cropped and mirrored as the settings say.
         """
+        share = (start, batch_size, rank, world)
+        batch = self._begun.pop(share, None) or self._begin(share)
+        following = (start + batch_size, batch_size, rank, world)
+        self._begun = {following: self._begin(following)}
+        return batch.result()
+
+    def _begin(self, share: _Share) -> Future[Images]:
+        return self._maker.submit(self._make, *share)
+
+    def _make(self, start: int, batch_size: int, rank: int, world: int) -> Images:
         samples = np.arange(start, start + batch_size)[rank::world]
         images = self._images.read_rows(self._order.rows_at(start, batch_size)[rank::world])
         self._images.expect(self._order.rows_at(start + batch_size, self._window))
@@ -202,7 +223,8 @@ def to_tensor(images: Images, *, resolution: int, device: torch.device | str = "
         (N, C, resolution, resolution) float32 in [-1, 1].
     """
     on_device = torch.from_numpy(np.ascontiguousarray(images)).to(device, non_blocking=True)
-    scaled = on_device.permute(0, 3, 1, 2).float() / 127.5 - 1.0
+    # Three passes over memory, but only one that takes new memory.
+    scaled = on_device.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
     if scaled.shape[-2:] == (resolution, resolution):
         return scaled
     return F.interpolate(scaled, size=(resolution, resolution), mode="area")

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from threading import Lock
 from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.chunk_reader import ReadChunk, open_chunks
 from pipeline.schema import Dataset
 
 _READERS: Final = 4
@@ -60,8 +62,10 @@ class HeldImages:
     def __init__(self, dataset: Dataset, rows: Rows) -> None:
         self._rows = rows
         self._images = np.empty((len(rows), *dataset.image_shape), np.uint8)
+        self._chunk_images = dataset.chunk_images
+        fill = partial(self._fill, open_chunks(dataset))
         with ThreadPoolExecutor(_READERS) as readers:
-            list(readers.map(lambda chunk: self._fill(dataset, chunk), _chunks_of(dataset, rows)))
+            list(readers.map(fill, _chunks_of(rows, dataset.chunk_images)))
 
     def read_rows(self, rows: Rows) -> Images:
         """Images (n, H, W, C) of these rows, in their order."""
@@ -70,9 +74,9 @@ class HeldImages:
     def expect(self, rows: Rows) -> None:
         """Everything is here already."""
 
-    def _fill(self, dataset: Dataset, chunk: int) -> None:
-        start = chunk * dataset.chunk_images
-        images = _read_chunk(dataset, chunk)
+    def _fill(self, read: ReadChunk, chunk: int) -> None:
+        start = chunk * self._chunk_images
+        images = read(chunk)
         first, last = np.searchsorted(self._rows, [start, start + len(images)])
         self._images[first:last] = images[self._rows[first:last] - start]
 
@@ -86,7 +90,8 @@ class StreamedImages:
     """
 
     def __init__(self, dataset: Dataset, *, cached_chunks: int) -> None:
-        self._dataset = dataset
+        self._read = open_chunks(dataset)
+        self._image_shape, self._chunk_images = dataset.image_shape, dataset.chunk_images
         self._cached_chunks = cached_chunks
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="chunk-reader")
         self._chunks: OrderedDict[int, Future[Images]] = OrderedDict()
@@ -94,34 +99,29 @@ class StreamedImages:
 
     def read_rows(self, rows: Rows) -> Images:
         """Images (n, H, W, C) of these rows, in their order."""
-        images = np.empty((len(rows), *self._dataset.image_shape), np.uint8)
-        chunks = rows // self._dataset.chunk_images
+        images = np.empty((len(rows), *self._image_shape), np.uint8)
+        chunks = rows // self._chunk_images
         waiting = {chunk: self._request(chunk) for chunk in np.unique(chunks).tolist()}
         for chunk, reading in waiting.items():
             wanted = chunks == chunk
-            images[wanted] = reading.result()[rows[wanted] % self._dataset.chunk_images]
+            images[wanted] = reading.result()[rows[wanted] % self._chunk_images]
         return images
 
     def expect(self, rows: Rows) -> None:
         """Begin to read the chunks of these rows."""
-        for chunk in _chunks_of(self._dataset, rows):
+        for chunk in _chunks_of(rows, self._chunk_images):
             self._request(chunk)
 
     def _request(self, chunk: int) -> Future[Images]:
         with self._lock:
             if chunk not in self._chunks:
-                self._chunks[chunk] = self._readers.submit(_read_chunk, self._dataset, chunk)
+                self._chunks[chunk] = self._readers.submit(self._read, chunk)
             self._chunks.move_to_end(chunk)
             while len(self._chunks) > self._cached_chunks:
                 self._chunks.popitem(last=False)
             return self._chunks[chunk]
 
 
-def _chunks_of(dataset: Dataset, rows: Rows) -> list[int]:
+def _chunks_of(rows: Rows, chunk_images: int) -> list[int]:
     """The chunks that rows lie in, in the order of their first use."""
-    return list(dict.fromkeys((rows // dataset.chunk_images).tolist()))
-
-
-def _read_chunk(dataset: Dataset, chunk: int) -> Images:
-    start = chunk * dataset.chunk_images
-    return dataset.read_images(start, min(start + dataset.chunk_images, dataset.image_count))
+    return list(dict.fromkeys((rows // chunk_images).tolist()))

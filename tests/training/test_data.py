@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,34 @@ def test_workers_share_one_sequence(world: int, cache_bytes: int) -> None:
         for rank, images in enumerate(teams):
             batch[rank::world] = images.read_batch(start, 10, rank=rank, world=world)
         assert np.array_equal(batch, alone.read_batch(start, 10))
+
+
+@pytest.mark.parametrize("cache_bytes", [2**30, 0])
+@pytest.mark.parametrize(
+    ("channels", "views", "recorded"),
+    [(1, RANDOM_VIEWS, "89220bf1636fceaa"), (3, RANDOM_VIEWS, "6cd89b0dbf2d5cbf"),
+     (3, ImageSettings(flips_at_random=True), "9b819b847494c9d0"),
+     (1, ImageSettings(), "d8583ff63aee2206")],
+)  # fmt: skip
+def test_the_sequence_is_the_recorded_one(
+    cache_bytes: int, channels: int, views: ImageSettings, recorded: str
+) -> None:
+    dataset = make_dataset(f"memory://data/recorded-{channels}", channels=channels)
+    images = TrainingImages(dataset, make_settings(images=views, cache_bytes=cache_bytes))
+    batches = [images.read_batch(start, 10).tobytes() for start in range(0, 200, 10)]
+    assert sha256(b"".join(batches)).hexdigest()[:16] == recorded
+
+
+def test_a_batch_is_the_same_whatever_was_asked_for_before() -> None:
+    dataset = make_dataset("memory://data/jumps")
+    settings = make_settings(images=RANDOM_VIEWS, cache_bytes=0)
+    in_turn = TrainingImages(dataset, settings)
+    batches = {start: in_turn.read_batch(start, 6) for start in range(0, 48, 6)}
+    jumping = TrainingImages(dataset, settings)
+    for start in (30, 36, 0, 6, 6, 42, 12):
+        assert np.array_equal(jumping.read_batch(start, 6), batches[start])
+        half = jumping.read_batch(start, 6, rank=1, world=2)
+        assert np.array_equal(half, batches[start][1::2])
 
 
 def test_streamed_images_equal_held_ones_and_keep_few_chunks() -> None:
