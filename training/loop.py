@@ -20,6 +20,7 @@ from torch import Tensor
 from pipeline.errors import NormscopeError
 from training.acceleration import TargetCache
 from training.data import Rows, TrainingImages, to_tensor
+from training.memory import suggesting_batch
 from training.models.autoencoder import mix_input
 from training.models.growth import GrowthState
 from training.state import Recipe, TrainingState, enter_stage, growth_at
@@ -124,6 +125,7 @@ def train(
 
     Raises:
         DivergenceError: The loss is not finite or beyond `LARGEST_LOSS`.
+        SettingsError: A batch does not fit into memory.
     """
     meter = _Meter(recipe)
     targets = TargetCache(recipe.settings, images.image_count)
@@ -134,7 +136,8 @@ def train(
         places = images.places_at(state.sample, growth.batch_size, **share)
         final = recipe.settings.growth.final_resolution
         tensor = to_tensor(batch, resolution=final, device=recipe.device)
-        loss = train_step(recipe, state, tensor, places=places, targets=targets)
+        with suggesting_batch(recipe, state, tensor):
+            loss = train_step(recipe, state, tensor, places=places, targets=targets)
         meter.add(loss, growth.batch_size)
         due = _Due.after(recipe, state.step, growth)
         if not due.reading:

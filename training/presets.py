@@ -6,6 +6,11 @@ iterations, layers and channels. Its seeds are not taken over, as other code dra
 its crop and resize of radiographs belong to the ingest. Its features are normalised by a
 file of statistics of torchvision's weights, which `loss.feature_statistics` takes by path; the
 presets measure them on the training images.
+
+`tiles-256` and `radiographs-256` go on where these end, and are not tuned: the layers by
+`training.models.vgg.layer_at`, latents of 1/48 (as for tiles of 64 px) and 1/1024 of an image's
+values, smaller batches at the larger resolutions. With `growth__final_resolution=128` they end at
+128 px.
 """
 
 from __future__ import annotations
@@ -18,10 +23,15 @@ from pydantic import ValidationError
 
 from pipeline.errors import SettingsError
 from training.config import TrainSettings
+from training.models.vgg import layer_at
 
 _NIH_LAYERS: Final = {8: {"relu1_2": 1}, 16: {"relu2_2": 1}, 32: {"relu3_2": 1}}
 _NIH_GROWTH: Final = {"initial_resolution": 8, "final_resolution": 64}
 _NIH_NETWORK: Final = {"latent_resolution": 1, "latent_channels": 16, "channels": (16,) * 5}
+_LARGE_GROWTH: Final = {
+    "final_resolution": 256,
+    "batch_sizes": {8: 128, 16: 128, 32: 128, 64: 128, 128: 64, 256: 32},
+}
 
 _PRESETS: Final[MappingProxyType[str, dict[str, Any]]] = MappingProxyType(
     {
@@ -100,12 +110,24 @@ _PRESETS: Final[MappingProxyType[str, dict[str, Any]]] = MappingProxyType(
             "loss": {"layers": {**_NIH_LAYERS, 64: {"relu3_2": 1}}},
             "optimiser": {"learning_rate": 5e-4},
         },
+        "tiles-256": {
+            "network": {"latent_resolution": 16, "latent_channels": 16, "channels": 16},
+            "growth": {"initial_resolution": 32, **_LARGE_GROWTH},
+            "loss": {"layers": {side: {layer_at(side): 1} for side in (32, 64, 128, 256)}},
+            "images": {"flips_at_random": True},
+        },
+        "radiographs-256": {
+            "network": {"latent_resolution": 1, "latent_channels": 64, "channels": 32},
+            "growth": {"initial_resolution": 8, **_LARGE_GROWTH},
+            "loss": {"layers": {side: {layer_at(side): 1} for side in (8, 16, 32, 64, 128, 256)}},
+        },
     }
 )  # fmt: skip
 PRESETS: Final = tuple(_PRESETS)
 Preset: TypeAlias = Literal[
-    "demo", "quick", "camelyon16-paper", "nih-subset-paper", "nih-pa-paper", "nih-ap-paper"
-]
+    "demo", "quick", "camelyon16-paper", "nih-subset-paper", "nih-pa-paper", "nih-ap-paper",
+    "tiles-256", "radiographs-256",
+]  # fmt: skip
 
 
 def load_preset(name: str, **changes: Any) -> TrainSettings:
