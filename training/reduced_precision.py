@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.acceleration import ReducedFeatures
+from training.detector import Detector
 from training.scoring_model import ScoringModel
 
 NOTE: Final = (
@@ -45,10 +46,16 @@ class ReducedScorer:
 def reduce_precision(model: ScoringModel) -> ScoringModel:
     """The same version, faster and slightly otherwise."""
     scorer = copy(model.pyfunc.unwrap_python_model())
-    recipe = scorer.detector.recipe
-    reduced = replace(recipe, features=ReducedFeatures(recipe.features))
-    scorer.detector = replace(scorer.detector, recipe=reduced)
+    scorer.detector = reduce_detector(scorer.detector)
     return replace(model, pyfunc=ReducedScorer(scorer))
+
+
+def reduce_detector(detector: Detector) -> Detector:
+    """The same detector with reduced features."""
+    recipe, eyes = detector.recipe, detector.recipe.features
+    if isinstance(eyes, ReducedFeatures):
+        return detector
+    return replace(detector, recipe=replace(recipe, features=ReducedFeatures(eyes)))
 
 
 def is_reduced(model: ScoringModel) -> bool:

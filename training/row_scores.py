@@ -8,7 +8,7 @@ from, so that a file which was rewritten is scored anew.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
@@ -29,6 +29,8 @@ from training.scoring_model import Prediction, ScoringModel
 PIECE_IMAGES = 2048  # scores that are kept together, and lost together by a kill
 Rows: TypeAlias = NDArray[np.int64]
 _Known: TypeAlias = dict[tuple[str, str], tuple[float, int]]
+MapPieces: TypeAlias = Callable[[Sequence[Rows]], Iterable[int]]
+"""Scores and keeps every piece, in any order, and gives the number of images of each."""
 
 _COLUMNS: Final = pa.schema(
     [
@@ -122,6 +124,7 @@ def score_new_rows(
     *,
     scored_at: datetime,
     batch_images: int = 256,
+    map_pieces: MapPieces | None = None,
     on_progress: Progress = ignore_progress,
 ) -> RowScores:
     """Score the rows that this version has not scored yet, and recall the others.
@@ -133,6 +136,7 @@ def score_new_rows(
         kept_url: Folder of this version's scores; made if absent.
         scored_at: Time to put down, with a time zone.
         batch_images: Images at once.
+        map_pieces: Scores and keeps pieces elsewhere, e.g. on several machines; here if None.
         on_progress: Called with images done and in all.
 
     Raises:
@@ -144,26 +148,56 @@ def score_new_rows(
     pending = np.array([place for place, name in enumerate(names) if name not in known], np.int64)
     done = len(rows) - len(pending)
     on_progress(done, len(rows))
-    for first in range(0, len(pending), PIECE_IMAGES):
-        piece = pending[first : first + PIECE_IMAGES]
+    cut = range(0, len(pending), PIECE_IMAGES)
+    pieces = [rows[pending[first : first + PIECE_IMAGES]] for first in cut]
+    if map_pieces is not None:
+        for count in map_pieces(pieces):
+            done += count
+            on_progress(done, len(rows))
+        known = _recall(kept_url)
+    else:
+        for piece in pieces:
 
-        def advance(count: int, _: int, before: int = done + first) -> None:
-            on_progress(before + count, len(rows))
+            def advance(count: int, _: int, before: int = done) -> None:
+                on_progress(before + count, len(rows))
 
-        found = score_rows(model, dataset, rows[piece], batch_images, on_progress=advance)
-        table = {
-            "image_id": ids[piece],
-            "source_digest": digests[piece],
-            "anomaly_score": found.anomaly_score,
-            "scored_at": [scored_at] * len(piece),
-        }
-        known.update(_keep(kept_url, pa.table(table, schema=_COLUMNS)))
+            found = score_rows(model, dataset, piece, batch_images, on_progress=advance)
+            known.update(keep_piece(dataset, piece, found.anomaly_score, kept_url, scored_at))
+            done += len(piece)
     scores = np.array([known[name][0] for name in names], np.float32)
     times = np.array([known[name][1] for name in names], "datetime64[us]")
     prediction = Prediction(
         scores, model.calibration.percentile(scores), scores > model.threshold.value, None
     )
     return RowScores(prediction, times, len(pending))
+
+
+def keep_piece(
+    dataset: Dataset,
+    rows: Rows,
+    scores: NDArray[np.float32],
+    kept_url: str,
+    scored_at: datetime,
+) -> _Known:
+    """Keep the scores of one piece, unless somebody has kept it meanwhile.
+
+    Args:
+        dataset: Where the rows lie.
+        rows: Of the piece, ascending.
+        scores: float32 (n,), theirs.
+        kept_url: Folder of the version's scores.
+        scored_at: Time to put down, with a time zone.
+
+    Returns:
+        What is kept now, by image id and digest.
+    """
+    table = {
+        "image_id": dataset.column("image_id")[rows],
+        "source_digest": dataset.column("source_digest")[rows],
+        "anomaly_score": scores,
+        "scored_at": [scored_at] * len(rows),
+    }
+    return _keep(kept_url, pa.table(table, schema=_COLUMNS))
 
 
 def encode_parquet(table: pa.Table) -> bytes:

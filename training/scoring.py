@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from hashlib import sha256
 from io import BytesIO
 from typing import Final
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import storage
+from pipeline.engines import MapWork
 from pipeline.errors import SchemaError
 from pipeline.records import ManifestEntry, Progress, Split, ignore_progress
 from pipeline.schema import Dataset, open_dataset
@@ -22,10 +24,11 @@ from pipeline.staging import require_reachable
 from training.account import account_for_rows
 from training.cases import remove_stale_heatmaps, write_cases
 from training.drift import DriftReport, measure_drift
+from training.piece_scorer import PieceScorer
 from training.ranking import RankingChange, compare_rankings
 from training.reduced_precision import NOTE, is_reduced
 from training.results import name_results, publish, read_facts
-from training.row_scores import Rows, encode_parquet, score_new_rows
+from training.row_scores import Rows, RowScores, encode_parquet, score_new_rows
 from training.scores import RankedScores, encode_csv, judge_scores, rank_scores, tabulate
 from training.scoring_model import ScoringModel
 from training.slide_scores import draw_slides, is_of_slides
@@ -98,6 +101,7 @@ def score_dataset(
     scored_at: datetime | None = None,
     batch_images: int = 256,
     top_heatmaps: int = 200,
+    map_work: MapWork | None = None,
     notes: Sequence[str] = (),
     on_progress: Progress = ignore_progress,
 ) -> ScoreReport:
@@ -116,6 +120,8 @@ def score_dataset(
         scored_at: Time to put down; now if None.
         batch_images: Images read and scored at once.
         top_heatmaps: So many of the strangest get heatmaps, and pictures in the worklist.
+        map_work: An engine whose workers score, each with a copy of the network; this process
+            alone if None.
         notes: What a reader of the worklist must know first.
         on_progress: Called with images done and in all.
 
@@ -129,8 +135,8 @@ def score_dataset(
     model.ingest.require_alike(dataset, image_shape=model.description.image_shape)
     require_reachable(output_url)
     asked, readable = _choose(dataset, splits)
-    found = score_new_rows(
-        model, dataset, readable, _kept_url(output_url, model), batch_images=batch_images,
+    found = _score(
+        model, dataset, readable, output_url, map_work=map_work, batch_images=batch_images,
         scored_at=(scored_at or datetime.now(UTC)).astimezone(UTC), on_progress=on_progress,
     )  # fmt: skip
     names = ("image_id", "group_id", "label", "source_digest")
@@ -153,6 +159,28 @@ def score_dataset(
         output_url, dataset_url, model.name, model.version, model.run_id, len(scored.rows),
         found.new_count, int(scored.prediction.is_anomalous.sum()), model.threshold.value, auroc,
         average_precision, manifest, notes, drift, moved, results, time.monotonic() - began,
+    )  # fmt: skip
+
+
+def _score(
+    model: ScoringModel,
+    dataset: Dataset,
+    rows: Rows,
+    output_url: str,
+    *,
+    map_work: MapWork | None,
+    scored_at: datetime,
+    batch_images: int,
+    on_progress: Progress,
+) -> RowScores:
+    """Score what is new, here or on the workers of an engine."""
+    kept_url, map_pieces = _kept_url(output_url, model), None
+    if map_work is not None:
+        scorer = PieceScorer.of(model, dataset.url, kept_url, scored_at, batch_images)
+        map_pieces = partial(map_work, scorer)
+    return score_new_rows(
+        model, dataset, rows, kept_url, scored_at=scored_at, batch_images=batch_images,
+        map_pieces=map_pieces, on_progress=on_progress,
     )  # fmt: skip
 
 
