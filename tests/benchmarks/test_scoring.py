@@ -26,9 +26,11 @@ def test_figures_are_ratios_of_medians() -> None:
         "bare forward pass": [20.0] * 3,
     }  # fmt: skip
     speed = Comparison("scoring", "images/s", rates, "reference")
-    metrics = _conclude(speed, (1e-7, 2e-3), {1_000: 500.0, 100_000: 510.0}).metrics
+    twice = Comparison("", "", {**rates, "reference": [20.0]}, "reference")
+    metrics = _conclude(speed, twice, (1e-7, 2e-3), {1_000: 500.0, 100_000: 510.0}).metrics
     assert metrics["vs_reference"] == pytest.approx(1.3)
     assert metrics["vs_reference_reduced"] == pytest.approx(2.4)
     assert metrics["share_of_limit"] == pytest.approx(0.65)
+    assert metrics["vs_reference_by_processor"] == pytest.approx(0.65)
     assert metrics["peak_memory_mib_1000"] == 500
     assert metrics["peak_memory_mib_100000"] == metrics["peak_memory_mib"] == 510
