@@ -1,0 +1,169 @@
+"""A schedule finds what was dropped meanwhile; a new champion ranks everything anew.
+
+By a real Prefect server and process worker, as `normscope up` starts them.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import DeploymentScheduleCreate
+from prefect.client.schemas.filters import ArtifactFilter, FlowRunFilter
+from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.schedules import IntervalSchedule
+from prefect.events import DeploymentEventTrigger
+from prefect.types.entrypoint import EntrypointType
+
+from flows import processes, services
+from flows.rollback import rollback
+from flows.score import score
+from flows.services import POOL
+from flows.settings import Settings
+from pipeline import storage
+from pipeline.engines import map_serially
+from pipeline.image_dataset import ImageSettings, make_reader, plan_images
+from pipeline.ingest import ingest
+from pipeline.schema import Dataset, open_dataset
+from pipeline.sources.images import list_images
+from tests.training.registered import NAME, own_mlflow, register
+from training.registry import set_alias
+
+pytestmark = pytest.mark.slow
+
+# The form of `flows/prefect.yaml`, which has a test of its own: hours there, seconds here.
+PROMOTED = {"match": {"prefect.resource.id": "mlflow.model.*"}, "expect": ["mlflow.model.promoted"]}
+
+
+def paint(path: Path, seed: int) -> None:
+    """A grey wave with noise, as a PNG file."""
+    y, x = np.mgrid[0:44, 0:40]
+    draw = np.random.default_rng(seed)
+    wave = 120 + 60 * np.sin(draw.uniform(0.1, 0.3) * y + draw.uniform(0.1, 0.3) * x)
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray((wave + draw.normal(0, 3, y.shape)).clip(0, 255).astype(np.uint8)).save(path)
+
+
+def make_dataset(folder: Path) -> Dataset:
+    """What the model learned from."""
+    rows = ["path,label,split"]
+    for number in range(16):
+        paint(folder / "learned" / f"{number}.png", number)
+        split = "train" if number < 4 else "validation"
+        rows.append(f"{number}.png,0,{split}")
+    (folder / "learned" / "labels.csv").write_text("\n".join(rows))
+    listing = list_images(str(folder / "learned"))
+    plan = plan_images(listing.images, ImageSettings(size_px=40, colour="grey"), source="waves")
+    ingest(str(folder / "dataset"), plan, make_reader(plan), map_serially)
+    return open_dataset(str(folder / "dataset"))
+
+
+@pytest.fixture
+def home(tmp_path: Path, prefect_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Two versions of a model, the second champion, and a worker that serves the pool."""
+    with own_mlflow(tmp_path) as uri:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        monkeypatch.setenv("NORMSCOPE_HOME", str(tmp_path))
+        monkeypatch.setenv("NORMSCOPE_WORKERS", "1")
+        dataset = make_dataset(tmp_path)
+        versions = [register(dataset, seed=seed).version for seed in (3, 4)]
+        set_alias(NAME, "previous", versions[0])
+        set_alias(NAME, "champion", versions[1])
+        addresses = {"PREFECT_API_URL": prefect_server, "MLFLOW_TRACKING_URI": uri}
+        with processes.running(services.prefect_worker(Settings(), addresses), tmp_path):
+            yield tmp_path
+
+
+def deploy(home: Path) -> UUID:
+    """Let the score flow run after each promotion; a schedule of its own comes later."""
+    deployment: Any = score.to_deployment(
+        "dropped",
+        parameters={
+            "source": str(home / "inbox"), "output": str(home / "out"), "model_name": NAME,
+            "top_heatmaps": 2, "ledgers": str(home / "ledgers"),
+        },
+        triggers=[DeploymentEventTrigger.model_validate(PROMOTED)],
+        work_pool_name=POOL,
+        entrypoint_type=EntrypointType.MODULE_PATH,
+    )  # fmt: skip
+    identifier: UUID = deployment.apply()
+    return identifier
+
+
+@contextmanager
+def scheduled(deployment: UUID) -> Iterator[None]:
+    """By the clock, while the block runs: soon, and a minute later should the server miss that."""
+    soon = datetime.now(UTC) + timedelta(seconds=8)
+    clock = IntervalSchedule(interval=timedelta(minutes=1), anchor_date=soon)
+    schedule = DeploymentScheduleCreate(schedule=clock, active=True)
+    with get_client(sync_client=True) as client:
+        (made,) = client.create_deployment_schedules(deployment, [schedule])
+        yield
+        client.delete_deployment_schedule(deployment, made.id)
+
+
+def wait_for_run(deployment: UUID, *, by_the_clock: bool) -> FlowRun:
+    """A run of a deployment that the schedule, or else an event, has begun, once it has ended."""
+    only = FlowRunFilter.model_validate(
+        {"deployment_id": {"any_": [deployment]}, "state": {"type": {"any_": ["COMPLETED"]}}}
+    )
+    deadline = time.monotonic() + 240
+    with get_client(sync_client=True) as client:
+        while time.monotonic() < deadline:
+            for run in client.read_flow_runs(flow_run_filter=only):
+                if run.auto_scheduled == by_the_clock:
+                    return run
+            time.sleep(0.5)
+        states = [run.state_name for run in client.read_flow_runs(limit=20)]
+    raise TimeoutError(f"no such run of the deployment has completed: {states}")
+
+
+def read_scores(home: Path) -> dict[str, tuple[float, str]]:
+    table = pq.read_table(BytesIO(storage.read_bytes(str(home / "out" / "scores.parquet"))))
+    rows = zip(*(table[name].to_pylist() for name in ("image_id", "anomaly_score",
+                                                      "model_version")), strict=True)  # fmt: skip
+    return {name: (value, version) for name, value, version in rows}
+
+
+def test_what_was_dropped_is_scored_by_the_clock_and_all_after_a_promotion(home: Path) -> None:
+    inbox = home / "inbox"
+    for number in range(6):
+        paint(inbox / f"{number}.png", 100 + number)
+    where: dict[str, Any] = {
+        "model_name": NAME,
+        "top_heatmaps": 2,
+        "ledgers": str(home / "ledgers"),
+    }
+    score(str(inbox), str(home / "out"), **where)
+    before = read_scores(home)
+    paint(inbox / "6.png", 106)  # dropped
+    paint(inbox / "7.png", 107)  # late: older than the last run
+    os.utime(inbox / "7.png", (1e9, 1e9))
+    paint(inbox / "2.png", 999)  # rewritten
+
+    deployment = deploy(home)
+    with scheduled(deployment):
+        wait_for_run(deployment, by_the_clock=True)
+    after = read_scores(home)
+    assert sorted(after) == [f"{number}.png" for number in range(8)]
+    assert {name for name in before if before[name] != after[name]} == {"2.png"}
+
+    rollback(NAME, reason="the event of a promotion", ledgers=str(home / "ledgers"))
+    wait_for_run(deployment, by_the_clock=False)
+    assert {version for _, version in read_scores(home).values()} == {"1"}
+    with get_client(sync_client=True) as client:
+        only = ArtifactFilter.model_validate({"key": {"any_": ["ranking"]}})
+        (moved,) = client.read_artifacts(artifact_filter=only)
+    assert str(moved.data).startswith("Version 1 in place of version 2, 8 images")
