@@ -200,7 +200,7 @@ def _write_results(
     """Write the results unless they are visible already, and give their name."""
     files = {"scores.parquet": encode_parquet(table), "scores.csv": encode_csv(table)}
     if is_of_slides(dataset):
-        files |= draw_slides(dataset, scored)
+        files |= draw_slides(dataset, scored, model.calibration.reference)
     empty_page = render_worklist(facts, []).encode()
     results = name_results(
         *(sha256(data).hexdigest() for data in (*files.values(), empty_page)),

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
+from io import BytesIO
 from typing import Any
 
 import numpy as np
 import pytest
 import zarr
+from PIL import Image
 
 from pipeline.schema import Dataset
 from training.scores import RankedScores
 from training.scoring_model import Prediction
-from training.slide_scores import draw_slides, is_of_slides, tabulate_slides
+from training.slide_scores import draw_heatmap, draw_slides, is_of_slides, tabulate_slides
 
 
 def make_ranked() -> RankedScores:
@@ -55,11 +58,11 @@ def test_geojson_lies_where_the_tiles_lie() -> None:
     dataset = make_dataset(origin_yx=origins, mpp_yx=mpps)
     assert is_of_slides(dataset)
     assert not is_of_slides(make_dataset(origin_yx=origins))
-    files = draw_slides(dataset, scored)
+    files = draw_slides(dataset, scored, [1.0, 2.0])
     assert files["slides.csv"].decode().splitlines()[0] == (
         '"group_id","slide_score","tile_count","anomalous_count"'
     )
-    (name,) = (name for name in files if name.startswith("slides/slide_b-"))
+    (name,) = (name for name in files if re.fullmatch(r"slides/slide_b-.*\.geojson", name))
     whole = json.loads(files[name])
     assert (whole["type"], len(whole["features"])) == ("FeatureCollection", 2)
     first = whole["features"][0]  # row 249 of the dataset; 256 px high, 128 px wide on level 0
@@ -68,3 +71,15 @@ def test_geojson_lies_where_the_tiles_lie() -> None:
     assert ring == [[x, y], [x + 128, y], [x + 128, y + 256], [x, y + 256], [x, y]]
     assert first["properties"]["measurements"] == {"anomaly_score": 9.0, "percentile": 90.0}
     assert first["properties"]["name"] == "rank 1"
+    assert files[name.replace(".geojson", ".png")].startswith(b"\x89PNG")
+
+
+def test_the_heatmap_of_a_slide_shows_where_it_is_strange() -> None:
+    origins = np.array([[0, 0], [256, 384], [256, 256], [300, 400]])
+    scores = np.array([1.0, 9.0, 3.0, 4.0], np.float32)
+    data = draw_heatmap(origins, (256, 128), scores, [1.0, 2.0, 6.0])
+    drawn = np.asarray(Image.open(BytesIO(data)).convert("RGBA"))
+    assert drawn.shape == (512, 1024, 4)  # two tiles high, four wide
+    opacity = drawn[128::256, 128::256, 3]
+    assert opacity[0].tolist() == [0, 0, 0, 0]
+    assert opacity[1, 3] > opacity[1, 2] > opacity[1, 0] == 0
