@@ -220,7 +220,7 @@ def count_flops(step: Callable[[], object]) -> float:
 
 
 def measure(quick: bool) -> Outcome:
-    """Every resolution; compiled steps at 32 px alone, as compiling takes a minute."""
+    """Every resolution; compiled steps at 16 px alone, as compiling takes long."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     on_cpu = device.type == "cpu"
     if on_cpu:
@@ -230,7 +230,7 @@ def measure(quick: bool) -> Outcome:
     metrics: dict[str, float] = {}
     for resolution in (16, 32, 64) if on_cpu else (16, 32, 64, 128, 256):
         ways = {**WAYS, **({} if on_cpu else ON_GPU)}
-        if resolution == 32 and not quick:
+        if resolution == 16 and on_cpu:
             ways |= COMPILED
         case = Case(resolution, batch, device)
         speed, differences, flops = compare_steps(case, ways, rounds=rounds)
