@@ -95,9 +95,10 @@ class _ShardReader:
             self._indices[shard] = self._read_index(url)
         offset, size = self._indices[shard][place].tolist()
         count = min(self._shape[0], self._image_count - chunk * self._shape[0])
-        images = np.zeros(self._shape, np.uint8)
-        if offset != _ABSENT:
-            _decompress(url, read_range(url, offset, offset + size), images.reshape(-1))
+        if offset == _ABSENT:
+            return np.zeros((count, *self._shape[1:]), np.uint8)
+        images = np.empty(self._shape, np.uint8)
+        _decompress(url, read_range(url, offset, offset + size), images.reshape(-1))
         return images[:count]
 
     def _read_index(self, url: str) -> NDArray[np.uint64]:
