@@ -165,8 +165,10 @@ def _register(
     run.log_curves()
     run.set_tags({CHECKPOINT: fitted.checkpoint_url, BEST_CHECKPOINT: fitted.best_checkpoint_url})
     if fitted.resumptions:
-        taken = " ".join(resumption.checkpoint_url for resumption in fitted.resumptions)
-        run.set_tags({RESUMED_FROM: taken})
+        taken = [
+            f"{each.checkpoint_url} with {each.workers} workers" for each in fitted.resumptions
+        ]
+        run.set_tags({RESUMED_FROM: ", ".join(taken)})
     detector = _assemble(settings, dataset, fitted)
     with _using_threads(settings.cpu_threads):
         normals, anomalies, calibration = score_validation(detector, dataset)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+import mlflow
 import psutil
 import torch
 from ray.cluster_utils import Cluster
@@ -94,6 +95,7 @@ def drive(folder: str, dataset_url: str, tracking_uri: str, **choice: Any) -> No
     """What a driver does."""
     os.chdir(folder)
     torch.set_num_threads(1)
+    mlflow.set_system_metrics_sampling_interval(1)  # type: ignore[no-untyped-call]  # MLflow's own
     train_and_register(
         SETTINGS,
         dataset_url=dataset_url,

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import zarr
 
-from pipeline.errors import SettingsError
+from pipeline.errors import SchemaError, SettingsError
 from pipeline.schema import open_dataset
 from tests.training.toys import make_dataset, make_settings
 from training.data import TrainingImages
@@ -128,6 +129,17 @@ def test_fewer_workers_than_none_are_refused(dataset_url: str, tmp_path: Path) -
             SETTINGS, dataset_url=dataset_url, storage_url=str(tmp_path), run_name="odd",
             workers=2, min_workers=3,
         )  # fmt: skip
+
+
+def test_an_unsealed_dataset_and_one_that_leaks_are_refused(tmp_path: Path) -> None:
+    unsealed, leaking = str(tmp_path / "unsealed.zarr"), str(tmp_path / "leaking.zarr")
+    make_dataset(unsealed)
+    zarr.open_group(unsealed).attrs["sealed"] = False
+    make_dataset(leaking, leaks=True)
+    for url, problem in ((unsealed, "not sealed"), (leaking, "in more than one split")):
+        with pytest.raises(SchemaError, match=problem):
+            fit(SETTINGS, dataset_url=url, storage_url=str(tmp_path / "runs"), run_name="refused")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_run_name_belongs_to_one_training(tmp_path: Path) -> None:
