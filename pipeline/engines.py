@@ -29,6 +29,8 @@ _RETRIES: Final = 3
 # A worker that dies takes the item at hand with it; at so many deaths it is the item that kills.
 # An existing scheduler decides for itself (`distributed.scheduler.allowed-failures`, by default 3).
 _DEATHS_OF_AN_ITEM: Final = 10
+DEATH: Final = "every worker that took it up has died: out of memory, or a crash in a codec"
+DEATH_REMEDY: Final = "Look into the workers' logs; give workers more memory or leave the file out"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +49,30 @@ class Workers:
 class MapWork(Protocol):
     """Apply a function to each item, yielding results as they are ready."""
 
-    def __call__(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
-        """Apply `function` to each of `items`; an exception of the function is raised here."""
+    def __call__(
+        self,
+        function: Callable[[T], R],
+        items: Sequence[T],
+        *,
+        give_up: Callable[[T], R] | None = None,
+    ) -> Iterator[R]:
+        """Apply a function; its exceptions are raised here.
+
+        Args:
+            function: To be applied.
+            items: To each of these.
+            give_up: What an item gives in place of a result that kills whoever takes it up;
+                without it such an item is an error. In this process it would kill us all.
+        """
         ...
 
 
-def map_serially(function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+def map_serially(
+    function: Callable[[T], R],
+    items: Sequence[T],
+    *,
+    give_up: Callable[[T], R] | None = None,  # noqa: ARG001 - the protocol's
+) -> Iterator[R]:
     """One after the other, in this thread."""
     return (function(item) for item in items)
 
@@ -66,7 +86,12 @@ def thread_engine(workers: int) -> Iterator[MapWork]:
     """
     with ThreadPoolExecutor(workers) as pool:
 
-        def map_in_threads(function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+        def map_in_threads(
+            function: Callable[[T], R],
+            items: Sequence[T],
+            *,
+            give_up: Callable[[T], R] | None = None,  # noqa: ARG001 - the protocol's
+        ) -> Iterator[R]:
             futures = [pool.submit(function, item) for item in items]
             return (future.result() for future in as_completed(futures))
 
@@ -108,23 +133,36 @@ class DaskMap:
 
     client: Client
 
-    def __call__(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+    def __call__(
+        self,
+        function: Callable[[T], R],
+        items: Sequence[T],
+        *,
+        give_up: Callable[[T], R] | None = None,
+    ) -> Iterator[R]:
         """Submit every item; what has not begun when the caller stops is not begun.
 
         Raises:
-            SettingsError: Every worker that took up an item has died.
+            SettingsError: Every worker that took up an item has died, and nothing stands in for it.
         """
         # pure=False: results are effects on storage, so none may be taken from a cache.
         futures = self.client.map(function, list(items), pure=False, retries=_RETRIES)
+        suspects = []
         for future in dask_completed(futures, loop=self.client.loop):
             try:
                 yield future.result()
             except KilledWorker as error:
-                raise SettingsError(
-                    f"item {futures.index(future) + 1} of {len(futures)}",
-                    "every worker that took it up has died: out of memory, or a crash in a codec",
-                    "Look into the workers' logs; give workers more memory or leave the file out",
-                ) from error
+                number = futures.index(future)
+                if give_up is None:
+                    raise SettingsError(
+                        f"item {number + 1} of {len(futures)}", DEATH, DEATH_REMEDY
+                    ) from error
+                suspects.append(items[number])
+        if give_up is not None:
+            for item in suspects:
+                # A worker may have held others when it died: the guilty one kills alone, too.
+                again = self(function, [item], give_up=give_up) if len(items) > 1 else None
+                yield from again or [give_up(item)]
 
     def describe(self) -> Workers:
         """The workers there are; at least one, as the client waits for the first."""

@@ -25,6 +25,7 @@ from pipeline.errors import SchemaError, SourceError, StorageError
 from pipeline.manifest import account_for, write_manifest
 from pipeline.plan import Plan, Reader
 from pipeline.preflight import check_before_spending
+from pipeline.quarantine import make_without_deadly
 from pipeline.records import ManifestEntry, Progress, ignore_progress
 from pipeline.schema import JSON, DatasetSpec, open_dataset, write_documents
 from pipeline.shards import Commit, cut_shards, make_shard
@@ -88,11 +89,7 @@ def ingest(
     """
     began = time.monotonic()
     spec = plan.spec
-    if spec.image_count == 0:
-        reason = plan.rejected[0].reason if plan.rejected else "nothing was listed"
-        raise SourceError(
-            url, f"no image to write ({reason})", "Check the source's URL and filters"
-        )
+    _require_images(url, plan)
     require_reachable(url)
     before = _read_commits(url)
     tasks = list(cut_shards(plan, reader))
@@ -109,7 +106,11 @@ def ingest(
         _sweep(url, spec, documents)
     done = spec.image_count - sum(len(task.source_index) for task in pending)
     on_progress(done, spec.image_count)
-    for commit in map_work(partial(make_shard, url, reader), pending):
+    make, give_up = (
+        partial(make_shard, url, reader),
+        partial(make_without_deadly, url, reader, map_work),
+    )
+    for commit in map_work(make, pending, give_up=give_up):
         commits[commit.shard] = commit
         done += len(tasks[commit.shard].source_index)
         on_progress(done, spec.image_count)
@@ -124,6 +125,14 @@ def ingest(
     )  # fmt: skip
     write_manifest(storage.join(url, "manifest.json"), manifest, sealed_at=datetime.now(UTC))
     return report
+
+
+def _require_images(url: str, plan: Plan) -> None:
+    if plan.spec.image_count == 0:
+        reason = plan.rejected[0].reason if plan.rejected else "nothing was listed"
+        raise SourceError(
+            url, f"no image to write ({reason})", "Check the source's URL and filters"
+        )
 
 
 def _add_note(entry: ManifestEntry, notes: Mapping[str, str]) -> ManifestEntry:

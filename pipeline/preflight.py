@@ -93,7 +93,9 @@ def check_before_spending(
             "or give workers more memory",
         )
     count = sum(len(task.source_index) for task in pending)
-    image_s = next(iter(map_work(partial(time_reading, reader), [_take_sample(pending[0])])))
+    sample = [_take_sample(pending[0])]
+    # A source that kills its worker is found, and named, when its shard is made.
+    image_s = next(map_work(partial(time_reading, reader), sample, give_up=lambda _: None))
     found = Preflight(
         image_count=count,
         shard_count=len(pending),

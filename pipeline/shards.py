@@ -126,7 +126,7 @@ def make_shard(url: str, reader: Reader[Any], task: ShardTask) -> Commit:
     columns |= {name: np.array(values) for name, values in task.columns.items()}
     columns["readable"] = np.zeros(count, bool)
     unreadable: list[tuple[int, str]] = []
-    for source, begin, end in _runs(task):
+    for source, begin, end in cut_sources(task):
         rows = {name: values[begin:end] for name, values in task.columns.items()}
         read = _read_or_mark(reader, source, rows, end - begin, task.spec.image_shape)
         readable = np.array([reason is None for reason in read.reasons])
@@ -194,7 +194,7 @@ def _empty_column(spec: DatasetSpec, name: str, count: int) -> Array:
     return np.full(shape, fill_value(name, dtype), object if dtype.kind in "TUO" else dtype)
 
 
-def _runs(task: ShardTask) -> Iterator[tuple[Any, int, int]]:
+def cut_sources(task: ShardTask) -> Iterator[tuple[Any, int, int]]:
     """Each source with the begin and end of its rows in the shard."""
     edges = np.flatnonzero(np.diff(task.source_index)) + 1
     for begin, end in zip([0, *edges], [*edges, len(task.source_index)], strict=True):

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from pipeline.engines import MapWork
+from pipeline.engines import DEATH, DEATH_REMEDY, MapWork
 from pipeline.errors import NormscopeError
 from pipeline.plan import Plan
 from pipeline.quality import QUALITY_COLUMNS
@@ -103,7 +103,7 @@ def plan_slides(
         scratch=scratch or Scratch(),
     )
     outcomes: dict[str, SlideSurvey | ManifestEntry] = {}
-    for slide_id, outcome in map_work(survey, ordered):
+    for slide_id, outcome in map_work(survey, ordered, give_up=_list_deadly):
         outcomes[slide_id] = outcome
         if on_progress:
             on_progress(len(outcomes), len(ordered))
@@ -112,6 +112,10 @@ def plan_slides(
     failed = [outcome for outcome in in_order if isinstance(outcome, ManifestEntry)]
     skipped = [_explain_skip(found) for found in surveys if not len(found.origins_yx)]
     return _lay_out(surveys, settings, source, (*rejected, *failed, *skipped))
+
+
+def _list_deadly(slide: Slide) -> tuple[str, SlideSurvey | ManifestEntry]:
+    return slide.slide_id, ManifestEntry(slide.url, "failed", f"{DEATH}. {DEATH_REMEDY}")
 
 
 def _require_unique(slides: Sequence[Slide]) -> None:

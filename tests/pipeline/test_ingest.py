@@ -51,7 +51,12 @@ class StoppedError(Exception):
 
 
 def map_and_stop_after(count: int) -> MapWork:
-    def map_some(function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+    def map_some(
+        function: Callable[[T], R],
+        items: Sequence[T],
+        *,
+        give_up: Callable[[T], R] | None = None,
+    ) -> Iterator[R]:
         for item in items[:count]:
             yield function(item)
         raise StoppedError
@@ -127,7 +132,12 @@ def test_what_another_ingest_has_written_meanwhile_is_not_sealed(tmp_path: Path)
     plan = plan_made(write_sources(tmp_path / "in", CONTENTS))
     reader = MadeReader(gain=2)
 
-    def map_beside_another(function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+    def map_beside_another(
+        function: Callable[[T], R],
+        items: Sequence[T],
+        *,
+        give_up: Callable[[T], R] | None = None,
+    ) -> Iterator[R]:
         yield from map_serially(function, items)
         if len(items) > 1:  # a worker of the other, whose driver was killed
             late = next(task for task in cut_shards(plan, reader) if task.shard == 2)
