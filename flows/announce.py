@@ -28,8 +28,11 @@ def report_ranking(report: ScoreReport) -> None:
 
 
 def alert_of_drift(report: ScoreReport) -> None:
-    """Say that scores have drifted, as an event and as an artifact; nothing where they have not."""
-    if not report.drift.has_drifted:
+    """Say that scores have drifted, as an event and as an artifact.
+
+    Where nothing new was scored it has been said already; the page goes on to say it.
+    """
+    if not report.drift.has_drifted or not report.new_count:
         return
     emit_event(
         "normscope.scores.drifted",

@@ -33,13 +33,10 @@ def test_a_shifted_batch_raises_the_alarm_and_moves_no_threshold(tmp_path: Path)
     with own_mlflow(tmp_path):
         set_alias(NAME, "champion", register(known).version)
         threshold = load_version(NAME, "champion").threshold.value
-        report = score(
-            shifted.url,
-            output,
-            model_name=NAME,
-            splits=["train"],
-            ledgers=str(tmp_path / "ledgers"),
-        )
+        place = str(tmp_path / "ledgers")
+        report = score(shifted.url, output, model_name=NAME, splits=["train"], ledgers=place)
+        again = score(shifted.url, output, model_name=NAME, splits=["train"], ledgers=place)
+    assert (again.new_count, again.results) == (0, report.results)
     assert report.drift.whole.state == "shifted"
     page = storage.read_bytes(f"{output}/worklist.html").decode()
     assert "everything has shifted" in page
@@ -53,4 +50,5 @@ def test_a_shifted_batch_raises_the_alarm_and_moves_no_threshold(tmp_path: Path)
     deadline = time.monotonic() + 30  # events travel by a queue
     while not count_events("normscope.scores.drifted") and time.monotonic() < deadline:
         time.sleep(0.2)
+    # Nothing new was scored the second time, so nothing was said again.
     assert count_events("normscope.scores.drifted") == 1
