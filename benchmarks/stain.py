@@ -117,9 +117,7 @@ def read_tiles() -> tuple[NDArray[np.uint8], str]:
     starts_x = np.linspace(0, pixels.shape[1] - TILE_PX, COLUMNS, dtype=int)
     origins = [(y, x) for y in starts_y for x in starts_x]
     tiles = np.stack([pixels[y : y + TILE_PX, x : x + TILE_PX] for y, x in origins])
-    return tiles[
-        [measure_blank_fraction(tile[None])[0] < MAX_BLANK_FRACTION for tile in tiles]
-    ], name
+    return tiles[[measure_blank_fraction(tile) < MAX_BLANK_FRACTION for tile in tiles]], name
 
 
 def measure(quick: bool) -> Outcome:

@@ -82,7 +82,12 @@ def test_a_killed_growth_keeps_the_order(tmp_path: Path) -> None:
     ingest_again(source, url)
     write_slide(source, "a")
 
-    def stop_at_once(function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+    def stop_at_once(
+        function: Callable[[T], R],
+        items: Sequence[T],
+        *,
+        give_up: Callable[[T], R] | None = None,
+    ) -> Iterator[R]:
         if len(items) > 1:
             raise KeyboardInterrupt
         return map_serially(function, items)
