@@ -44,7 +44,7 @@ def run_ingest(slides: list[Slide], settings: SlideSettings, engine: MapWork, fo
 
 def measure(quick: bool) -> Outcome:
     """Vary slides, tiles and workers, each by itself."""
-    count = 4 if quick else 16
+    count = 8 if quick else 16
     with tempfile.TemporaryDirectory(prefix="normscope-scaling-") as name, ExitStack() as stack:
         folder = Path(name)
         write_slides(

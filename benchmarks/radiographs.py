@@ -225,7 +225,7 @@ def measure(quick: bool) -> Outcome:
             )
             for kind, files in (("uncompressed", films), ("JPEG 2000", packed))
         )  # fmt: skip
-        shards = Workplace(root, tuple(pngs), settings, repeats=256 // count)
+        shards = Workplace(root, tuple(pngs), settings, repeats=512 // count)
         workers = compare_workers(shards, rounds)
     return _conclude(
         png, dicom, jpeg2000, workers, f"{count} PNGs and {film_count} DICOM files made from {name}"

@@ -191,7 +191,7 @@ def measure(quick: bool) -> Outcome:
     """Compare all methods on one slide."""
     with tempfile.TemporaryDirectory(prefix="normscope-tiling-") as folder:
         bench = Bench(Path(folder))
-        bits = write_slide(bench.slide, (4, 1) if quick else (4, 4))
+        bits = write_slide(bench.slide, (4, 4) if quick else (8, 4))
         slides = [list_slide(bench.slide)]
         plan = plan_slides(slides, make_settings(TILE_PX), map_serially, source="benchmark")
         np.save(bench.origins, plan.columns["origin_yx"])
