@@ -35,7 +35,7 @@ from training.config import TrainSettings
 from training.data import TrainingImages, check_trainable
 from training.features import FEATURES, keep_features, prepare_features, read_features
 from training.listening import OnReport, Resumption, listening
-from training.loop import Report, train
+from training.loop import DivergenceError, Report, train
 from training.runs import FitResult, claim_run, conclude, make_absolute, open_checkpoints
 from training.state import Array, Recipe, Team, TrainingState, begin_training, make_recipe
 from training.validation import read_validation
@@ -147,6 +147,8 @@ def _fit_to_the_end(
                 trainer.fit()
                 is_running = False
             except TrainingFailedError as error:
+                if heard.error is not None:
+                    raise heard.error from error
                 if checkpoints.find_steps()[-1:] == before:
                     last = str(error).strip().splitlines()[-1]
                     remedy = "Run it again under its name: it goes on from its last checkpoint"
@@ -215,8 +217,11 @@ def _work(config: dict[str, Any]) -> None:
     except StorageError:
         raise  # may pass: Ray starts the workers again, and they go on from the last checkpoint
     except NormscopeError as error:
-        # The same on every worker, and it would be again.
         job.mailbox.put(pickle.dumps(error))
+        # Divergence is seen by all at once. Other errors may be this worker's alone, as of memory:
+        # the others, who wait for it in the midst of a step, are ended by raising it.
+        if team.size > 1 and not isinstance(error, DivergenceError):
+            raise
 
 
 def _train_job(job: Job, team: Team) -> None:
@@ -263,9 +268,10 @@ def _begin_or_continue(
         )
     if latest is None:
         return begin_training(recipe), []
+    state = latest.restore(recipe)
     if recipe.team.rank == 0:
         mailbox.put(pickle.dumps(Resumption(latest.url, latest.step, recipe.team.size)))
-    return latest.restore(recipe), list(latest.reports)
+    return state, list(latest.reports)
 
 
 def _gather(array: Array) -> list[Array]:
