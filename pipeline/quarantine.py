@@ -22,11 +22,11 @@ class Quarantine:
 
     Args:
         reader: Of the others.
-        urls: Of those that it refuses.
+        names: Of those that it refuses, in public: engines log their readers.
     """
 
     reader: Reader[Any]
-    urls: frozenset[str]
+    names: frozenset[str]
 
     def read(self, source: Any, rows: Mapping[str, Array]) -> SourceRead:
         """Read rows.
@@ -34,8 +34,8 @@ class Quarantine:
         Raises:
             SourceError: The source is refused, or the reader's own.
         """
-        if source.url in self.urls:
-            raise SourceError(getattr(source, "public_name", source.url), DEATH, DEATH_REMEDY)
+        if _name(source) in self.names:
+            raise SourceError(_name(source), DEATH, DEATH_REMEDY)
         return self.reader.read(source, rows)
 
 
@@ -63,11 +63,16 @@ def make_without_deadly(
     deadly = {
         found
         for sample in samples
-        for found in map_work(probe, [sample], give_up=lambda killer: str(killer[0].url))
+        for found in map_work(probe, [sample], give_up=lambda killer: _name(killer[0]))
     }
     careful = Quarantine(reader, frozenset(deadly))
     (commit,) = map_work(partial(make_shard, url, careful), [replace(task, key="")])
     return commit
+
+
+def _name(source: Any) -> str:
+    """What a source is called in public; its URL may be that of an archive of many."""
+    return str(getattr(source, "public_name", source.url))
 
 
 def _survive(reader: Reader[Any], sample: Sample) -> str:

@@ -93,7 +93,7 @@ def test_nothing_of_a_person_leaves_the_chain(
     patient = KEY.pseudonym("patient", f"{NUMBER}-0")
     public = {
         "films.zarr": [patient, "row-16", "file-1-"],
-        "scores": [patient, "row-16", "anomaly_score", "heatmaps"],
+        "scores": [patient, "row-16", "anomaly_score", "heatmaps", ".dcm"],
         "pngs.zarr": [KEY.pseudonym("patient", f"{NUMBER}/0"), "No Finding"],
         "images.zarr": ["source-"],
         "others": ["source-", "worklist.html"],
