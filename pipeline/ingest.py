@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -101,9 +101,7 @@ def ingest(
     pending = [task for task in tasks if task.shard not in commits]
     if pending:
         check_before_spending(url, spec, pending, reader, map_work)
-        documents = write_documents(spec, None)
-        _write_changed(url, documents)
-        _sweep(url, spec, documents)
+        _write_changed(url, write_documents(spec, None))
     done = spec.image_count - sum(len(task.source_index) for task in pending)
     on_progress(done, spec.image_count)
     make, give_up = (
@@ -114,6 +112,8 @@ def ingest(
         commits[commit.shard] = commit
         done += len(tasks[commit.shard].source_index)
         on_progress(done, spec.image_count)
+    if pending:
+        _sweep(url, spec)
     ordered = [commits[shard] for shard in range(spec.shard_count)]
     fingerprint = _seal(url, plan, ordered)
     unreadable = dict(pair for commit in ordered for pair in commit.unreadable)
@@ -161,9 +161,9 @@ def _write_changed(url: str, documents: Mapping[str, bytes]) -> None:
             storage.write_bytes(target, data)
 
 
-def _sweep(url: str, spec: DatasetSpec, documents: Collection[str]) -> None:
+def _sweep(url: str, spec: DatasetSpec) -> None:
     """Delete what no reader would see: shards beyond the end, leftovers of a killed writer."""
-    kept = {*documents, "manifest.json"}
+    kept = {*write_documents(spec, None), "manifest.json"}
     last = spec.shard_count
     for info in storage.list_objects(url):
         key = info.url[len(url.rstrip("/")) + 1 :]
