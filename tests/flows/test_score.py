@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from io import BytesIO
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter
 
+from flows.feedback import feedback
+from flows.lineage import lineage
 from flows.score import score
 from pipeline import storage
 from tests.training.registered import NAME, own_mlflow, register
@@ -36,6 +39,9 @@ def test_a_shifted_batch_raises_the_alarm_and_moves_no_threshold(tmp_path: Path)
         place = str(tmp_path / "ledgers")
         report = score(shifted.url, output, model_name=NAME, splits=["train"], ledgers=place)
         again = score(shifted.url, output, model_name=NAME, splits=["train"], ledgers=place)
+        traced = lineage(output, "5")
+    assert [entry.kind for entry in traced.entries] == ["scored"]
+    assert traced.scored_dataset["fingerprint"] == shifted.fingerprint
     assert (again.new_count, again.results) == (0, report.results)
     assert report.drift.whole.state == "shifted"
     page = storage.read_bytes(f"{output}/worklist.html").decode()
@@ -52,3 +58,16 @@ def test_a_shifted_batch_raises_the_alarm_and_moves_no_threshold(tmp_path: Path)
         time.sleep(0.2)
     # Nothing new was scored the second time, so nothing was said again.
     assert count_events("normscope.scores.drifted") == 1
+
+
+def test_verdicts_become_labels(tmp_path: Path) -> None:
+    said = {"image_id": "5", "group_id": "g5", "verdict": "abnormal", "anomaly_score": 2.5,
+            "decided_at": "2026-05-04T03:02:01Z", "percentile": 99.0}  # fmt: skip
+    whole = {"normscope_verdicts": 1, "model_name": NAME, "model_version": "1", "run_id": "r",
+             "source": "toys", "dataset_fingerprint": "f", "exported_at": "2026-05-04T03:02:02Z",
+             "verdicts": [said]}  # fmt: skip
+    (tmp_path / "verdicts.json").write_text(json.dumps(whole))
+    table = tmp_path / "labels.csv"
+    report = feedback([str(tmp_path / "verdicts.json")], table=str(table))
+    assert report.counts == {"normal": 0, "abnormal": 1, "artefact": 0}
+    assert table.read_text().splitlines()[1].startswith("5,1,g5,abnormal")
