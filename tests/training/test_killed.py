@@ -43,7 +43,7 @@ from training.validation import read_validation
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(900),  # on a busy machine; alone it takes half a minute
+    pytest.mark.timeout(900),  # a busy machine has taken four minutes for one
     pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),  # Ray leaves sockets to the collector
 ]
