@@ -27,6 +27,7 @@ def train(
     run_name: str | None = None,
     storage: str | None = None,
     workers: Annotated[int, Field(ge=1)] = 1,
+    min_workers: Annotated[int, Field(ge=1)] | None = None,
     use_gpu: bool = False,
     seed: int = 0,
     changes: dict[str, str] | None = None,
@@ -38,14 +39,17 @@ def train(
 
     Args:
         dataset: A sealed dataset.
-        preset: demo (seconds), quick (minutes on two cores), camelyon16-paper, nih-subset-paper,
-            nih-pa-paper, nih-ap-paper, tiles-256 or radiographs-256.
+        preset: demo (seconds), quick or quick-radiographs (minutes on two cores),
+            camelyon16-paper, nih-subset-paper, nih-pa-paper, nih-ap-paper, tiles-256 or
+            radiographs-256.
         vgg_weights: torchvision's VGG19 file, `download` to fetch it once, or `random`; the
             preset decides by default.
         model_name: To register under; the dataset's source and `-anomaly` by default.
         run_name: Of the run; made from settings and data by default.
         storage: Where checkpoints are kept, a path or `s3://`; the home folder by default.
         workers: Processes that train together.
+        min_workers: With how many to go on where the cluster has lost some; as many as `workers`
+            by default.
         use_gpu: Whether each has a GPU.
         seed: Of weights, order and augmentation.
         changes: Settings that differ from the preset, a dotted path with `__` for the dot:
@@ -65,6 +69,7 @@ def train(
             run_name=run_name,
             model_name=model_name,
             workers=workers,
+            min_workers=min_workers,
             uses_gpu=use_gpu,
             ray_address=settings.ray_address,
             on_progress=advance,
