@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Annotated
+
 from prefect import flow
+from pydantic import Field
 
 import flows.environment  # noqa: F401 -- sets variables, before the rest
 from flows.announce import alert_of_drift, report_ranking
@@ -10,12 +14,14 @@ from flows.engine import open_engine
 from flows.progress import progress
 from flows.pseudonym_key import open_key
 from flows.reports import publish
-from flows.settings import load_settings
+from flows.settings import Settings, load_settings
 from flows.tasks import resumable
 from pipeline.conform import ingest_alike, is_dataset
+from pipeline.engines import MapWork
 from pipeline.records import Split
 from pipeline.storage import join, name_of
 from training.champions import record_scoring
+from training.ray_engine import ray_engine
 from training.reduced_precision import reduce_precision
 from training.registry import load_champion
 from training.scoring import ScoreReport, score_dataset
@@ -31,6 +37,8 @@ def score(
     splits: list[Split] | None = None,
     top_heatmaps: int = 200,
     reduced_precision: bool = False,
+    workers: Annotated[int, Field(ge=1)] = 1,
+    use_gpu: bool = False,
     ledgers: str | None = None,
 ) -> ScoreReport:
     """Score what is new in a folder, prefix or dataset with the champion; write the worklist.
@@ -48,6 +56,9 @@ def score(
         top_heatmaps: So many of the strangest get a heatmap and a picture in the worklist.
         reduced_precision: Features in bfloat16: about twice as fast on processors that have it,
             scores differ by some thousandths; the page says so.
+        workers: Processes that score together, on the Ray cluster of `RAY_ADDRESS` or one that is
+            started here; 1 scores in this process.
+        use_gpu: Whether each of them has a GPU.
         ledgers: Folder of the ledger of a model that has none yet, a path or `s3://`; below the
             home folder by default.
     """
@@ -63,12 +74,21 @@ def score(
             )  # fmt: skip
     elif splits is None:
         splits = ["test"]
-    with progress("Scores") as advance:
+    with _open_workers(settings, workers, use_gpu) as map_work, progress("Scores") as advance:
         report = resumable(score_dataset)(
             dataset, reduce_precision(champion) if reduced_precision else champion, output,
-            splits=splits, top_heatmaps=top_heatmaps, on_progress=advance,
+            splits=splits, top_heatmaps=top_heatmaps, map_work=map_work, on_progress=advance,
         )  # fmt: skip
     resumable(record_scoring)(report, ledgers or join(str(settings.home), "ledgers"))
     alert_of_drift(report)
     report_ranking(report)
     return publish(report)
+
+
+def _open_workers(
+    settings: Settings, workers: int, use_gpu: bool
+) -> AbstractContextManager[MapWork | None]:
+    """Workers of Ray, or none where this process is enough."""
+    if workers == 1 and not use_gpu:
+        return nullcontext()
+    return ray_engine(settings.ray_address, workers=workers, uses_gpu=use_gpu)

@@ -1,0 +1,79 @@
+"""Ray as an engine: the same work as on one machine, handed out over a cluster's workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+from ray.util import ActorPool
+
+from pipeline.engines import MapWork
+from pipeline.errors import NormscopeError
+from training.distributed import WorkersError, running_ray
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_RESTARTS: Final = 3  # of a worker that dies; the item at hand is begun again
+
+
+@contextmanager
+def ray_engine(
+    address: str | None, *, workers: int, cpus: float = 1, uses_gpu: bool = False
+) -> Iterator[MapWork]:
+    """Workers of a Ray cluster, or of one that is started here and stopped again.
+
+    Args:
+        address: Of a cluster; None starts Ray on this machine.
+        workers: Processes that work at once.
+        cpus: Cores of each.
+        uses_gpu: Whether each has a GPU.
+    """
+    with running_ray(address, workers):
+        yield RayMap(workers, cpus, uses_gpu)
+
+
+@dataclass(frozen=True)
+class RayMap:
+    """`MapWork` on Ray: the function travels to each worker once, then items one by one."""
+
+    workers: int
+    cpus: float
+    uses_gpu: bool
+
+    def __call__(self, function: Callable[[T], R], items: Sequence[T], **_: object) -> Iterator[R]:
+        """Hand out every item.
+
+        Raises:
+            WorkersError: A worker has died again and again.
+        """
+        make: Any = ray.remote(
+            num_cpus=self.cpus,
+            num_gpus=int(self.uses_gpu),
+            max_restarts=_RESTARTS,
+            max_task_retries=_RESTARTS,
+        )(_Worker)
+        sent = ray.put(function)
+        pool: Any = ActorPool([make.remote(sent) for _ in range(min(self.workers, len(items)))])
+        try:
+            yield from pool.map_unordered(lambda worker, item: worker.work.remote(item), items)
+        except RayTaskError as error:
+            if isinstance(error.cause, NormscopeError):
+                raise error.cause from error
+            raise
+        except RayError as error:
+            raise WorkersError(
+                "Ray", "a worker has died again and again", "Give it more memory; see its logs"
+            ) from error
+
+
+class _Worker:
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self._function = function
+
+    def work(self, item: Any) -> Any:
+        return self._function(item)
