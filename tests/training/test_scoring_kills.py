@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import random
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
@@ -30,8 +31,9 @@ RUNS = int(os.environ.get("NORMSCOPE_TEST_KILLS", "6"))
 AT = datetime(2026, 5, 4, 3, 2, 1, tzinfo=UTC)
 
 
-def score(tracking_uri: str, dataset: str, output: str) -> None:
-    """What a process of its own does."""
+def score(environment: Mapping[str, str], tracking_uri: str, dataset: str, output: str) -> None:
+    """What a process of its own does; the server that it is forked from may be older than a key."""
+    os.environ.update(environment)
     mlflow.set_tracking_uri(tracking_uri)
     row_scores.PIECE_IMAGES = 12
     model = load_version(NAME, "challenger")
@@ -45,10 +47,10 @@ def test_kills_lose_and_double_nothing(real_s3_url: str, tmp_path: Path) -> None
     context.set_forkserver_preload(["tests.training.test_scoring_kills"])
     with own_mlflow(tmp_path) as uri:
         register(dataset)
-        seconds = []
+        given, seconds = (dict(os.environ), uri, dataset.url), []
         for output in ("warm-up", "undisturbed"):
             began = time.monotonic()
-            done = context.Process(target=score, args=(uri, dataset.url, f"{real_s3_url}/{output}"))
+            done = context.Process(target=score, args=(*given, f"{real_s3_url}/{output}"))
             done.start()
             done.join()
             assert done.exitcode == 0
@@ -57,13 +59,13 @@ def test_kills_lose_and_double_nothing(real_s3_url: str, tmp_path: Path) -> None
         for number in range(RUNS):
             if storage.exists(f"{output}/manifest.json"):
                 output = f"{real_s3_url}/killed-{number}"  # it had ended: begin another
-            run = context.Process(target=score, args=(uri, dataset.url, output))
+            run = context.Process(target=score, args=(*given, output))
             run.start()
             run.join(draw.uniform(0.3, 1.0) * seconds[1])
             kills += run.is_alive()
             run.kill()
             run.join()
-        final = context.Process(target=score, args=(uri, dataset.url, output))
+        final = context.Process(target=score, args=(*given, output))
         final.start()
         final.join()
     assert final.exitcode == 0
