@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from benchmarks.harness import Comparison, Method, Outcome, compare, run_benchmark
-from benchmarks.storage import SHARD_IMAGES, Painter, make_plan, paint_shard
+from benchmarks.storage import SHAPE, SHARD_IMAGES, Painter, make_plan, paint_shard
 from flows.settings import QUIET, adopt_environment
 from pipeline.engines import map_serially
 from pipeline.image_dataset import ImageSettings, make_reader, plan_images
@@ -39,6 +39,7 @@ from pipeline.ingest import ingest
 from pipeline.schema import Dataset, open_dataset
 from pipeline.sources.images import list_images
 from training.calibration import calibrate, choose_threshold
+from training.config import TrainSettings
 from training.detector import Detector, DetectorDescription
 from training.models.autoencoder import mix_input
 from training.models.vgg_weights import load_vgg
@@ -86,15 +87,21 @@ def write_jpegs(folder: Path, count: int) -> None:
         Image.fromarray(painted[number]).save(folder / f"image-{number:06d}.jpg", quality=90)
 
 
-def make_detector() -> Detector:
-    """The published sizes, untrained."""
-    settings = load_preset("camelyon16-paper", loss__vgg_weights="random", images__crop_px=None)
-    features = load_vgg("random", layers=settings.loss.layer_names())
+def make_detector(settings: TrainSettings) -> Detector:
+    """An untrained detector of 64 px in colour, with random features."""
+    features = load_vgg("random", layers=settings.loss.layer_names(), width=settings.loss.vgg_width)
     return Detector.make(
-        DetectorDescription(image_shape=(64, 64, 3), settings=settings),
-        network=build_autoencoder(settings, image_channels=3).state_dict(),
+        DetectorDescription(image_shape=SHAPE, settings=settings),
+        network=build_autoencoder(settings, image_channels=SHAPE[2]).state_dict(),
         features=features.state_dict(),
         device="cpu",
+    )
+
+
+def make_published() -> Detector:
+    """One of the published sizes."""
+    return make_detector(
+        load_preset("camelyon16-paper", loss__vgg_weights="random", images__crop_px=None)
     )
 
 
@@ -149,7 +156,7 @@ def measure(quick: bool) -> Outcome:
         mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
         mlflow.create_experiment("benchmark", artifact_location=(folder / "artifacts").as_uri())
         mlflow.set_experiment("benchmark")
-        model = load_version(NAME, register(make_detector(), dataset).version)
+        model = load_version(NAME, register(make_published(), dataset).version)
         speeds, differences = _compare(folder, model, dataset, rounds)
         memory = {n: measure_memory(folder, n) for n in (1_000, 10_000 if quick else 100_000)}
     return _conclude(*speeds, differences, memory)
@@ -173,8 +180,8 @@ def _compare(
     """Speeds by the clock and by the processor; differences of scores, exact and reduced."""
     rows = np.arange(dataset.image_count)
     images = dataset.read_images(0, dataset.image_count)
-    reference = Reference(folder / "jpegs", make_detector())
-    bare, reduced = make_detector(), reduce_precision(model)
+    reference = Reference(folder / "jpegs", make_published())
+    bare, reduced = make_published(), reduce_precision(model)
     expected = reference.score()
     exact, near = (
         float(np.max(np.abs(score_rows(it, dataset, rows).anomaly_score / expected - 1)))
@@ -248,15 +255,7 @@ def measure_memory(folder: Path, count: int) -> float:
     url = str(folder / f"dataset-{count}")
     ingest(url, make_plan(-(-count // SHARD_IMAGES)), Painter(), map_serially)
     dataset = open_dataset(url)
-    settings = load_preset("demo")
-    features = load_vgg("random", layers=settings.loss.layer_names(), width=settings.loss.vgg_width)
-    detector = Detector.make(
-        DetectorDescription(image_shape=dataset.image_shape, settings=settings),
-        network=build_autoencoder(settings, image_channels=3).state_dict(),
-        features=features.state_dict(),
-        device="cpu",
-    )
-    version = register(detector, dataset).version
+    version = register(make_detector(load_preset("demo")), dataset).version
     done = subprocess.run(  # noqa: S603 -- our own script
         [sys.executable, "-c", _MEMORY, mlflow.get_tracking_uri(), version, url, f"{url}-scores"],
         capture_output=True, text=True, check=True,

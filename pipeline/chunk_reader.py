@@ -14,7 +14,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final, Protocol, cast
 
-import google_crc32c
 import imagecodecs
 import numpy as np
 import zarr
@@ -23,12 +22,11 @@ from zarr.core.metadata.v3 import ArrayV3Metadata
 
 from pipeline.errors import SchemaError
 from pipeline.schema import Dataset
+from pipeline.shard_codec import ABSENT, decode_index, measure_index_bytes
 from pipeline.storage import describe, join, read_range
 
 # Its annotations know no arrays.
 _decode: Final[Callable[..., object]] = cast("Callable[..., object]", imagecodecs.blosc_decode)
-_ABSENT: Final = 2**64 - 1
-_CRC_BYTES: Final = 4
 _REMEDY: Final = "Ingest it again: what is whole is kept"
 
 
@@ -95,7 +93,7 @@ class _ShardReader:
             self._indices[shard] = self._read_index(url)
         offset, size = self._indices[shard][place].tolist()
         count = min(self._shape[0], self._image_count - chunk * self._shape[0])
-        if offset == _ABSENT:
+        if offset == ABSENT:
             return np.zeros((count, *self._shape[1:]), np.uint8)
         images = np.empty(self._shape, np.uint8)
         _decompress(url, read_range(url, offset, offset + size), images.reshape(-1))
@@ -103,11 +101,11 @@ class _ShardReader:
 
     def _read_index(self, url: str) -> NDArray[np.uint64]:
         size = describe(url).size_bytes
-        data = read_range(url, size - self._chunks_a_shard * 16 - _CRC_BYTES, size)
-        content, checksum = data[:-_CRC_BYTES], data[-_CRC_BYTES:]
-        if google_crc32c.value(content).to_bytes(_CRC_BYTES, "little") != checksum:
-            raise SchemaError(url, "the index of the shard is damaged", _REMEDY)
-        return np.frombuffer(content, "<u8").reshape(-1, 2)
+        data = read_range(url, size - measure_index_bytes(self._chunks_a_shard), size)
+        try:
+            return decode_index(data)
+        except ValueError as error:
+            raise SchemaError(url, str(error), _REMEDY) from error
 
 
 def _decompress(url: str, data: bytes, target: NDArray[np.uint8]) -> None:

@@ -1,7 +1,7 @@
 """A shard of images as bytes, chunk by chunk, as Zarr's sharding codec lays it out.
 
 zarr-python holds a shard's chunks, all of them joined, and what it sends; here each chunk goes as
-soon as it is compressed. Reading is zarr-python's.
+soon as it is compressed. Reading is zarr-python's, or `chunk_reader`'s.
 Format: https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed/index.html
 """
 
@@ -22,7 +22,9 @@ from zarr.codecs import BloscCodec
 IMAGE_CODEC: Final = BloscCodec(cname="lz4", clevel=1, shuffle="noshuffle", typesize=1)
 # Its annotations know no arrays.
 _compress: Final[Callable[..., bytes]] = cast("Callable[..., bytes]", imagecodecs.blosc_encode)
-_ABSENT: Final = 2**64 - 1
+ABSENT: Final = 2**64 - 1  # in place of a chunk's offset
+_ENTRY_BYTES: Final = 16
+_CRC_BYTES: Final = 4
 
 
 def encode_shard(
@@ -38,7 +40,7 @@ def encode_shard(
     Yields:
         The compressed chunks, then the index: offset and size of each chunk, and its CRC-32C.
     """
-    index = np.full((shard_images // chunk_images, 2), _ABSENT, "<u8")
+    index = np.full((shard_images // chunk_images, 2), ABSENT, "<u8")
     offset = 0
     for number, start in enumerate(range(0, len(images), chunk_images)):
         chunk = images[start : start + chunk_images]
@@ -52,4 +54,33 @@ def encode_shard(
         offset += len(data)
         yield data
     content = index.tobytes()
-    yield content + google_crc32c.value(content).to_bytes(4, "little")
+    yield content + _checksum(content)
+
+
+def measure_index_bytes(chunk_count: int) -> int:
+    """Size of the index at the end of a shard of so many chunks."""
+    return chunk_count * _ENTRY_BYTES + _CRC_BYTES
+
+
+def decode_index(data: bytes) -> NDArray[np.uint64]:
+    """Read an index.
+
+    Args:
+        data: The last `measure_index_bytes` bytes of a shard.
+
+    Returns:
+        uint64 (chunks, 2): offset and size of each, in bytes; the offset `ABSENT` where there is
+        no chunk.
+
+    Raises:
+        ValueError: It is damaged.
+    """
+    content, checksum = data[:-_CRC_BYTES], data[-_CRC_BYTES:]
+    if _checksum(content) != checksum:
+        raise ValueError("the index of the shard is damaged")
+    return np.frombuffer(content, "<u8").reshape(-1, 2)
+
+
+def _checksum(content: bytes) -> bytes:
+    checksum: bytes = google_crc32c.value(content).to_bytes(_CRC_BYTES, "little")
+    return checksum

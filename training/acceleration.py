@@ -186,9 +186,5 @@ def find_memory_format(values: Tensor) -> torch.memory_format:
     return torch.channels_last if is_last else torch.contiguous_format
 
 
-def _take(kept: Tensor, places: Places) -> Tensor:
-    return kept[_on_device(places, kept.device)]
-
-
 def _on_device(places: Places, device: torch.device) -> Tensor:
     return torch.from_numpy(places).to(device, non_blocking=True)

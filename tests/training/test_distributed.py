@@ -12,14 +12,11 @@ import zarr
 
 from pipeline.errors import SchemaError, SettingsError
 from pipeline.schema import open_dataset
+from tests.training.toy_training import train_alone
 from tests.training.toys import make_dataset, make_settings
-from training.data import TrainingImages
 from training.distributed import fit, running_ray
-from training.features import read_features
-from training.loop import DivergenceError, Report, train
+from training.loop import DivergenceError, Report
 from training.runs import FitResult, claim_run, open_checkpoints
-from training.state import begin_training, make_recipe
-from training.validation import read_validation
 
 # Ray warns of its own settings while it is imported.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
@@ -54,19 +51,8 @@ def alone(dataset_url: str, runs: str, ray_here: None) -> FitResult:
 def test_one_worker_trains_what_the_loop_trains(
     alone: FitResult, dataset_url: str, runs: str
 ) -> None:
-    dataset = open_dataset(dataset_url)
-    features = read_features(alone.features_url, SETTINGS)
-    recipe = make_recipe(SETTINGS, features, image_channels=1, device=torch.device("cpu"))
-    state = begin_training(recipe)
-    train(
-        recipe,
-        state,
-        TrainingImages(dataset, SETTINGS),
-        read_validation(dataset, SETTINGS.images),
-        save=lambda _state, _metrics: "",
-        publish=lambda _report: None,
-    )
-    for name, value in state.autoencoder.state_dict().items():
+    weights, _ = train_alone(SETTINGS, alone.features_url, open_dataset(dataset_url))
+    for name, value in weights.items():
         assert torch.equal(alone.networks[name], value), name
     assert alone.checkpoint_url.endswith("step-00000026.safetensors")
     last_stage = [report for report in alone.reports if report.step > 20]

@@ -31,15 +31,13 @@ from tests.training.killed import (
     is_training_worker,
     kill,
 )
+from tests.training.toy_training import train_alone
 from tests.training.toys import make_dataset
-from training.data import TrainingImages
-from training.features import FEATURES, read_features
-from training.loop import Report, train
+from training.features import FEATURES
+from training.loop import Report
 from training.runs import open_checkpoints
-from training.state import begin_training, make_recipe
 from training.tracking import FINGERPRINT
 from training.train import CHECKPOINT, RESUMED_FROM
-from training.validation import read_validation
 
 pytestmark = [
     pytest.mark.slow,
@@ -78,19 +76,8 @@ def training(tmp_path: Path, dataset: Dataset) -> Iterator[Training]:
 def train_undisturbed(
     training: Training, dataset: Dataset
 ) -> tuple[Mapping[str, torch.Tensor], list[Report]]:
-    """The same training in this process, without Ray."""
-    features = read_features(f"{training.run_url}/{FEATURES}", SETTINGS)
-    recipe = make_recipe(SETTINGS, features, image_channels=1, device=torch.device("cpu"))
-    state, reports = begin_training(recipe), list[Report]()
-    train(
-        recipe,
-        state,
-        TrainingImages(dataset, SETTINGS),
-        read_validation(dataset, SETTINGS.images),
-        save=lambda _state, _metrics: "",
-        publish=reports.append,
-    )
-    return state.autoencoder.state_dict(), reports
+    """The same training, left alone."""
+    return train_alone(SETTINGS, f"{training.run_url}/{FEATURES}", dataset)
 
 
 WATCHED = frozenset(

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
+from pipeline.schema import Dataset
 from tests.training.toys import make_dataset, make_settings
+from training.config import TrainSettings
 from training.data import TrainingImages
-from training.features import prepare_features
+from training.features import prepare_features, read_features
 from training.loop import Report, Save, train
-from training.state import TrainingState, make_recipe
+from training.state import TrainingState, begin_training, make_recipe
 from training.validation import read_validation
 
 CPU = torch.device("cpu")
@@ -38,6 +41,24 @@ class Bench:
             publish=reports.append,
         )
         return reports
+
+
+def train_alone(
+    settings: TrainSettings, features_url: str, dataset: Dataset
+) -> tuple[Mapping[str, torch.Tensor], list[Report]]:
+    """A whole training in this process, without Ray: the weights, and all that it reports."""
+    features = read_features(features_url, settings)
+    recipe = make_recipe(settings, features, image_channels=1, device=CPU)
+    state, reports = begin_training(recipe), list[Report]()
+    train(
+        recipe,
+        state,
+        TrainingImages(dataset, settings),
+        read_validation(dataset, settings.images),
+        save=lambda _state, _metrics: "",
+        publish=reports.append,
+    )
+    return state.autoencoder.state_dict(), reports
 
 
 def steady(resolution: int, steps: int) -> dict[str, Any]:
