@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from datetime import datetime
 from typing import Annotated
 
 from prefect import flow
@@ -18,6 +19,8 @@ from flows.settings import Settings, load_settings
 from flows.tasks import resumable
 from pipeline.conform import ingest_alike, is_dataset
 from pipeline.engines import MapWork
+from pipeline.errors import SettingsError
+from pipeline.period import Period
 from pipeline.records import Split
 from pipeline.storage import join, name_of
 from training.champions import record_scoring
@@ -39,6 +42,8 @@ def score(
     reduced_precision: bool = False,
     workers: Annotated[int, Field(ge=1)] = 1,
     use_gpu: bool = False,
+    since: datetime | None = None,
+    until: datetime | None = None,
     ledgers: str | None = None,
 ) -> ScoreReport:
     """Score what is new in a folder, prefix or dataset with the champion; write the worklist.
@@ -59,10 +64,13 @@ def score(
         workers: Processes that score together, on the Ray cluster of `RAY_ADDRESS` or one that is
             started here; 1 scores in this process.
         use_gpu: Whether each of them has a GPU.
+        since: Only scans whose file was last modified then or later; UTC where no zone is given.
+            The results are of these alone, so give a range an output of its own.
+        until: Only scans whose file was last modified before.
         ledgers: Folder of the ledger of a model that has none yet, a path or `s3://`; below the
             home folder by default.
     """
-    settings = load_settings()
+    settings, period = load_settings(), Period.of(since, until)
     champion = load_champion(model_name)
     dataset = source
     if not is_dataset(source):
@@ -70,19 +78,30 @@ def score(
         with open_engine(settings) as map_work, progress("Images") as advance:
             resumable(ingest_alike)(
                 source, dataset, champion.ingest.parameters, map_work,
-                name=name_of(source), labels=labels, key=open_key(settings), on_progress=advance,
+                name=name_of(source), labels=labels, key=open_key(settings),
+                period=period, on_progress=advance,
             )  # fmt: skip
-    elif splits is None:
-        splits = ["test"]
+    else:
+        _require_unbounded(period, source)
+        splits = ["test"] if splits is None else splits
     with _open_workers(settings, workers, use_gpu) as map_work, progress("Scores") as advance:
         report = resumable(score_dataset)(
             dataset, reduce_precision(champion) if reduced_precision else champion, output,
-            splits=splits, top_heatmaps=top_heatmaps, map_work=map_work, on_progress=advance,
+            splits=splits, top_heatmaps=top_heatmaps, map_work=map_work, notes=period.notes,
+            on_progress=advance,
         )  # fmt: skip
-    resumable(record_scoring)(report, ledgers or join(str(settings.home), "ledgers"))
+    resumable(record_scoring)(report, ledgers or join(str(settings.home), "ledgers"), period)
     alert_of_drift(report)
     report_ranking(report)
     return publish(report)
+
+
+def _require_unbounded(period: Period, dataset: str) -> None:
+    if period.is_bounded:
+        raise SettingsError(
+            "since, until", f"{dataset} is a sealed dataset, which does not keep when scans were "
+            "modified", "Give the folder of scans as source, or leave both out",
+        )  # fmt: skip
 
 
 def _open_workers(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from pipeline import slide_dataset
 from pipeline.engines import MapWork
@@ -12,16 +13,20 @@ from pipeline.errors import SchemaError
 from pipeline.image_dataset import ImageSettings
 from pipeline.image_ingest import ingest_images
 from pipeline.ingest import IngestReport, ingest
+from pipeline.period import ALWAYS, Period
 from pipeline.plan import Plan
 from pipeline.privacy import PseudonymKey
-from pipeline.records import Progress, ignore_progress
+from pipeline.records import ManifestEntry, Progress, Slide, SourceImage, ignore_progress
 from pipeline.schema import open_dataset
 from pipeline.slide_dataset import SlideSettings
 from pipeline.sources.camelyon16 import list_slides
 from pipeline.sources.images import list_images
-from pipeline.sources.listings import ImageListing
+from pipeline.sources.listings import ImageListing, plain_url
 from pipeline.sources.pseudonyms import list_privately, name_source
 from pipeline.sources.xrays import list_xrays, recognise_format
+from pipeline.storage import list_objects
+
+Scan = TypeVar("Scan", Slide, SourceImage)
 
 
 def is_dataset(url: str) -> bool:
@@ -48,6 +53,7 @@ def ingest_alike(
     name: str,
     labels: str | None = None,
     key: PseudonymKey | None = None,
+    period: Period = ALWAYS,
     on_progress: Progress = ignore_progress,
 ) -> IngestReport:
     """Ingest scans with the parameters of another dataset, e.g. the one a model learned from.
@@ -61,6 +67,7 @@ def ingest_alike(
             folder may name a person too.
         labels: URL of a label table, where it is known what the scans show.
         key: Of the pseudonyms of radiographs; DICOM files cannot do without.
+        period: Only files last modified then are taken; the manifest says how many were not.
         on_progress: Called with images done and in all.
 
     Raises:
@@ -68,10 +75,10 @@ def ingest_alike(
         SettingsError: There are DICOM files and no key.
     """
     if "tile_size_px" in parameters:
-        plan, reader = _plan_slides(source, parameters, map_work, name, labels)
+        plan, reader = _plan_slides(source, parameters, map_work, name, labels, period)
     else:
         settings = ImageSettings.model_validate(parameters)
-        name, listing = _list_images(source, settings, labels, key, map_work, name)
+        name, listing = _list_images(source, settings, labels, key, map_work, name, period)
         return ingest_images(
             dataset, listing, settings, map_work, source=name, on_progress=on_progress
         )
@@ -85,16 +92,21 @@ def _list_images(
     key: PseudonymKey | None,
     map_work: MapWork,
     name: str,
+    period: Period,
 ) -> tuple[str, ImageListing]:
     """Images, or radiographs in DICOM; radiographs under pseudonyms wherever there is a key."""
-    if settings.modality != "radiograph":
-        return name, list_images(source, labels_url=labels, keeps_unlisted=True)
-    if recognise_format(source) == "dicom":
+    if settings.modality == "radiograph" and recognise_format(source) == "dicom":
         return list_xrays(
-            source, source_format="dicom", key=key, table_url=labels, map_work=map_work
-        )
-    list_pngs = partial(list_images, source, labels_url=labels, keeps_unlisted=True)
-    return name_source(name, key), list_privately(list_pngs, source, key)
+            source, source_format="dicom", key=key, table_url=labels, period=period,
+            map_work=map_work,
+        )  # fmt: skip
+    list_them = partial(list_images, source, labels_url=labels, keeps_unlisted=True)
+    if settings.modality == "radiograph":
+        name, listing = name_source(name, key), list_privately(list_them, source, key)
+    else:
+        listing = list_them()
+    images, left_out = _choose_modified(listing.images, plain_url(source), period)
+    return name, replace(listing, images=images, rejected=(*left_out, *listing.rejected))
 
 
 def _plan_slides(
@@ -103,10 +115,26 @@ def _plan_slides(
     map_work: MapWork,
     name: str,
     labels: str | None,
+    period: Period,
 ) -> tuple[Plan, Any]:
     settings = SlideSettings.model_validate(parameters)
     listing = list_slides(source, labels=labels)
+    slides, left_out = _choose_modified(listing.slides, source, period)
     plan = slide_dataset.plan_slides(
-        listing.slides, settings, map_work, source=name, rejected=listing.rejected
+        slides, settings, map_work, source=name, rejected=(*left_out, *listing.rejected)
     )
     return plan, slide_dataset.make_reader(settings)
+
+
+def _choose_modified(
+    scans: Sequence[Scan], url: str, period: Period
+) -> tuple[tuple[Scan, ...], tuple[ManifestEntry, ...]]:
+    """Scans whose file was last modified in a period, and what to say of the others.
+
+    A table may name them all, so they are chosen once they are listed.
+    """
+    if not period.is_bounded:
+        return tuple(scans), ()
+    inside = {info.url for info in list_objects(url) if period.covers(info.modified_at)}
+    chosen = tuple(scan for scan in scans if scan.url in inside)
+    return chosen, period.leave_out(len(scans) - len(chosen))

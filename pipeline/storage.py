@@ -8,13 +8,13 @@ read themselves: keys passed as arguments would end up in pickles.
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 from urllib.parse import unquote, urlsplit
 
 import obstore
@@ -22,7 +22,11 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, MemoryStore, S3Store
 from zarr.storage import ObjectStore, StorePath
 
+from pipeline.atomic_files import written_beside
 from pipeline.errors import AbsentError, DeniedError, StorageError
+
+if TYPE_CHECKING:
+    from obstore import ObjectMeta
 
 CREDENTIALS_REMEDY: Final = (
     "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_ENDPOINT_URL for a server of your "
@@ -40,11 +44,14 @@ class ObjectInfo:
         url: In the form of the URL that it was listed under.
         size_bytes: Its size.
         version: Changes when the content does: the ETag, or size and modification time.
+        modified_at: When it was last written, UTC; the version tells whether it was.
     """
 
     url: str
     size_bytes: int
     version: str
+    # S3 gives fractions of a second in listings only.
+    modified_at: datetime = field(compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +131,12 @@ def translated(url: str) -> Iterator[None]:
 
 
 def _local_info(url: str, status: os.stat_result) -> ObjectInfo:
-    return ObjectInfo(url, status.st_size, f"{status.st_size}-{status.st_mtime_ns}")
+    modified_at = datetime.fromtimestamp(status.st_mtime, UTC)
+    return ObjectInfo(url, status.st_size, f"{status.st_size}-{status.st_mtime_ns}", modified_at)
+
+
+def _object_info(url: str, meta: ObjectMeta) -> ObjectInfo:
+    return ObjectInfo(url, meta["size"], meta["e_tag"] or "", meta["last_modified"])
 
 
 def list_objects(url: str) -> list[ObjectInfo]:
@@ -143,7 +155,7 @@ def list_objects(url: str) -> list[ObjectInfo]:
         store = _objects(place.scheme, place.root)
         base = f"{place.scheme}://{place.root}"
         found = [
-            ObjectInfo(f"{base}/{meta['path']}", meta["size"], meta["e_tag"] or "")
+            _object_info(f"{base}/{meta['path']}", meta)
             for batch in obstore.list(store, prefix=place.key or None)
             for meta in batch
         ]
@@ -167,8 +179,7 @@ def _walk(url: str, root: Path) -> Iterator[ObjectInfo]:
 def _head(url: str, place: Place) -> ObjectInfo:
     if place.scheme == "file":
         return _local_info(url, Path(place.key).stat())
-    meta = obstore.head(_objects(place.scheme, place.root), place.key)
-    return ObjectInfo(url, meta["size"], meta["e_tag"] or "")
+    return _object_info(url, obstore.head(_objects(place.scheme, place.root), place.key))
 
 
 def describe(url: str) -> ObjectInfo:
@@ -219,7 +230,7 @@ def write_bytes(url: str, data: bytes) -> None:
     place = parse(url)
     with translated(url):
         if place.scheme == "file":
-            with _beside(Path(place.key), [data], is_forced=True) as temporary:
+            with written_beside(Path(place.key), [data]) as temporary:
                 temporary.replace(place.key)
         else:
             obstore.put(_objects(place.scheme, place.root), place.key, data)
@@ -233,7 +244,7 @@ def write_parts(url: str, parts: Iterator[bytes]) -> None:
     place = parse(url)
     with translated(url):
         if place.scheme == "file":
-            with _beside(Path(place.key), parts, is_forced=False) as temporary:
+            with written_beside(Path(place.key), parts, is_forced=False) as temporary:
                 temporary.replace(place.key)
         else:
             obstore.put(_objects(place.scheme, place.root), place.key, parts)
@@ -244,30 +255,12 @@ def create_bytes(url: str, data: bytes) -> bool:
     place = parse(url)
     with translated(url), suppress(AlreadyExistsError, FileExistsError):
         if place.scheme == "file":
-            with _beside(Path(place.key), [data], is_forced=True) as temporary:
+            with written_beside(Path(place.key), [data]) as temporary:
                 os.link(temporary, place.key)
         else:
             obstore.put(_objects(place.scheme, place.root), place.key, data, mode="create")
         return True
     return False
-
-
-@contextmanager
-def _beside(target: Path, parts: Iterable[bytes], *, is_forced: bool) -> Iterator[Path]:
-    """A temporary file of these parts, in the target's folder so that a rename is atomic."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.writelines(parts)
-            file.flush()
-            if is_forced:
-                os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        yield temporary
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def delete(url: str) -> None:

@@ -14,6 +14,7 @@ from typing import Final
 
 from pipeline import storage
 from pipeline.errors import RegistryError
+from pipeline.period import ALWAYS, Period
 from pipeline.schema import JSON
 from training.ledger import Entry, Kind, append, append_after, read_entries, require_known
 from training.registry import (
@@ -210,12 +211,13 @@ def rollback(name: str, ledgers_url: str, *, reason: str) -> RollbackReport:
     return RollbackReport(name, champion, standing.champion, reason, move)
 
 
-def record_scoring(report: ScoreReport, ledgers_url: str) -> None:
+def record_scoring(report: ScoreReport, ledgers_url: str, period: Period = ALWAYS) -> None:
     """Write a scoring into the model's ledger, unless its results are there already.
 
     Args:
         report: Of the scoring.
         ledgers_url: Where ledgers of models without one go.
+        period: Only scans of it were looked at.
     """
     url = find_ledger(report.model_name, ledgers_url)
     entries = read_entries(url)
@@ -228,7 +230,7 @@ def record_scoring(report: ScoreReport, ledgers_url: str) -> None:
         "model_name", "model_version", "run_id", "output_url", "dataset_url", "results",
         "scored_count", "new_count", "anomalous_count",
     )  # fmt: skip
-    append(url, "scored", {name: getattr(report, name) for name in names})
+    append(url, "scored", {**{name: getattr(report, name) for name in names}, **period.to_facts()})
 
 
 def verify(name: str, ledgers_url: str) -> LedgerReport:

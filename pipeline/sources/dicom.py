@@ -37,6 +37,7 @@ from pipeline.dicom_pixels import decode_dicom, describe_pixels
 from pipeline.engines import MapWork, map_serially
 from pipeline.errors import SourceError
 from pipeline.image_reader import read_source
+from pipeline.period import ALWAYS, Period
 from pipeline.privacy import PseudonymKey, burned_in_text, deidentify
 from pipeline.public_names import calling_it
 from pipeline.ranges import open_by_range
@@ -68,6 +69,7 @@ def list_radiographs(
     key: PseudonymKey,
     *,
     label: Label = Label.UNKNOWN,
+    period: Period = ALWAYS,
     map_work: MapWork = map_serially,
 ) -> ImageListing:
     """List the DICOM radiographs below a folder or prefix; their headers are read, no pixels.
@@ -79,6 +81,7 @@ def list_radiographs(
         url: A folder, an S3 prefix, or one file.
         key: Of the pseudonyms.
         label: Of all its images, e.g. normal for a folder of normals.
+        period: Only files last modified then are looked at.
         map_work: An engine of `pipeline.engines`; one file an item.
 
     Raises:
@@ -86,14 +89,15 @@ def list_radiographs(
         StorageError: The folder cannot be read.
     """
     folder = list_folder(url)
-    files = [
+    everything = [
         _File(info, f"file-{place}-{_digest(info.url, folder.url, key)}")
         for place, info in enumerate(folder.files, 1)
         if not _is_hidden(info.url)
     ]
+    files = [file for file in everything if period.covers(file.info.modified_at)]
     outcomes = dict(map_work(partial(_examine, key=key, label=label), files))
     images: dict[str, SourceImage] = {}
-    rejected = []
+    rejected = list(period.leave_out(len(everything) - len(files)))
     counts = Counter(
         outcome.image_id for outcome in outcomes.values() if isinstance(outcome, SourceImage)
     )

@@ -13,6 +13,7 @@ import numpy as np
 from pipeline.dicom_files import is_dicom
 from pipeline.engines import MapWork, map_serially
 from pipeline.errors import SettingsError
+from pipeline.period import ALWAYS, Period
 from pipeline.privacy import PseudonymKey
 from pipeline.records import ManifestEntry
 from pipeline.scratch import Scratch
@@ -41,6 +42,7 @@ def list_xrays(
     experiment: Experiment | None = None,
     lists_url: str | None = None,
     scratch: Scratch | None = None,
+    period: Period = ALWAYS,
     map_work: MapWork = map_serially,
 ) -> tuple[SourceFormat, ImageListing]:
     """List radiographs, under pseudonyms wherever there is a key.
@@ -55,6 +57,7 @@ def list_xrays(
         experiment: One of the paper's; its authors' lists decide on images, labels and splits.
         lists_url: These lists; by default `dpa_nih_folds.tar.gz` below `url` or in its parent.
         scratch: Where ChestX-ray14's archives are unpacked; None for the usual place.
+        period: Of DICOM files only those last modified then are looked at.
         map_work: An engine of `pipeline.engines`.
 
     Returns:
@@ -68,7 +71,9 @@ def list_xrays(
     """
     chosen = recognise_format(url) if source_format == "auto" else source_format
     if chosen == "dicom":
-        return chosen, _list_dicom(url, key, table_url, views, findings, experiment, map_work)
+        return chosen, _list_dicom(
+            url, key, table_url, views, findings, experiment, period, map_work
+        )
     list_pngs = partial(
         _list_pngs, url, table_url, views, findings, experiment, lists_url, scratch, map_work
     )
@@ -141,6 +146,7 @@ def _list_dicom(
     views: Views,
     findings: Sequence[str],
     experiment: Experiment | None,
+    period: Period,
     map_work: MapWork,
 ) -> ImageListing:
     key = key or PseudonymKey.parse(None)
@@ -149,7 +155,7 @@ def _list_dicom(
             "findings" if findings else "experiment", "DICOM files do not say such a thing",
             "Give a table of labels instead",
         )  # fmt: skip
-    listing = dicom.list_radiographs(url, key, map_work=map_work)
+    listing = dicom.list_radiographs(url, key, period=period, map_work=map_work)
     if table_url:
         with withholding(table_url):
             listing = apply_labels(listing, table_url, url, key)

@@ -15,10 +15,8 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.client.schemas.filters import ArtifactFilter, FlowRunFilter
@@ -33,11 +31,7 @@ from flows.score import score
 from flows.services import POOL
 from flows.settings import Settings
 from pipeline import storage
-from pipeline.engines import map_serially
-from pipeline.image_dataset import ImageSettings, make_reader, plan_images
-from pipeline.ingest import ingest
-from pipeline.schema import Dataset, open_dataset
-from pipeline.sources.images import list_images
+from tests.flows.waves import make_dataset, paint
 from tests.training.registered import NAME, own_mlflow, register
 from training.registry import set_alias
 
@@ -45,29 +39,6 @@ pytestmark = pytest.mark.slow
 
 # The form of `flows/prefect.yaml`, which has a test of its own: hours there, seconds here.
 PROMOTED = {"match": {"prefect.resource.id": "mlflow.model.*"}, "expect": ["mlflow.model.promoted"]}
-
-
-def paint(path: Path, seed: int) -> None:
-    """A grey wave with noise, as a PNG file."""
-    y, x = np.mgrid[0:44, 0:40]
-    draw = np.random.default_rng(seed)
-    wave = 120 + 60 * np.sin(draw.uniform(0.1, 0.3) * y + draw.uniform(0.1, 0.3) * x)
-    path.parent.mkdir(exist_ok=True)
-    Image.fromarray((wave + draw.normal(0, 3, y.shape)).clip(0, 255).astype(np.uint8)).save(path)
-
-
-def make_dataset(folder: Path) -> Dataset:
-    """What the model learned from."""
-    rows = ["path,label,split"]
-    for number in range(16):
-        paint(folder / "learned" / f"{number}.png", number)
-        split = "train" if number < 4 else "validation"
-        rows.append(f"{number}.png,0,{split}")
-    (folder / "learned" / "labels.csv").write_text("\n".join(rows))
-    listing = list_images(str(folder / "learned"))
-    plan = plan_images(listing.images, ImageSettings(size_px=40, colour="grey"), source="waves")
-    ingest(str(folder / "dataset"), plan, make_reader(plan), map_serially)
-    return open_dataset(str(folder / "dataset"))
 
 
 @pytest.fixture

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import time
+from datetime import UTC, datetime, timedelta
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -16,8 +19,12 @@ from flows.feedback import feedback
 from flows.lineage import lineage
 from flows.score import score
 from pipeline import storage
+from pipeline.errors import SettingsError
+from tests.flows.waves import make_dataset as make_waves
+from tests.flows.waves import paint
 from tests.training.registered import NAME, own_mlflow, register
 from tests.training.toys import make_dataset
+from training.ledger import read_entries
 from training.registry import load_version, set_alias
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
@@ -58,6 +65,35 @@ def test_a_shifted_batch_raises_the_alarm_and_moves_no_threshold(tmp_path: Path)
         time.sleep(0.2)
     # Nothing new was scored the second time, so nothing was said again.
     assert count_events("normscope.scores.drifted") == 1
+
+
+def test_a_range_of_dates_is_scored_alone_and_again_alike(tmp_path: Path) -> None:
+    inbox, output, place = tmp_path / "inbox", str(tmp_path / "january"), str(tmp_path / "ledgers")
+    for day in (1, 15, 31, 32):  # of January: the last is in February
+        paint(inbox / f"{day}.png", day)
+        noon = datetime(2026, 1, 1, 12, tzinfo=UTC) + timedelta(days=day - 1)
+        os.utime(inbox / f"{day}.png", (noon.timestamp(), noon.timestamp()))
+    since, until = datetime(2026, 1, 1, 18), datetime(2026, 2, 1)
+    with own_mlflow(tmp_path):
+        known = make_waves(tmp_path)
+        set_alias(NAME, "champion", register(known).version)
+        where: dict[str, Any] = {"model_name": NAME, "ledgers": place}
+        report = score(str(inbox), output, since=since, until=until, **where)
+        again = score(str(inbox), output, since=since, until=until, **where)
+        whole = score(str(inbox), output, **where)
+        (first, last) = read_entries(f"{place}/{NAME}")
+        with pytest.raises(SettingsError, match="does not keep when scans were modified"):
+            score(known.url, output, since=since, **where)
+    states = [(entry.item, entry.state) for entry in report.manifest]
+    assert states == [("15.png", "done"), ("31.png", "done"), ("period", "skipped")]
+    assert report.manifest[-1].reason.startswith("2 left out")
+    assert "since 2026-01-01T18:00:00Z and before 2026-02-01;" in report.notes[-1]
+    assert (report.new_count, again.new_count, again.results) == (2, 0, report.results)
+    # A schedule that writes to the same output scores only what the range has not.
+    assert (whole.scored_count, whole.new_count) == (4, 2)
+    assert first.content["since"] == "2026-01-01T18:00:00+00:00"
+    assert first.content["until"] == "2026-02-01T00:00:00+00:00"
+    assert "since" not in last.content
 
 
 def test_verdicts_become_labels(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from datetime import UTC, datetime
 
 import pytest
 
@@ -42,5 +43,6 @@ def test_a_file_is_fetched_block_by_block(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_open_file_does_not_tell_where_it_lies() -> None:
-    with open_by_range(ObjectInfo("/films/MUSTERFRAU.dcm", 5, "1")) as file:
+    info = ObjectInfo("/films/MUSTERFRAU.dcm", 5, "1", datetime(2026, 3, 4, tzinfo=UTC))
+    with open_by_range(info) as file:
         assert "MUSTER" not in f"{file!r} {file.name}"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,24 @@ def test_a_version_changes_with_the_content(store_url: str) -> None:
     assert storage.describe(url) == before
     storage.write_bytes(url, b"four")
     assert storage.describe(url).version != before.version
+
+
+def test_it_is_known_when_a_file_was_last_written(store_url: str) -> None:
+    url = storage.join(store_url, "x")
+    before = datetime.now(UTC)
+    storage.write_bytes(url, b"one")
+    second = timedelta(seconds=1)  # S3 cuts fractions off
+    for info in (storage.describe(url), *storage.list_objects(store_url)):
+        assert before - second < info.modified_at < datetime.now(UTC) + second
+        assert info.modified_at.utcoffset() == timedelta(0)
+
+
+def test_a_file_of_another_day_says_so(tmp_path: Path) -> None:
+    storage.write_bytes(str(tmp_path / "old.png"), b"1")
+    os.utime(tmp_path / "old.png", (0, 86400.5))
+    assert storage.describe(str(tmp_path / "old.png")).modified_at == datetime(
+        1970, 1, 2, 0, 0, 0, 500000, UTC
+    )
 
 
 def test_of_many_creators_one_wins(store_url: str) -> None:

@@ -1,0 +1,86 @@
+"""Scans brought into another dataset's form: all of them, or those of a period."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from pipeline.conform import ingest_alike
+from pipeline.engines import map_serially
+from pipeline.errors import SourceError
+from pipeline.image_dataset import ImageSettings
+from pipeline.period import Period
+from pipeline.privacy import PseudonymKey
+from pipeline.schema import open_dataset
+from tests.pipeline.made_slides import SETTINGS, write_slide
+from tests.pipeline.sources.test_xrays import write_films
+
+KEY = PseudonymKey(bytes(range(32)))
+FILMS = ImageSettings(modality="radiograph", size_px=64, colour="grey").model_dump(mode="json")
+TILES = ImageSettings(size_px=64, colour="rgb").model_dump(mode="json")
+SINCE = Period.of(datetime(2020, 1, 1, tzinfo=UTC), None)
+
+
+def age(*paths: Path) -> None:
+    """Let files be of 2001."""
+    for path in paths:
+        os.utime(path, (1e9, 1e9))
+
+
+def test_of_slides_those_of_the_period_are_tiled(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    age(write_slide(folder, "old"), write_slide(folder, "older"))
+    write_slide(folder, "new")
+    parameters = SETTINGS.model_dump(mode="json")
+    report = ingest_alike(
+        folder.as_uri(), str(tmp_path / "out"), parameters, map_serially, name="x", period=SINCE
+    )
+    assert set(open_dataset(report.url).column("group_id").tolist()) == {"new"}
+    left_out = [entry for entry in report.manifest if entry.state == "skipped"]
+    assert [entry.reason[:11] for entry in left_out] == ["2 left out:"]
+
+
+def test_rows_of_images_outside_the_period_are_not_called_absent(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("a", "b", "c"):
+        Image.new("RGB", (64, 80), (200, 90, ord(name))).save(folder / f"{name}.png")
+    (folder / "labels.csv").write_text("path,label\na.png,1\nb.png,0\nc.png,1\n")
+    age(folder / "a.png", folder / "labels.csv")
+    report = ingest_alike(
+        str(folder), str(tmp_path / "out"), TILES, map_serially, name="x", period=SINCE
+    )
+    dataset = open_dataset(report.url)
+    found = dict(zip(dataset.column("image_id"), dataset.column("label").tolist(), strict=True))
+    assert found == {"b.png": 0, "c.png": 1}
+    left_out = [entry.reason for entry in report.manifest if entry.state == "skipped"]
+    assert left_out == ["1 left out: only what was last modified since 2020-01-01 is taken"]
+
+
+def test_of_dicom_only_files_of_the_period_are_looked_at(tmp_path: Path) -> None:
+    folder = Path(write_films(tmp_path / "films"))
+    first, *others = sorted(folder.iterdir())
+    copy = folder / "a copy"  # listed before the file that it is a copy of
+    copy.write_bytes(first.read_bytes())
+    age(copy, *others)
+    report = ingest_alike(
+        str(folder), str(tmp_path / "out"), FILMS, map_serially, name="x", key=KEY, period=SINCE
+    )
+    assert [entry.state for entry in report.manifest] == ["done", "skipped"]
+    assert report.manifest[1].reason.startswith("3 left out:")
+
+
+def test_a_period_that_holds_nothing_says_so(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    Image.new("RGB", (64, 80)).save(folder / "a.png")
+    age(folder / "a.png")
+    with pytest.raises(SourceError, match="1 left out: only what was last modified since"):
+        ingest_alike(
+            str(folder), str(tmp_path / "out"), TILES, map_serially, name="x", period=SINCE
+        )
