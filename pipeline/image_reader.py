@@ -33,9 +33,24 @@ MEASURED_COLUMNS: Final[Mapping[str, np.dtype[Any]]] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class DecodedImage:
+    """A file as it is, before it takes a dataset's shape.
+
+    Args:
+        name: What errors call it.
+        pixels: uint8 (H, W, 1 or 3).
+        digest: SHA-256 of its bytes, hexadecimal.
+    """
+
+    name: str
+    pixels: NDArray[np.uint8]
+    digest: str
+
+
 @dataclass(frozen=True)
 class ImageReader:
-    """Reads one file as one image.
+    """Reads one file as one image. A `plan.SharingReader`.
 
     Args:
         size_px: Height and width of the result.
@@ -65,11 +80,27 @@ class ImageReader:
         Raises:
             SourceError: It cannot be decoded, or is not the file that was planned.
         """
+        return self.prepare(self.decode(source))
+
+    def decode(self, source: SourceImage) -> DecodedImage:
+        """Read and decode a file; the same for readers that differ in what they make of it.
+
+        Raises:
+            SourceError: As `read`.
+        """
         data = read_source(source, self.scratch)
         pixels = decode_source(data, source.public_name, voi=self.voi)
+        return DecodedImage(source.public_name, pixels, sha256(data).hexdigest())
+
+    def prepare(self, decoded: DecodedImage) -> SourceRead:
+        """Make a dataset's image of a decoded file.
+
+        Raises:
+            SourceError: It is smaller than the crop.
+        """
         image = prepare_image(
-            pixels,
-            source.public_name,
+            decoded.pixels,
+            decoded.name,
             size_px=self.size_px,
             channels=self.channels,
             crop_px=self.crop_px,
@@ -78,11 +109,11 @@ class ImageReader:
         )
         digests, hashes = hash_images(image[None])
         measured: dict[str, Array] = {
-            "file_shape_yx": np.array([pixels.shape[:2]], np.int32),
+            "file_shape_yx": np.array([decoded.pixels.shape[:2]], np.int32),
             "pixel_digest": np.array(digests, object),
             "perceptual_hash": np.array(write_hashes(hashes), object),
         }
-        return SourceRead(image[None], (None,), measured, sha256(data).hexdigest())
+        return SourceRead(image[None], (None,), measured, decoded.digest)
 
 
 def read_source(source: SourceImage, scratch: Scratch | None = None) -> bytes:

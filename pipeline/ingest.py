@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from hashlib import sha256
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import numpy as np
 
@@ -28,7 +28,8 @@ from pipeline.preflight import check_before_spending
 from pipeline.quarantine import make_without_deadly
 from pipeline.records import ManifestEntry, Progress, ignore_progress
 from pipeline.schema import JSON, DatasetSpec, open_dataset, write_documents
-from pipeline.shards import Commit, cut_shards, make_shard
+from pipeline.shard_groups import ShardWork, cut_groups, make_group
+from pipeline.shards import Commit, cut_shards
 from pipeline.staging import require_reachable
 
 # What the planning of slides keeps beside the arrays.
@@ -65,6 +66,63 @@ class IngestReport:
         return tuple(entry for entry in self.manifest if entry.state == "failed")
 
 
+@dataclass(frozen=True)
+class Target:
+    """A dataset to be made.
+
+    Args:
+        url: Where.
+        plan: What to write.
+        reader: How to read it.
+    """
+
+    url: str
+    plan: Plan
+    reader: Reader[Any]
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """A dataset on its way: the shards that it has, and those that it lacks."""
+
+    target: Target
+    commits: dict[int, Commit]
+    pending: tuple[ShardWork, ...]
+
+    @classmethod
+    def begin(cls, target: Target) -> Self:
+        """Look what an earlier run has left."""
+        url, reader = target.url, target.reader
+        _require_images(url, target.plan)
+        require_reachable(url)
+        before = _read_commits(url)
+        tasks = list(cut_shards(target.plan, reader))
+        commits = {
+            task.shard: before[task.shard]
+            for task in tasks
+            if task.shard in before and before[task.shard].key == task.key
+        }
+        pending = (ShardWork(url, reader, task) for task in tasks if task.shard not in commits)
+        return cls(target, commits, tuple(pending))
+
+    def seal(self, began: float) -> IngestReport:
+        """Finish the dataset, whose shards are all there."""
+        url, plan = self.target.url, self.target.plan
+        if self.pending:
+            _sweep(url, plan.spec)
+        ordered = [self.commits[shard] for shard in range(plan.spec.shard_count)]
+        fingerprint = _seal(url, plan, ordered)
+        unreadable = dict(pair for commit in ordered for pair in commit.unreadable)
+        entries = account_for(plan.sources, plan.source_index, unreadable, plan.rejected)
+        manifest = tuple(_add_note(entry, plan.notes or {}) for entry in entries)
+        report = IngestReport(
+            url, fingerprint, plan.spec.image_count, len(unreadable), len(self.pending),
+            len(ordered) - len(self.pending), manifest, time.monotonic() - began,
+        )  # fmt: skip
+        write_manifest(storage.join(url, "manifest.json"), manifest, sealed_at=datetime.now(UTC))
+        return report
+
+
 def ingest(
     url: str,
     plan: Plan,
@@ -87,44 +145,45 @@ def ingest(
         SourceError: The plan is empty.
         SettingsError: A shard needs more memory than a worker has.
     """
-    began = time.monotonic()
-    spec = plan.spec
-    _require_images(url, plan)
-    require_reachable(url)
-    before = _read_commits(url)
-    tasks = list(cut_shards(plan, reader))
-    commits = {
-        task.shard: before[task.shard]
-        for task in tasks
-        if task.shard in before and before[task.shard].key == task.key
-    }
-    pending = [task for task in tasks if task.shard not in commits]
-    if pending:
-        check_before_spending(url, spec, pending, reader, map_work)
-        _write_changed(url, write_documents(spec, None))
-    done = spec.image_count - sum(len(task.source_index) for task in pending)
-    on_progress(done, spec.image_count)
-    make, give_up = (
-        partial(make_shard, url, reader),
-        partial(make_without_deadly, url, reader, map_work),
-    )
-    for commit in map_work(make, pending, give_up=give_up):
-        commits[commit.shard] = commit
-        done += len(tasks[commit.shard].source_index)
-        on_progress(done, spec.image_count)
-    if pending:
-        _sweep(url, spec)
-    ordered = [commits[shard] for shard in range(spec.shard_count)]
-    fingerprint = _seal(url, plan, ordered)
-    unreadable = dict(pair for commit in ordered for pair in commit.unreadable)
-    entries = account_for(plan.sources, plan.source_index, unreadable, plan.rejected)
-    manifest = tuple(_add_note(entry, plan.notes or {}) for entry in entries)
-    report = IngestReport(
-        url, fingerprint, spec.image_count, len(unreadable), len(pending),
-        len(tasks) - len(pending), manifest, time.monotonic() - began,
-    )  # fmt: skip
-    write_manifest(storage.join(url, "manifest.json"), manifest, sealed_at=datetime.now(UTC))
+    target = Target(url, plan, reader)
+    (report,) = ingest_together([target], map_work, on_progress=on_progress)
     return report
+
+
+def ingest_together(
+    targets: Sequence[Target], map_work: MapWork, *, on_progress: Progress = ignore_progress
+) -> tuple[IngestReport, ...]:
+    """Write and seal datasets of the same images, decoding each source once for all of them.
+
+    Each is what `ingest` alone would make of it, byte for byte.
+
+    Args:
+        targets: Datasets whose plans have the same sources in the same order. Where they are
+            several, their readers are `SharingReader`s that decode alike.
+        map_work: An engine of `pipeline.engines`.
+        on_progress: Called with images done and in all, of all datasets.
+
+    Raises:
+        NormscopeError: As `ingest`.
+    """
+    began = time.monotonic()
+    drafts = {target.url: _Draft.begin(target) for target in targets}
+    works = [work for draft in drafts.values() for work in draft.pending]
+    groups = cut_groups(works)
+    if groups:
+        check_before_spending(groups, map_work)
+    for draft in drafts.values():
+        if draft.pending:
+            _write_changed(draft.target.url, write_documents(draft.target.plan.spec, None))
+    lacking = {(work.url, work.task.shard): len(work.task.source_index) for work in works}
+    total = sum(target.plan.spec.image_count for target in targets)
+    on_progress(total - sum(lacking.values()), total)
+    for made in map_work(make_group, groups, give_up=partial(make_without_deadly, map_work)):
+        for url, commit in made:
+            drafts[url].commits[commit.shard] = commit
+            del lacking[url, commit.shard]
+        on_progress(total - sum(lacking.values()), total)
+    return tuple(draft.seal(began) for draft in drafts.values())
 
 
 def _require_images(url: str, plan: Plan) -> None:

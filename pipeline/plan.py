@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +58,30 @@ class Reader(Protocol[S_contra]):
 
         Raises:
             SourceError: None of the rows can be read.
+        """
+        ...
+
+
+@runtime_checkable
+class SharingReader(Reader[S_contra], Protocol[S_contra]):
+    """A reader of sources of one image each, whose costly half serves others of its kind too.
+
+    `read` is `prepare` of `decode`. What `prepare` gives keeps its memory.
+    """
+
+    def decode(self, source: S_contra) -> Any:
+        """Read and decode a source, in the same way for all readers that share it.
+
+        Raises:
+            SourceError: It cannot be decoded.
+        """
+        ...
+
+    def prepare(self, decoded: Any) -> SourceRead:
+        """Make this reader's own image of what `decode` gave.
+
+        Raises:
+            SourceError: It cannot be made.
         """
         ...
 

@@ -6,16 +6,14 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
 from pipeline.engines import MapWork, Workers, describe_workers
 from pipeline.errors import NormscopeError, SettingsError
-from pipeline.plan import Reader
-from pipeline.schema import Array, DatasetSpec
-from pipeline.shards import ShardTask
+from pipeline.schema import DatasetSpec
+from pipeline.shard_groups import ShardGroup, read_once, readers_of
 
 logger = logging.getLogger(__name__)
 
@@ -56,72 +54,86 @@ class Preflight:
         )
 
 
-def measure_worker_bytes(spec: DatasetSpec) -> int:
-    """Memory that a worker needs at most to make one shard of a dataset."""
-    images = min(spec.shard_images, spec.image_count)
-    return _BASE_BYTES + _COPIES * images * int(np.prod(spec.image_shape))
+def measure_worker_bytes(*specs: DatasetSpec) -> int:
+    """Memory that a worker needs at most to make one shard of each of some datasets.
+
+    They are made in turns: of all but one there is no more than what waits to be put together.
+    """
+    shards = [min(s.shard_images, s.image_count) * int(np.prod(s.image_shape)) for s in specs]
+    return _BASE_BYTES + (_COPIES - 1) * max(shards) + sum(shards)
 
 
-def check_before_spending(
-    url: str,
-    spec: DatasetSpec,
-    pending: Sequence[ShardTask],
-    reader: Reader[Any],
-    map_work: MapWork,
-) -> Preflight:
+def check_before_spending(groups: Sequence[ShardGroup], map_work: MapWork) -> Preflight:
     """Count what is to be made, log it, and refuse what cannot fit.
 
     Args:
-        url: Of the dataset.
-        spec: Of the dataset.
-        pending: The shards to make; at least one.
-        reader: How to read them; a few images are read on a worker to see how long it takes.
+        groups: The shards to make; at least one. A few images are read on a worker to see how
+            long it takes.
         map_work: The engine.
 
     Raises:
-        SettingsError: A shard needs more memory than a worker has.
+        SettingsError: What is made together needs more memory than a worker has.
     """
-    workers, needed = describe_workers(map_work), measure_worker_bytes(spec)
+    works = [work for group in groups for work in group]
+    specs = {work.url: work.task.spec for work in works}
+    workers, needed = describe_workers(map_work), measure_worker_bytes(*specs.values())
     if needed > workers.memory_bytes:
-        per_image = _COPIES * int(np.prod(spec.image_shape))
-        fitting = max(0, workers.memory_bytes - _BASE_BYTES) // per_image
-        raise SettingsError(
-            url,
-            f"a shard of {spec.shard_images} images needs {needed / 2**20:.0f} MiB, a worker has "
-            f"{workers.memory_bytes / 2**20:.0f} MiB",
-            f"Lower shard_images to {fitting // spec.chunk_images * spec.chunk_images} or less, "
-            "or give workers more memory",
-        )
-    count = sum(len(task.source_index) for task in pending)
-    sample = [_take_sample(pending[0])]
+        raise _refuse(specs, needed, workers.memory_bytes)
     # A source that kills its worker is found, and named, when its shard is made.
-    image_s = next(map_work(partial(time_reading, reader), sample, give_up=lambda _: None))
+    image_s = next(map_work(time_reading, [groups[0]], give_up=lambda _: None))
+    read_count = sum(map(_count_rows, groups))
+    counts = [len(work.task.source_index) for work in works]
     found = Preflight(
-        image_count=count,
-        shard_count=len(pending),
-        raw_bytes=count * int(np.prod(spec.image_shape)),
+        image_count=sum(counts),
+        shard_count=len(works),
+        raw_bytes=sum(
+            count * int(np.prod(work.task.spec.image_shape))
+            for count, work in zip(counts, works, strict=True)
+        ),
         worker_bytes=needed,
         workers=workers,
-        read_s=None if image_s is None else image_s * count / workers.count,
+        read_s=None if image_s is None else image_s * read_count / workers.count,
     )
-    logger.info("%s: %s", url, found)
+    logger.info("%s: %s", ", ".join(specs), found)
     return found
 
 
-def _take_sample(task: ShardTask) -> tuple[Any, Mapping[str, Array]]:
-    """The first rows of a shard that come from one source."""
+def _refuse(specs: Mapping[str, DatasetSpec], needed: int, given: int) -> SettingsError:
+    """The error for what a worker's memory cannot hold."""
+    if len(specs) > 1:
+        what, remedy = f"shards of {len(specs)} datasets at once", "Make fewer datasets at a time"
+    else:
+        (spec,) = specs.values()
+        fitting = max(0, given - _BASE_BYTES) // (_COPIES * int(np.prod(spec.image_shape)))
+        what = f"a shard of {spec.shard_images} images"
+        whole = fitting // spec.chunk_images * spec.chunk_images
+        remedy = f"Lower shard_images to {whole} or less"
+    return SettingsError(
+        ", ".join(specs),
+        f"making {what} needs {needed / 2**20:.0f} MiB, a worker has {given / 2**20:.0f} MiB",
+        f"{remedy}, or give workers more memory",
+    )
+
+
+def _count_rows(group: ShardGroup) -> int:
+    """Rows that a group reads, however many datasets they are for."""
+    return len({row for work in group for row in range(work.task.start, work.task.stop)})
+
+
+def time_reading(group: ShardGroup) -> float | None:
+    """Seconds an image, once its source has been fetched; None where it cannot be read.
+
+    Args:
+        group: Its first rows that come from one source are read.
+    """
+    task, readers = group[0].task, list(readers_of(group).values())
     rows = np.flatnonzero(task.source_index == task.source_index[0])[:_SAMPLE_IMAGES]
     columns = {name: values[rows] for name, values in task.columns.items()}
-    return task.sources[int(task.source_index[0])], columns
-
-
-def time_reading(reader: Reader[Any], sample: tuple[Any, Mapping[str, Array]]) -> float | None:
-    """Seconds an image, once its source has been fetched; None where it cannot be read."""
-    source, rows = sample
+    source = task.sources[int(task.source_index[0])]
     try:
-        reader.read(source, {name: values[:1] for name, values in rows.items()})
+        read_once(readers, source, {name: values[:1] for name, values in columns.items()})
         began = time.perf_counter()
-        reader.read(source, rows)
+        read_once(readers, source, columns)
     except NormscopeError:
         return None
-    return (time.perf_counter() - began) / len(next(iter(rows.values())))
+    return (time.perf_counter() - began) / len(rows)

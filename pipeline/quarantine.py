@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeAlias
@@ -11,7 +11,8 @@ from pipeline.engines import DEATH, DEATH_REMEDY, MapWork
 from pipeline.errors import NormscopeError, SourceError
 from pipeline.plan import Reader, SourceRead
 from pipeline.schema import Array
-from pipeline.shards import Commit, ShardTask, cut_sources, make_shard
+from pipeline.shard_groups import ShardGroup, make_group, read_once, readers_of
+from pipeline.shards import Commit, cut_sources
 
 Sample: TypeAlias = tuple[Any, Mapping[str, Array]]
 
@@ -39,35 +40,34 @@ class Quarantine:
         return self.reader.read(source, rows)
 
 
-def make_without_deadly(
-    url: str, reader: Reader[Any], map_work: MapWork, task: ShardTask
-) -> Commit:
-    """Make a shard that has killed its workers, without the sources that are to blame.
+def make_without_deadly(map_work: MapWork, group: ShardGroup) -> list[tuple[str, Commit]]:
+    """Make shards that have killed their workers, without the sources that are to blame.
 
-    Its commit has no key of work: a later run tries them again.
+    Their commits have no key of work: a later run tries them again.
 
     Args:
-        url: Of the dataset.
-        reader: How to read its sources.
         map_work: An engine whose workers may die.
-        task: The shard.
+        group: The shards; now they are made one by one.
 
     Raises:
-        SettingsError: No source kills by itself, but the shard does: it needs more memory.
+        SettingsError: No source kills by itself, but a shard does: it needs more memory.
     """
-    samples = [
-        (source, {name: values[begin:end] for name, values in task.columns.items()})
-        for source, begin, end in cut_sources(task)
-    ]
-    probe = partial(_survive, reader)
-    deadly = {
+    samples: dict[str, Sample] = {}
+    for task in (work.task for work in group):
+        for source, begin, end in cut_sources(task):
+            rows = {name: values[begin:end] for name, values in task.columns.items()}
+            samples.setdefault(_name(source), (source, rows))
+    probe = partial(_survive, list(readers_of(group).values()))
+    deadly = frozenset(
         found
-        for sample in samples
+        for sample in samples.values()
         for found in map_work(probe, [sample], give_up=lambda killer: _name(killer[0]))
-    }
-    careful = Quarantine(reader, frozenset(deadly))
-    (commit,) = map_work(partial(make_shard, url, careful), [replace(task, key="")])
-    return commit
+    )
+    careful = [
+        replace(work, reader=Quarantine(work.reader, deadly), task=replace(work.task, key=""))
+        for work in group
+    ]
+    return [made for work in careful for (made,) in map_work(make_group, [(work,)])]
 
 
 def _name(source: Any) -> str:
@@ -75,10 +75,10 @@ def _name(source: Any) -> str:
     return str(getattr(source, "public_name", source.url))
 
 
-def _survive(reader: Reader[Any], sample: Sample) -> str:
+def _survive(readers: Sequence[Reader[Any]], sample: Sample) -> str:
     """Read and forget: whoever comes back has no source to name."""
     try:
-        reader.read(*sample)
+        read_once(readers, *sample)
     except NormscopeError:
         return ""
     return ""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from blake3 import blake3
@@ -21,6 +22,8 @@ from pipeline.schema import Array, DatasetSpec, fill_value
 from pipeline.shard_codec import encode_shard
 from pipeline.storage import join, open_zarr_store, write_parts
 
+UNREADABLE: Final = (SourceError, AbsentError)
+
 
 @dataclass(frozen=True)
 class ShardTask:
@@ -33,6 +36,11 @@ class ShardTask:
     columns: Mapping[str, Array]
     spec: DatasetSpec
     key: str
+
+    @property
+    def stop(self) -> int:
+        """The row after its last."""
+        return self.start + len(self.source_index)
 
 
 @dataclass(frozen=True)
@@ -128,7 +136,7 @@ def make_shard(url: str, reader: Reader[Any], task: ShardTask) -> Commit:
     unreadable: list[tuple[int, str]] = []
     for source, begin, end in cut_sources(task):
         rows = {name: values[begin:end] for name, values in task.columns.items()}
-        read = _read_or_mark(reader, source, rows, end - begin, task.spec.image_shape)
+        read = read_or_mark(partial(reader.read, source, rows), end - begin, task.spec.image_shape)
         readable = np.array([reason is None for reason in read.reasons])
         pixels = read.images if readable.all() else _blank(read.images, readable)
         if len(pixels) == count:  # most shards are of one source: no copy, nor twice the memory
@@ -174,7 +182,7 @@ async def _write_columns(
 ) -> None:
     """Write all columns at the same time, and the commit when they are there."""
     group = await open_group(open_zarr_store(url, read_only=False), mode="r+")
-    place = slice(task.start, task.start + len(task.source_index))
+    place = slice(task.start, task.stop)
 
     async def write(name: str, where: slice, values: Array) -> None:
         array = await group.getitem(name)
@@ -201,15 +209,22 @@ def cut_sources(task: ShardTask) -> Iterator[tuple[Any, int, int]]:
         yield task.sources[int(task.source_index[begin])], int(begin), int(end)
 
 
-def _read_or_mark(
-    reader: Reader[Any],
-    source: Any,
-    rows: Mapping[str, Array],
-    count: int,
-    shape: tuple[int, int, int],
+def read_or_mark(
+    read: Callable[[], SourceRead], count: int, shape: tuple[int, int, int]
 ) -> SourceRead:
-    """Read, or mark every row of a source that cannot be read; broken storage is no such case."""
+    """Read a source, or mark its rows unreadable; broken storage is no such case.
+
+    Args:
+        read: Reads it.
+        count: Its rows.
+        shape: (H, W, C) of an image.
+    """
     try:
-        return reader.read(source, rows)
-    except (SourceError, AbsentError) as error:
-        return SourceRead(np.zeros((count, *shape), np.uint8), (str(error),) * count, {}, "")
+        return read()
+    except UNREADABLE as error:
+        return mark_unreadable(error, count, shape)
+
+
+def mark_unreadable(error: Exception, count: int, shape: tuple[int, int, int]) -> SourceRead:
+    """What stands for the rows of a source that could not be read."""
+    return SourceRead(np.zeros((count, *shape), np.uint8), (str(error),) * count, {}, "")

@@ -17,6 +17,7 @@ from pipeline.ingest import IngestReport, ingest
 from pipeline.plan import Plan
 from pipeline.preflight import check_before_spending, measure_worker_bytes
 from pipeline.schema import open_dataset, read_group_order
+from pipeline.shard_groups import ShardWork, cut_groups
 from pipeline.shards import cut_shards
 from pipeline.slide_dataset import SlideSettings, make_reader, plan_slides
 from pipeline.sources.camelyon16 import list_slides
@@ -129,8 +130,9 @@ def test_the_preflight_says_what_there_is_to_do(
 ) -> None:
     caplog.set_level(logging.INFO, "pipeline")
     plan = plan_of([list_slide(write_slide(tmp_path, "a"))])
-    tasks = list(cut_shards(plan, make_reader(SETTINGS)))
-    found = check_before_spending("out", plan.spec, tasks, make_reader(SETTINGS), map_serially)
+    reader = make_reader(SETTINGS)
+    groups = cut_groups([ShardWork("out", reader, task) for task in cut_shards(plan, reader)])
+    found = check_before_spending(groups, map_serially)
     assert (found.image_count, found.shard_count) == (42, 2)
     assert found.raw_bytes == 42 * 32 * 32 * 3
     assert found.read_s
@@ -158,6 +160,7 @@ import numpy as np
 from pipeline.plan import SourceRead
 from pipeline.preflight import _BASE_BYTES, measure_worker_bytes
 from pipeline.schema import write_documents
+from pipeline.shard_groups import ShardWork, cut_groups
 from pipeline.shards import cut_shards, make_shard
 from pipeline.storage import join, write_bytes
 from tests.pipeline.made import plan_made, write_sources
