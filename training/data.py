@@ -3,7 +3,7 @@
 The order is a fixed, endless sequence of rows: epoch after epoch, chunks are shuffled, then the
 rows of a few chunks together. Whoever knows how many samples were drawn knows what comes next;
 batches depend neither on how many workers share them, nor on whether images are held in memory
-or read as they come.
+or read as they come. Workers divide a batch by chunk, so that most chunks are read by one alone.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Lock
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple
 
 import numpy as np
 import torch
@@ -33,7 +33,6 @@ _CACHED_CHUNKS: Final = 4 * BUFFER_CHUNKS
 
 Rows = NDArray[np.int64]
 Images = NDArray[np.uint8]
-_Share: TypeAlias = tuple[int, int, int, int]  # start, batch size, rank, world
 
 
 def check_trainable(dataset: Dataset, settings: TrainSettings) -> None:
@@ -133,6 +132,33 @@ class SampleOrder:
             return self._epochs[epoch]
 
 
+def divide_batch(rows: Rows, *, chunk_images: int, rank: int, world: int) -> Rows:
+    """Give a worker those of a batch's rows that lie next to each other in the dataset.
+
+    Args:
+        rows: (..., batch size) rows of one batch, or of several.
+        chunk_images: Rows in a chunk of the dataset.
+        rank: The worker; higher ranks take rows further on in the dataset.
+        world: Number of workers; their parts differ by one row at most.
+
+    Returns:
+        (..., n) places in the batch, ascending.
+    """
+    batch_size = rows.shape[-1]
+    by_chunk = np.argsort(rows // chunk_images, axis=-1, kind="stable")
+    part = slice(batch_size * rank // world, batch_size * (rank + 1) // world)
+    return np.sort(by_chunk[..., part], axis=-1)
+
+
+class _Share(NamedTuple):
+    """What one worker reads at once; see `TrainingImages.read_batch`."""
+
+    start: int
+    batch_size: int
+    rank: int
+    world: int
+
+
 class TrainingImages:
     """What a training draws its batches from: the normal images of split `train`.
 
@@ -151,6 +177,7 @@ class TrainingImages:
             dataset, rows, cache_bytes=settings.cache_bytes, cached_chunks=_CACHED_CHUNKS
         )
         self._size_yx = dataset.image_shape[:2]
+        self._chunk_images = dataset.chunk_images
         self._window = BUFFER_CHUNKS * dataset.chunk_images
         self._settings = settings
         self._maker = ThreadPoolExecutor(1, thread_name_prefix="batch-maker")
@@ -162,25 +189,27 @@ class TrainingImages:
         Args:
             start: Samples drawn before, over the whole training.
             batch_size: Images in the batch of all workers together.
-            rank: This worker takes images `rank`, `rank + world`, ... of the batch.
+            rank: This worker takes its part by `divide_batch`.
             world: Number of workers.
 
         Returns:
             (n, side, side, C) uint8, cropped and mirrored as the settings say.
         """
-        share = (start, batch_size, rank, world)
+        share = _Share(start, batch_size, rank, world)
         batch = self._begun.pop(share, None) or self._begin(share)
-        following = (start + batch_size, batch_size, rank, world)
+        following = share._replace(start=start + batch_size)
         self._begun = {following: self._begin(following)}
         return batch.result()
 
     def _begin(self, share: _Share) -> Future[Images]:
-        return self._maker.submit(self._make, *share)
+        return self._maker.submit(self._make, share)
 
-    def _make(self, start: int, batch_size: int, rank: int, world: int) -> Images:
-        samples = np.arange(start, start + batch_size)[rank::world]
-        images = self._images.read_rows(self._order.rows_at(start, batch_size)[rank::world])
-        self._images.expect(self._order.rows_at(start + batch_size, self._window))
+    def _make(self, share: _Share) -> Images:
+        rows, samples = self._find(share, batches=1)
+        images = self._images.read_rows(rows)
+        following = share._replace(start=share.start + share.batch_size)
+        ahead, _ = self._find(following, batches=-(-self._window // share.batch_size))
+        self._images.expect(ahead)
         views = draw_views(
             samples,
             size_yx=self._size_yx,
@@ -191,8 +220,17 @@ class TrainingImages:
 
     def places_at(self, start: int, batch_size: int, *, rank: int = 0, world: int = 1) -> Rows:
         """Which of the training images, from 0, `read_batch` reads with the same arguments."""
-        rows = self._order.rows_at(start, batch_size)[rank::world]
+        rows, _ = self._find(_Share(start, batch_size, rank, world), batches=1)
         return np.searchsorted(self._rows, rows)
+
+    def _find(self, share: _Share, *, batches: int) -> tuple[Rows, Rows]:
+        """The rows that a worker takes of this batch and the next ones; their samples' numbers."""
+        start, batch_size, rank, world = share
+        samples = np.arange(start, start + batches * batch_size).reshape(batches, batch_size)
+        rows = self._order.rows_at(start, samples.size).reshape(samples.shape)
+        taken = divide_batch(rows, chunk_images=self._chunk_images, rank=rank, world=world)
+        own, numbers = (np.take_along_axis(each, taken, axis=-1) for each in (rows, samples))
+        return own.ravel(), numbers.ravel()
 
 
 def read_centres(dataset: Dataset, rows: Rows, settings: ImageSettings) -> Images:

@@ -20,6 +20,7 @@ from training.data import (
     TrainingImages,
     check_trainable,
     choose_rows,
+    divide_batch,
     order_rows,
     to_tensor,
 )
@@ -66,17 +67,69 @@ def test_samples_go_on_from_one_epoch_to_the_next() -> None:
     assert np.array_equal(fresh.rows_at(33, 14), whole[33:47])
 
 
-@pytest.mark.parametrize("world", [1, 2, 4])
+@pytest.mark.parametrize(("world", "batch_size"), [(1, 10), (2, 11), (3, 128), (4, 10), (4, 31)])
+def test_shares_make_up_the_batch_and_follow_each_other(world: int, batch_size: int) -> None:
+    order = SampleOrder(np.arange(3, 700), chunk_images=16, seed=2)
+    rows = np.stack([order.rows_at(start, batch_size) for start in (0, 690)])  # the end of an epoch
+    shares = [divide_batch(rows, chunk_images=16, rank=rank, world=world) for rank in range(world)]
+    assert {share.shape[-1] for share in shares} <= {batch_size // world, -(-batch_size // world)}
+    for index, batch in enumerate(rows):
+        places = [share[index] for share in shares]
+        assert sorted(np.concatenate(places)) == list(range(batch_size))
+        ends = [batch[each].min() // 16 for each in places[1:]]
+        assert all(
+            (batch[each] // 16).max() <= end for each, end in zip(places, ends, strict=False)
+        )
+
+
+@pytest.mark.parametrize("world", [2, 3, 4])
+def test_most_chunks_are_read_by_one_worker_alone(world: int) -> None:
+    """All workers together read little more than one would alone, not `world` times as much."""
+    order = SampleOrder(np.arange(100 * 64), chunk_images=64, seed=5)
+    window = BUFFER_CHUNKS * 64
+    alone, together = 0, 0
+    for start in range(0, 10 * window, window):
+        rows = order.rows_at(start, window).reshape(-1, 128)
+        alone += len(np.unique(rows // 64))
+        for rank in range(world):
+            places = divide_batch(rows, chunk_images=64, rank=rank, world=world)
+            together += len(np.unique(np.take_along_axis(rows, places, axis=-1) // 64))
+    assert alone == 10 * BUFFER_CHUNKS
+    assert together < (1 + 0.3 * (world - 1)) * alone
+
+
+def test_a_worker_reads_ahead_what_its_own_shares_need() -> None:
+    dataset = make_dataset("memory://data/ahead", normals=200)
+    rows = choose_rows(dataset, "train", Label.NORMAL)
+    order = SampleOrder(rows, chunk_images=4, seed=3)
+    images = TrainingImages(dataset, make_settings(cache_bytes=0))
+    streamed = images._images
+    assert isinstance(streamed, StreamedImages)
+    images.read_batch(0, 16, rank=2, world=3)
+    images.read_batch(16, 16, rank=2, world=3)  # by now the first has asked for a window ahead
+    needed: set[int] = set()
+    for start in range(0, 8 * 16, 16):
+        batch = order.rows_at(start, 16)
+        places = divide_batch(batch, chunk_images=4, rank=2, world=3)
+        needed |= set((batch[places] // 4).tolist())
+    everyones = set((order.rows_at(0, 8 * 16) // 4).tolist())
+    assert set(streamed._chunks) <= needed < everyones
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
 @pytest.mark.parametrize("cache_bytes", [2**30, 0])
 def test_workers_share_one_sequence(world: int, cache_bytes: int) -> None:
     dataset = make_dataset("memory://data/shared")
     alone = TrainingImages(dataset, make_settings(images=RANDOM_VIEWS))
     settings = make_settings(images=RANDOM_VIEWS, cache_bytes=cache_bytes)
     teams = [TrainingImages(dataset, settings) for _ in range(world)]
+    order = SampleOrder(choose_rows(dataset, "train", Label.NORMAL), chunk_images=4, seed=3)
     for start in (0, 10, 30):  # the last one straddles two epochs
         batch = np.empty((10, 32, 32, 1), np.uint8)
+        rows = order.rows_at(start, 10)
         for rank, images in enumerate(teams):
-            batch[rank::world] = images.read_batch(start, 10, rank=rank, world=world)
+            places = divide_batch(rows, chunk_images=4, rank=rank, world=world)
+            batch[places] = images.read_batch(start, 10, rank=rank, world=world)
         assert np.array_equal(batch, alone.read_batch(start, 10))
 
 
@@ -104,8 +157,11 @@ def test_a_batch_is_the_same_whatever_was_asked_for_before() -> None:
     jumping = TrainingImages(dataset, settings)
     for start in (30, 36, 0, 6, 6, 42, 12):
         assert np.array_equal(jumping.read_batch(start, 6), batches[start])
-        half = jumping.read_batch(start, 6, rank=1, world=2)
-        assert np.array_equal(half, batches[start][1::2])
+        share = in_turn.places_at(start, 6, rank=1, world=2)
+        half = np.isin(in_turn.places_at(start, 6), share)  # within an epoch none comes twice
+        read = jumping.read_batch(start, 6, rank=1, world=2)
+        assert len(read) == 3
+        assert np.array_equal(read, batches[start][half])
 
 
 def test_streamed_images_equal_held_ones_and_keep_few_chunks() -> None:
