@@ -1,35 +1,82 @@
-"""Files on disk that appear whole or not at all."""
+"""Files on disk that appear whole or not at all, and not before the disk has them."""
 
 from __future__ import annotations
 
+import fcntl
+import mmap
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Final, TypeAlias
+
+Part: TypeAlias = bytes | memoryview
+
+_BUFFER_BYTES: Final = 2 << 20  # a multiple of every page's size
+# Not every system has it, nor every file system.
+_O_DIRECT: Final[int] = getattr(os, "O_DIRECT", 0)
 
 
 @contextmanager
 def written_beside(
-    target: Path, parts: Iterable[bytes], *, is_forced: bool = True
+    target: Path, parts: Iterable[Part], *, is_large: bool = False
 ) -> Iterator[Path]:
     """A temporary file of these parts, in the target's folder so that a rename is atomic.
 
     Args:
         target: What it is to become, by a rename or a link in the block; its folder is made.
         parts: Of the content, in order.
-        is_forced: Whether to wait until the disk has it.
+        is_large: Whether it takes many megabytes, which nobody reads again soon: these go past
+            the page cache, since filling that can take as long as decoding the images did.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     temporary = Path(name)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with os.fdopen(handle, "wb", buffering=0 if is_large else -1) as file:
+            if is_large:
+                parts = [_write_past_cache(file.fileno(), parts)]
             file.writelines(parts)
             file.flush()
-            if is_forced:
-                os.fsync(file.fileno())
+            os.fsync(file.fileno())
         temporary.chmod(0o644)
         yield temporary
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _write_past_cache(descriptor: int, parts: Iterable[Part]) -> bytes:
+    """Write all whole pages straight to the disk, and give back what is left at the end."""
+    filled = 0
+    # Mapped memory begins with a page, as the disk wants it.
+    with _past_cache(descriptor), mmap.mmap(-1, _BUFFER_BYTES) as pages, memoryview(pages) as view:
+        for part in parts:
+            rest = memoryview(part)
+            while rest:
+                size = min(len(rest), _BUFFER_BYTES - filled)
+                view[filled : filled + size] = rest[:size]
+                rest, filled = rest[size:], filled + size
+                if filled == _BUFFER_BYTES:
+                    _write_all(descriptor, view)
+                    filled = 0
+        whole = filled - filled % mmap.PAGESIZE
+        _write_all(descriptor, view[:whole])
+        return bytes(view[whole:filled])
+
+
+def _write_all(descriptor: int, data: memoryview) -> None:
+    while data:
+        data = data[os.write(descriptor, data) :]
+
+
+@contextmanager
+def _past_cache(descriptor: int) -> Iterator[None]:
+    """Write past the page cache, where the file system knows how."""
+    flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+    with suppress(OSError):
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | _O_DIRECT)
+    try:
+        yield
+    finally:
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, flags)

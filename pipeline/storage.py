@@ -22,7 +22,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, MemoryStore, S3Store
 from zarr.storage import ObjectStore, StorePath
 
-from pipeline.atomic_files import written_beside
+from pipeline.atomic_files import Part, written_beside
 from pipeline.errors import AbsentError, DeniedError, StorageError
 
 if TYPE_CHECKING:
@@ -236,15 +236,12 @@ def write_bytes(url: str, data: bytes) -> None:
             obstore.put(_objects(place.scheme, place.root), place.key, data)
 
 
-def write_parts(url: str, parts: Iterator[bytes]) -> None:
-    """Write one large file part by part, never whole in memory; else as `write_bytes`.
-
-    It is not forced to disk, which takes longer than all the rest.
-    """
+def write_parts(url: str, parts: Iterator[Part]) -> None:
+    """Write one large file part by part, never whole in memory; else as `write_bytes`."""
     place = parse(url)
     with translated(url):
         if place.scheme == "file":
-            with written_beside(Path(place.key), parts, is_forced=False) as temporary:
+            with written_beside(Path(place.key), parts, is_large=True) as temporary:
                 temporary.replace(place.key)
         else:
             obstore.put(_objects(place.scheme, place.root), place.key, parts)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.shard_codec import IMAGE_CODEC, encode_shard
 
-SHAPE = (5, 3, 2)
+SHAPE = (37, 11, 2)
 
 
 def write(folder: Path, shards: list[NDArray[np.uint8]], count: int) -> zarr.Array[Any]:
@@ -52,3 +52,15 @@ def test_a_damaged_index_is_refused(tmp_path: Path) -> None:
     path.write_bytes(data)
     with pytest.raises(ValueError, match="checksum"):
         array[:]
+
+
+def test_a_chunk_is_packed_where_that_pays_and_stored_where_it_does_not(tmp_path: Path) -> None:
+    grain = draw(4)
+    glass = np.full((2, *SHAPE), 240, np.uint8)
+    images = np.concatenate([grain[:2], glass, grain[2:]])
+    array = write(tmp_path, [images], 6)
+    np.testing.assert_array_equal(array[:], images)
+    (path,) = (path for path in tmp_path.rglob("0") if path.is_file())
+    assert path.read_bytes().count(grain[:2].tobytes()) == 1
+    assert path.read_bytes().count(grain[2:].tobytes()) == 1
+    assert path.read_bytes().count(glass.tobytes()) == 0

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline import storage
@@ -38,6 +39,28 @@ def test_what_is_written_is_read_and_listed(store_url: str) -> None:
     assert storage.read_bytes(listed[0].url) == b"1"
     assert storage.list_objects(listed[0].url) == [storage.describe(listed[0].url)]
     assert storage.list_objects(storage.join(store_url, "nothing")) == []
+
+
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize("sizes", [(0,), (5,), (4096,), (2 * MIB, 1), (4095, 5 * MIB, 2, 4096)])
+def test_a_large_file_is_its_parts_in_order(store_url: str, sizes: tuple[int, ...]) -> None:
+    draw = np.random.default_rng(1)
+    parts = [draw.bytes(size) for size in sizes]
+    url = storage.join(store_url, "large")
+    storage.write_parts(url, (memoryview(part) for part in parts))
+    assert storage.read_bytes(url) == b"".join(parts)
+
+
+def test_a_large_file_whose_parts_end_early_does_not_appear(tmp_path: Path) -> None:
+    def give_up() -> Iterator[bytes]:
+        yield bytes(3 * MIB)
+        raise ValueError("no more")
+
+    with pytest.raises(ValueError, match="no more"):
+        storage.write_parts(str(tmp_path / "large"), give_up())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_names_need_no_care(store_url: str) -> None:
