@@ -152,9 +152,7 @@ def make_shard(url: str, reader: Reader[Any], task: ShardTask) -> Commit:
             for row, reason in enumerate(read.reasons)
             if reason is not None
         ]
-    commit = Commit(task.shard, task.key, _digest(images, columns), tuple(unreadable))
-    _write_shard(url, task, images, columns, commit)
-    return commit
+    return asyncio.run(_write_shard(url, task, images, columns, tuple(unreadable)))
 
 
 def _blank(images: NDArray[np.uint8], readable: NDArray[np.bool_]) -> NDArray[np.uint8]:
@@ -164,25 +162,16 @@ def _blank(images: NDArray[np.uint8], readable: NDArray[np.bool_]) -> NDArray[np
     return blanked
 
 
-def _write_shard(
+async def _write_shard(
     url: str,
     task: ShardTask,
     images: NDArray[np.uint8],
     columns: Mapping[str, Array],
-    commit: Commit,
-) -> None:
+    unreadable: tuple[tuple[int, str], ...],
+) -> Commit:
+    """Write images and columns, and digest them meanwhile; the commit when they are there."""
     spec = task.spec
-    parts = encode_shard(images, chunk_images=spec.chunk_images, shard_images=spec.shard_images)
-    write_parts(join(url, "image", "c", str(task.shard), "0", "0", "0"), parts)
-    asyncio.run(_write_columns(url, task, columns, commit))
-
-
-async def _write_columns(
-    url: str, task: ShardTask, columns: Mapping[str, Array], commit: Commit
-) -> None:
-    """Write all columns at the same time, and the commit when they are there."""
     group = await open_group(open_zarr_store(url, read_only=False), mode="r+")
-    place = slice(task.start, task.stop)
 
     async def write(name: str, where: slice, values: Array) -> None:
         array = await group.getitem(name)
@@ -191,9 +180,17 @@ async def _write_columns(
         # Comparing every chunk with the fill value costs as much as compressing it.
         await array.with_config({"write_empty_chunks": True}).setitem(where, values)
 
-    await asyncio.gather(*(write(name, place, values) for name, values in columns.items()))
-    text = np.array([commit.to_json()], dtype=object)
-    await write("commit", slice(task.shard, task.shard + 1), text)
+    parts = encode_shard(images, chunk_images=spec.chunk_images, shard_images=spec.shard_images)
+    place = join(url, "image", "c", str(task.shard), "0", "0", "0")
+    rows = slice(task.start, task.stop)
+    digest, _, _ = await asyncio.gather(
+        asyncio.to_thread(_digest, images, columns),
+        asyncio.to_thread(write_parts, place, parts),
+        asyncio.gather(*(write(name, rows, values) for name, values in columns.items())),
+    )
+    commit = Commit(task.shard, task.key, digest, unreadable)
+    await write("commit", slice(task.shard, task.shard + 1), np.array([commit.to_json()], object))
+    return commit
 
 
 def _empty_column(spec: DatasetSpec, name: str, count: int) -> Array:
