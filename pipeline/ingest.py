@@ -113,7 +113,8 @@ class _Draft:
         ordered = [self.commits[shard] for shard in range(plan.spec.shard_count)]
         fingerprint = _seal(url, plan, ordered)
         unreadable = dict(pair for commit in ordered for pair in commit.unreadable)
-        entries = account_for(plan.sources, plan.source_index, unreadable, plan.rejected)
+        told = {name: open_dataset(url).column(name) for name in plan.told}
+        entries = account_for(plan.sources, plan.source_index, unreadable, plan.rejected, told)
         manifest = tuple(_add_note(entry, plan.notes or {}) for entry in entries)
         report = IngestReport(
             url, fingerprint, plan.spec.image_count, len(unreadable), len(self.pending),

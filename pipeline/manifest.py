@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from typing import Any
 
@@ -21,6 +21,7 @@ def account_for(
     source_index: NDArray[np.integer[Any]],
     unreadable: Mapping[int, str],
     rejected: Iterable[ManifestEntry],
+    told: Mapping[str, NDArray[Any]] | None = None,
 ) -> tuple[ManifestEntry, ...]:
     """State what became of each source.
 
@@ -29,6 +30,7 @@ def account_for(
         source_index: int (image,): the source of each row.
         unreadable: Row -> why it is unreadable.
         rejected: What never got into the plan.
+        told: Name -> (image,), text: facts of each source are the values in its rows.
 
     Returns:
         One entry an item. A source all of whose rows are unreadable has failed; one that lost
@@ -38,18 +40,32 @@ def account_for(
     lost: dict[int, list[str]] = {}
     for row, reason in sorted(unreadable.items()):
         lost.setdefault(int(source_index[row]), []).append(reason)
+    facts = _gather_facts(told or {}, source_index)
     entries = []
     for number, source in enumerate(sources):
         reasons = lost.get(number, [])
         name = getattr(source, "public_name", source.url)
-        if not reasons:
-            entries.append(ManifestEntry(name, "done"))
-        elif len(reasons) == planned[number]:
-            entries.append(ManifestEntry(name, "failed", reasons[0]))
-        else:
+        entry = ManifestEntry(name, "done", facts=facts.get(number, {}))
+        if reasons and len(reasons) == planned[number]:
+            entry = replace(entry, state="failed", reason=reasons[0])
+        elif reasons:
             count = f"{len(reasons)} of {planned[number]} tiles unreadable, first: {reasons[0]}"
-            entries.append(ManifestEntry(name, "done", count))
+            entry = replace(entry, reason=count)
+        entries.append(entry)
     return (*entries, *rejected)
+
+
+def _gather_facts(
+    told: Mapping[str, NDArray[Any]], source_index: NDArray[np.integer[Any]]
+) -> dict[int, dict[str, str]]:
+    facts: dict[int, dict[str, str]] = {}
+    for name, values in told.items():
+        found: dict[int, list[str]] = {}
+        for number, value in sorted(set(zip(source_index.tolist(), values.tolist(), strict=True))):
+            found.setdefault(number, []).append(value)
+        for number, texts in found.items():
+            facts.setdefault(number, {})[name] = ", ".join(filter(None, texts))
+    return facts
 
 
 def write_manifest(url: str, entries: Sequence[ManifestEntry], **facts: datetime | str) -> None:
@@ -63,7 +79,10 @@ def write_manifest(url: str, entries: Sequence[ManifestEntry], **facts: datetime
     content = {
         **{name: str(value) for name, value in facts.items()},
         "counts": dict(sorted(Counter(entry.state for entry in entries).items())),
-        "items": [asdict(entry) for entry in entries],
+        "items": [
+            {name: value for name, value in asdict(entry).items() if name != "facts" or value}
+            for entry in entries
+        ],
     }
     write_bytes(url, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 

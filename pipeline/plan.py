@@ -99,6 +99,7 @@ class Plan:
         coverage: For each group: area by fate; `tiled` is what got a place.
         weight: float (image,): the area of each row in the coverage account.
         notes: URL of a source -> what the manifest says of it though it is done.
+        told: Columns whose values the manifest gives for each source.
     """
 
     spec: DatasetSpec
@@ -109,3 +110,4 @@ class Plan:
     coverage: Mapping[str, Mapping[str, float]] | None = None
     weight: NDArray[np.floating[Any]] | None = None
     notes: Mapping[str, str] | None = None
+    told: tuple[str, ...] = ()

@@ -86,9 +86,11 @@ class ManifestEntry:
     Args:
         item: The file's public name or URL, or the table row's image name.
         state: `done`, `skipped` (left out on purpose, or absent) or `failed`.
-        reason: Why, for `skipped` and `failed`; empty for `done`.
+        reason: Why, for `skipped` and `failed`; of what is `done`, what to know of it.
+        facts: How it was read, e.g. by which `decoder`.
     """
 
     item: str
     state: Literal["done", "skipped", "failed"]
     reason: str = ""
+    facts: Mapping[str, str] = field(default_factory=dict, hash=False)

@@ -18,7 +18,7 @@ from zarr.api.asynchronous import open_group
 
 from pipeline.errors import AbsentError, SchemaError, SourceError
 from pipeline.plan import Plan, Reader, SourceRead
-from pipeline.schema import Array, DatasetSpec, fill_value
+from pipeline.schema import SCHEMA_VERSION, Array, DatasetSpec, fill_value
 from pipeline.shard_codec import encode_shard
 from pipeline.storage import join, open_zarr_store, write_parts
 
@@ -89,8 +89,10 @@ def _key_of_work(
     source_index: NDArray[np.integer[Any]],
     columns: Mapping[str, Array],
 ) -> str:
+    # Whatever other settings chose the rows, the same rows give the same shard.
     facts = {
-        **spec.attributes(),
+        "normscope_schema": SCHEMA_VERSION,
+        "code_version": spec.code_version,
         "shape": spec.image_shape,
         "shard_images": spec.shard_images,
         "chunk_images": spec.chunk_images,

@@ -149,6 +149,7 @@ def _lay_out(
             for found in tiled
             if found.stain_fit and found.stain_fit.is_degenerate
         },
+        told=(DECODER_COLUMN,),
     )
 
 

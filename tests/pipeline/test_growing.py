@@ -125,6 +125,23 @@ def test_what_changed_is_surveyed_again(tmp_path: Path, change: str) -> None:
     assert (second.fingerprint == first.fingerprint) == (change == "survey")
 
 
+def test_other_settings_make_only_the_shards_whose_rows_they_change(tmp_path: Path) -> None:
+    source, url = tmp_path / "in", str(tmp_path / "out")
+    source.mkdir()
+    outline = [(128.0, 64.0), (200.0, 64.0), (200.0, 150.0), (128.0, 150.0)]
+    for name in ("a", "b"):
+        write_slide(source, name)
+    write_asap(source / "b.xml", [("Tumor", outline)])
+    first, _ = ingest_again(source, url)
+    strict = SETTINGS.model_copy(update={"lesion_threshold": 0.9})
+    second, _ = ingest_again(source, url, strict)
+    alone, _ = ingest_again(source, str(tmp_path / "alone"), strict)
+    assert (first.shards_made, second.shards_made + second.shards_kept) == (3, 3)
+    assert second.shards_kept >= 1  # the first holds rows of `a` alone
+    assert second.shards_made >= 1
+    assert second.fingerprint == alone.fingerprint != first.fingerprint
+
+
 def test_the_preflight_says_what_there_is_to_do(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -10,8 +10,10 @@ import pytest
 from pipeline.engines import map_serially
 from pipeline.errors import SourceError
 from pipeline.ingest import ingest
+from pipeline.manifest import read_manifest
 from pipeline.schema import open_dataset
 from pipeline.slide_dataset import SlideSettings, make_reader
+from tests.pipeline import made_jpeg_slides
 from tests.pipeline.made_slides import (
     BOXES,
     SETTINGS,
@@ -100,3 +102,19 @@ def test_real_slide_end_to_end(tmp_path: Path, shared_data: Path) -> None:
     assert dataset.column("readable").all()
     assert dataset.column("blank_fraction").mean() < 0.5
     expect_balance(dict(dataset.coverage["cmu-1-small-region"]))
+
+
+def test_the_manifest_says_what_decoded_each_slide(tmp_path: Path) -> None:
+    jpeg = made_jpeg_slides.write_pyramid(tmp_path / "a.tif", [(512, 768)], tile=(256, 256))
+    other = made_jpeg_slides.write_pyramid(
+        tmp_path / "b.tif", [(512, 768)], tile=(256, 256), compression="lzw"
+    )
+    settings = SETTINGS.model_copy(update={"min_tissue_fraction": 0.0})
+    plan = plan_of([list_slide(jpeg), list_slide(other)], settings)
+    report = ingest(str(tmp_path / "out"), plan, make_reader(settings), map_serially)
+    told = read_manifest(str(tmp_path / "out" / "manifest.json"))
+    assert told == report.manifest
+    assert {Path(entry.item).stem: dict(entry.facts) for entry in told} == {
+        "a": {"decoder": "jpeg"},
+        "b": {"decoder": "openslide"},
+    }
