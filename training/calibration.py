@@ -16,6 +16,7 @@ from sklearn.metrics import roc_curve
 from pipeline.errors import SettingsError
 
 _REFERENCE_SIZE: Final = 1001
+_SAMPLE_SIZE: Final = 500
 _SCALE_QUANTILES: Final = (0.5, 0.999)
 
 ThresholdRule = Literal["normal_quantile", "balanced_accuracy"]
@@ -23,6 +24,18 @@ ThresholdRule = Literal["normal_quantile", "balanced_accuracy"]
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class EmbeddedNormals(_Frozen):
+    """A sample of the normal images: how strange each is, and where the network places it.
+
+    Args:
+        scores: (n,).
+        embeddings: (n, D), as `Detection.embedding`.
+    """
+
+    scores: tuple[float, ...]
+    embeddings: tuple[tuple[float, ...], ...]
 
 
 class Calibration(_Frozen):
@@ -34,12 +47,14 @@ class Calibration(_Frozen):
         normal_count: How many normal images they stand for.
         heatmap_low: Heatmap value that is drawn transparent: the median of normal pixels.
         heatmap_high: Heatmap value that is drawn brightest: 999 of 1000 normal pixels lie below.
+        normals: Some of them, or all, with their embeddings; None of versions that had none.
     """
 
     reference: tuple[float, ...]
     normal_count: int
     heatmap_low: float
     heatmap_high: float
+    normals: EmbeddedNormals | None = None
 
     def percentile(self, scores: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
         """Share of normals that score lower, in percent.
@@ -73,7 +88,9 @@ class Threshold(_Frozen):
 
 
 def calibrate(
-    normal_scores: NDArray[np.floating[Any]], normal_pixels: NDArray[np.floating[Any]]
+    normal_scores: NDArray[np.floating[Any]],
+    normal_pixels: NDArray[np.floating[Any]],
+    normal_embeddings: NDArray[np.floating[Any]] | None = None,
 ) -> Calibration:
     """Calibrate by normal images.
 
@@ -81,6 +98,7 @@ def calibrate(
         normal_scores: float (n,), scores of normal images of the validation split.
         normal_pixels: float, any shape: values of their heatmaps, or a sample of them. NaN, where
             nothing was looked at, is left out.
+        normal_embeddings: float (n, D), theirs, where drift is to be told by them too.
 
     Raises:
         SettingsError: There is no normal image, a score is not finite or every pixel is alike.
@@ -99,6 +117,18 @@ def calibrate(
         normal_count=len(normal_scores),
         heatmap_low=float(low),
         heatmap_high=float(high),
+        normals=None if normal_embeddings is None else _sample(normal_scores, normal_embeddings),
+    )
+
+
+def _sample(
+    scores: NDArray[np.floating[Any]], embeddings: NDArray[np.floating[Any]]
+) -> EmbeddedNormals:
+    """Some of the normals, from the first to the last: images of one patient lie together."""
+    chosen = np.linspace(0, len(scores) - 1, min(len(scores), _SAMPLE_SIZE)).astype(int)
+    return EmbeddedNormals(
+        scores=tuple(scores[chosen].tolist()),
+        embeddings=tuple(tuple(row) for row in embeddings[chosen].tolist()),
     )
 
 

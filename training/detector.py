@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import numpy as np
 import safetensors.torch
@@ -31,6 +31,8 @@ DESCRIPTION: Final = "model.json"
 NETWORK: Final = "network.safetensors"
 FEATURES: Final = "features.safetensors"
 BATCH_IMAGES: Final = 64
+# Channels of the latent have no order: the first ones tell as much as any others.
+_EMBEDDING_CHANNELS: Final = 32
 
 
 class DetectorDescription(BaseModel):
@@ -53,11 +55,14 @@ class Detection:
 
     Args:
         anomaly_score: float32 (N,), higher = stranger.
+        embedding: float32 (N, D), what the network makes of each image as a whole: the means over
+            its latent's places of up to 32 channels.
         heatmap: float32 (N, H, W), which pixels are strange; NaN outside of the crop that the
             network looks at. None where it was not asked for.
     """
 
     anomaly_score: NDArray[np.float32]
+    embedding: NDArray[np.float32]
     heatmap: NDArray[np.float32] | None
 
 
@@ -146,20 +151,22 @@ class Detector:
             for first in range(0, len(images), BATCH_IMAGES)
             for batch in [images[first : first + BATCH_IMAGES]]
         ]
-        scores = np.concatenate([scores for scores, _ in found] or [np.empty(0, np.float32)])
+        size = min(self.description.settings.network.latent_channels, _EMBEDDING_CHANNELS)
+        scores = np.concatenate([np.empty(0, np.float32), *(part[0] for part in found)])
+        embedding = np.concatenate([np.empty((0, size), np.float32), *(part[1] for part in found)])
         if not heatmaps:
-            return Detection(scores, None)
+            return Detection(scores, embedding, None)
         maps = np.full((len(images), *shape[:2]), np.nan, np.float32)
         if found:
             y, x = views.origins_yx[0]
             side = views.side_px
-            maps[:, y : y + side, x : x + side] = np.concatenate([map_ for _, map_ in found])
-        return Detection(scores, maps)
+            maps[:, y : y + side, x : x + side] = np.concatenate([part[2] for part in found])
+        return Detection(scores, embedding, maps)
 
     def _detect_batch(
         self, crops: NDArray[np.uint8], *, heatmaps: bool
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Scores (n,), and heatmaps (n, side, side) or none (0,)."""
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+        """Scores (n,), embeddings (n, D), and heatmaps (n, side, side) or none (0,)."""
         growth = growth_at(self.recipe, self.recipe.total_steps)
         settings = self.recipe.settings.growth
         with torch.inference_mode():
@@ -167,13 +174,16 @@ class Detector:
                 crops, resolution=settings.final_resolution, device=self.recipe.device
             ).contiguous(memory_format=torch.channels_last)
             target = mix_input(whole, resolution=growth.resolution, alpha=growth.alpha)
-            made = self.autoencoder(target, resolution=growth.resolution, alpha=growth.alpha)
+            point: dict[str, Any] = {"resolution": growth.resolution, "alpha": growth.alpha}
+            latents = self.autoencoder.encode(target, **point)
+            made = self.autoencoder.decode(latents, **point)
+            embedding = latents[:, :_EMBEDDING_CHANNELS].mean((2, 3)).cpu().numpy()
             scores = self.recipe.measure_loss(target, made, growth=growth, reduction="none")
             if not heatmaps:
-                return scores.cpu().numpy(), np.empty(0, np.float32)
+                return scores.cpu().numpy(), embedding, np.empty(0, np.float32)
             maps = self.recipe.measure_loss(target, made, growth=growth, reduction="pixelwise")
             maps = F.interpolate(maps, size=crops.shape[1:3], mode="bilinear", align_corners=False)
-            return scores.cpu().numpy(), maps[:, 0].cpu().numpy()
+            return scores.cpu().numpy(), embedding, maps[:, 0].cpu().numpy()
 
 
 def _part(views: Views, first: int) -> Views:

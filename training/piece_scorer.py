@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pipeline.schema import Dataset, open_dataset
 from training.acceleration import ReducedFeatures
-from training.detector import Detector, DetectorDescription
+from training.detector import Detection, Detector, DetectorDescription
 from training.reduced_precision import is_reduced, reduce_detector
 from training.row_scores import Rows, keep_piece, read_batches
 from training.scoring_model import ScoringModel
@@ -75,8 +75,13 @@ class PieceScorer:
             How many.
         """
         batches = read_batches(self._dataset, rows, self.batch_images)
-        scores = [self._detector.detect(images).anomaly_score for _, images in batches]
-        keep_piece(self._dataset, rows, np.concatenate(scores), self.kept_url, self.scored_at)
+        parts = [self._detector.detect(images) for _, images in batches]
+        found = Detection(
+            np.concatenate([part.anomaly_score for part in parts]),
+            np.concatenate([part.embedding for part in parts]),
+            None,
+        )
+        keep_piece(self._dataset, rows, found, self.kept_url, self.scored_at)
         return len(rows)
 
     @cached_property

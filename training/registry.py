@@ -258,6 +258,7 @@ def _sign(image_shape: tuple[int, int, int]) -> ModelSignature:
         tensor("float32", "anomaly_score"),
         tensor("float64", "percentile"),
         tensor("bool", "is_anomalous"),
+        tensor("float32", "embedding", -1),
     ]
     heatmaps = ParamSpec("heatmaps", "boolean", default=False)
     return ModelSignature(Schema([images]), Schema(answers), ParamSchema([heatmaps]))

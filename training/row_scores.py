@@ -23,12 +23,14 @@ from numpy.typing import NDArray
 from pipeline import storage
 from pipeline.records import Progress, ignore_progress
 from pipeline.schema import Dataset
+from training.detector import Detection
 from training.image_cache import StreamedImages
 from training.scoring_model import Prediction, ScoringModel
 
 PIECE_IMAGES = 2048  # scores that are kept together, and lost together by a kill
 Rows: TypeAlias = NDArray[np.int64]
-_Known: TypeAlias = dict[tuple[str, str], tuple[float, int]]
+_Embedding: TypeAlias = NDArray[np.float32]
+_Known: TypeAlias = dict[tuple[str, str], tuple[float, int, _Embedding]]
 MapPieces: TypeAlias = Callable[[Sequence[Rows]], Iterable[int]]
 """Scores and keeps every piece, in any order, and gives the number of images of each."""
 
@@ -38,6 +40,7 @@ _COLUMNS: Final = pa.schema(
         ("source_digest", pa.string()),
         ("anomaly_score", pa.float32()),
         ("scored_at", pa.timestamp("us", tz="UTC")),
+        ("embedding", pa.list_(pa.float32())),  # null in pieces that were kept without
     ]
 )
 
@@ -88,6 +91,7 @@ def score_rows(
         np.concatenate([part.percentile for part in parts] or [np.empty(0)]),
         np.concatenate([part.is_anomalous for part in parts] or [np.empty(0, bool)]),
         None,
+        _join([part.embedding for part in parts]),
     )
 
 
@@ -162,20 +166,21 @@ def score_new_rows(
                 on_progress(before + count, len(rows))
 
             found = score_rows(model, dataset, piece, batch_images, on_progress=advance)
-            known.update(keep_piece(dataset, piece, found.anomaly_score, kept_url, scored_at))
+            known.update(keep_piece(dataset, piece, found, kept_url, scored_at))
             done += len(piece)
     scores = np.array([known[name][0] for name in names], np.float32)
     times = np.array([known[name][1] for name in names], "datetime64[us]")
     prediction = Prediction(
-        scores, model.calibration.percentile(scores), scores > model.threshold.value, None
-    )
+        scores, model.calibration.percentile(scores), scores > model.threshold.value, None,
+        _stack([known[name][2] for name in names]),
+    )  # fmt: skip
     return RowScores(prediction, times, len(pending))
 
 
 def keep_piece(
     dataset: Dataset,
     rows: Rows,
-    scores: NDArray[np.float32],
+    found: Detection | Prediction,
     kept_url: str,
     scored_at: datetime,
 ) -> _Known:
@@ -184,7 +189,7 @@ def keep_piece(
     Args:
         dataset: Where the rows lie.
         rows: Of the piece, ascending.
-        scores: float32 (n,), theirs.
+        found: Of these rows.
         kept_url: Folder of the version's scores.
         scored_at: Time to put down, with a time zone.
 
@@ -194,8 +199,9 @@ def keep_piece(
     table = {
         "image_id": dataset.column("image_id")[rows],
         "source_digest": dataset.column("source_digest")[rows],
-        "anomaly_score": scores,
+        "anomaly_score": found.anomaly_score,
         "scored_at": [scored_at] * len(rows),
+        "embedding": [None] * len(rows) if found.embedding is None else list(found.embedding),
     }
     return _keep(kept_url, pa.table(table, schema=_COLUMNS))
 
@@ -238,7 +244,26 @@ def _read(url: str) -> pa.Table:
 def _to_known(table: pa.Table) -> _Known:
     columns: list[list[Any]] = [table[name].to_pylist() for name in _COLUMNS.names[:3]]
     times = table["scored_at"].cast(pa.int64()).to_pylist()
+    kept = table["embedding"].combine_chunks()
+    starts = kept.offsets.to_numpy()
+    embeddings = np.split(kept.values.to_numpy(), starts[1:-1])
     return {
-        (image_id, digest): (score, time)
-        for image_id, digest, score, time in zip(*columns, times, strict=True)
+        (image_id, digest): (score, time, embedding)
+        for image_id, digest, score, time, embedding in zip(
+            *columns, times, embeddings, strict=True
+        )
     }
+
+
+def _join(parts: Sequence[_Embedding | None]) -> _Embedding | None:
+    known = [part for part in parts if part is not None]
+    return np.concatenate(known) if known and len(known) == len(parts) else None
+
+
+def _stack(rows: Sequence[_Embedding]) -> _Embedding | None:
+    """Rows as one array, NaN where one is empty; None where all are."""
+    size = max(map(len, rows), default=0)
+    if not size:
+        return None
+    nothing = np.full(size, np.nan, np.float32)
+    return np.stack([row if len(row) else nothing for row in rows])

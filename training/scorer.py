@@ -42,7 +42,8 @@ class AnomalyScorer(PythonModel):
 
         Returns:
             `anomaly_score` float32 (N,), higher = stranger; `percentile` float64 (N,), 0 to 100;
-            `is_anomalous` bool (N,); with `heatmaps` also `heatmap` float32 (N, H, W).
+            `is_anomalous` bool (N,); `embedding` float32 (N, D), where the network places each;
+            with `heatmaps` also `heatmap` float32 (N, H, W).
         """
         wants_heatmaps = bool((params or {}).get("heatmaps", False))
         found = self.detector.detect(model_input, heatmaps=wants_heatmaps)
@@ -51,6 +52,7 @@ class AnomalyScorer(PythonModel):
             "anomaly_score": scores,
             "percentile": self.calibration.percentile(scores),
             "is_anomalous": scores > self.threshold.value,
+            "embedding": found.embedding,
         }
         return answer if found.heatmap is None else {**answer, "heatmap": found.heatmap}
 

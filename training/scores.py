@@ -85,8 +85,9 @@ def rank_scores(
     scores = prediction.anomaly_score
     order = np.lexsort((image_id.astype(str), -scores.astype(np.float64)))
     order = order[np.isfinite(scores[order])]
+    embedding = None if prediction.embedding is None else prediction.embedding[order]
     ranked = Prediction(
-        scores[order], prediction.percentile[order], prediction.is_anomalous[order], None
+        scores[order], prediction.percentile[order], prediction.is_anomalous[order], None, embedding
     )
     return RankedScores(
         rows[order], image_id[order], group_id[order], label[order], source_digest[order],

@@ -23,7 +23,7 @@ from pipeline.schema import Dataset, open_dataset
 from pipeline.staging import require_reachable
 from training.account import account_for_rows
 from training.cases import remove_stale_heatmaps, write_cases
-from training.drift import DriftReport, measure_drift
+from training.drift import DriftReport, Reference, Sample, measure_drift
 from training.piece_scorer import PieceScorer
 from training.ranking import RankingChange, compare_rankings
 from training.reduced_precision import NOTE, is_reduced
@@ -234,12 +234,12 @@ def _find_drift(dataset: Dataset, model: ScoringModel, scored: RankedScores) -> 
     """Drift of what was scored within a day before the last: the same however often it is run."""
     is_recent = scored.scored_at >= scored.scored_at.max() - _A_BATCH
     names = set(SUBGROUP_COLUMNS) & set(dataset.column_names)
-    return measure_drift(
-        scored.prediction.anomaly_score[is_recent],
-        model.calibration.reference,
-        model.threshold.value,
-        {name: dataset.column(name)[scored.rows[is_recent]] for name in names},
-    )
+    batch = Sample(scored.prediction.anomaly_score, scored.prediction.embedding)
+    known = model.calibration.normals
+    normals = Sample(np.asarray(known.scores), np.asarray(known.embeddings)) if known else None
+    reference = Reference(model.calibration.reference, model.threshold.value, normals)
+    columns = {name: dataset.column(name)[scored.rows[is_recent]] for name in names}
+    return measure_drift(batch.choose(is_recent), reference, columns)
 
 
 def _kept_url(output_url: str, model: ScoringModel) -> str:

@@ -22,12 +22,15 @@ class Prediction:
         percentile: float64 (N,), share of validation normals that score lower, in percent.
         is_anomalous: bool (N,), whether the score exceeds the stored threshold.
         heatmap: float32 (N, H, W), NaN where nothing was looked at; None unless asked for.
+        embedding: float32 (N, D), where the network places each, NaN where that was not kept;
+            None of versions that do not say.
     """
 
     anomaly_score: NDArray[np.float32]
     percentile: NDArray[np.float64]
     is_anomalous: NDArray[np.bool_]
     heatmap: NDArray[np.float32] | None
+    embedding: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class ScoringModel:
             found["percentile"],
             found["is_anomalous"],
             found.get("heatmap"),
+            found.get("embedding"),
         )
 
     @property

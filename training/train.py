@@ -211,16 +211,16 @@ def score_validation(
     Returns:
         Scores of the normals, scores of the anomalies, and the calibration by the normals.
     """
-    scores = []
-    for label in (Label.NORMAL, Label.ANOMALOUS):
-        rows = choose_rows(dataset, "validation", label)
-        images = _read(dataset, rows)
-        scores.append(detector.detect(images).anomaly_score)
+    normals, anomalies = (
+        detector.detect(_read(dataset, choose_rows(dataset, "validation", label)))
+        for label in (Label.NORMAL, Label.ANOMALOUS)
+    )
     shown = choose_rows(dataset, "validation", Label.NORMAL, _HEATMAPS)
     heatmaps = detector.detect(_read(dataset, shown), heatmaps=True).heatmap
     if heatmaps is None:
         raise RuntimeError("the detector made no heatmaps though asked to")
-    return scores[0], scores[1], calibrate(scores[0], heatmaps)
+    calibration = calibrate(normals.anomaly_score, heatmaps, normals.embedding)
+    return normals.anomaly_score, anomalies.anomaly_score, calibration
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import mlflow
 
@@ -35,9 +36,9 @@ def own_mlflow(folder: Path) -> Iterator[str]:
         mlflow.set_tracking_uri(before)
 
 
-def make_detector(image_shape: tuple[int, int, int], *, seed: int = 3) -> Detector:
+def make_detector(image_shape: tuple[int, int, int], *, seed: int = 3, **changes: Any) -> Detector:
     """A network as its seed draws it, with random features."""
-    settings = make_settings(seed=seed)
+    settings = make_settings(seed=seed, **changes)
     layers = settings.loss.layer_names()
     return Detector.make(
         DetectorDescription(image_shape=image_shape, settings=settings),

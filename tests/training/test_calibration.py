@@ -28,9 +28,28 @@ def test_many_normals_are_kept_as_quantiles_close_to_the_truth() -> None:
     assert calibration.percentile(asked) == pytest.approx(exact, abs=0.11)
 
 
+def test_of_many_normals_a_sample_keeps_its_embeddings_beside_its_scores() -> None:
+    scores = np.random.default_rng(0).permutation(np.arange(1800.0))
+    embeddings = np.stack([scores, -scores, scores + 0.5], axis=1)
+    known = calibrate(scores, PIXELS, embeddings).normals
+    assert known is not None
+    assert np.array(known.embeddings).shape == (500, 3)
+    assert [row[1] for row in known.embeddings] == [-score for score in known.scores]
+    assert (known.scores[0], known.scores[-1]) == (scores[0], scores[-1])
+    assert len(set(known.scores)) == 500
+
+
+def test_what_was_calibrated_without_embeddings_is_read() -> None:
+    calibration = calibrate(np.array([0.1, 1 / 3]), PIXELS)
+    text = calibration.model_dump_json(exclude={"normals"})
+    assert "normals" not in text
+    assert Calibration.model_validate_json(text) == calibration
+
+
 def test_it_survives_json_exactly_and_ignores_pixels_never_looked_at() -> None:
     pixels = np.where(PIXELS < 0.25, np.nan, PIXELS)
-    calibration = calibrate(np.array([0.1, 1 / 3]), pixels)
+    embeddings = np.array([[0.1, 2 / 3], [1e-9, -7.0]], np.float32)
+    calibration = calibrate(np.array([0.1, 1 / 3]), pixels, embeddings)
     assert calibration.heatmap_low == pytest.approx(0.625)
     assert Calibration.model_validate_json(calibration.model_dump_json()) == calibration
 

@@ -10,6 +10,7 @@ import torch
 
 from tests.training.registered import make_detector
 from tests.training.toys import make_settings
+from training.data import to_tensor
 from training.detector import Detector, DetectorDescription
 from training.state import growth_at
 from training.validation import score_images
@@ -29,6 +30,23 @@ def test_scores_are_those_of_training_at_its_end(images: np.ndarray) -> None:
     assert (growth.resolution, growth.alpha) == (32, None)
     wanted = score_images(detector.recipe, detector.autoencoder, centre, growth=growth)
     assert detector.detect(images).anomaly_score == pytest.approx(wanted, rel=1e-5)
+
+
+def test_an_embedding_is_the_mean_of_the_latent_over_its_places(images: np.ndarray) -> None:
+    detector = make_detector(SHAPE)
+    resolution = detector.recipe.settings.growth.final_resolution
+    views = to_tensor(images[:, 3:37], resolution=resolution)
+    with torch.no_grad():
+        latents = detector.autoencoder.encode(views, resolution=resolution).numpy()
+    assert latents.shape == (70, 6, 4, 4)
+    np.testing.assert_allclose(detector.detect(images).embedding, latents.mean((2, 3)), atol=1e-6)
+
+
+def test_of_a_wide_latent_an_embedding_has_some_channels() -> None:
+    network = {"form": "residual9", "latent_resolution": 4, "latent_channels": 40, "channels": 6}
+    detector = make_detector(SHAPE, network=network)
+    assert detector.detect(np.zeros((3, *SHAPE), np.uint8)).embedding.shape == (3, 32)
+    assert detector.detect(np.zeros((0, *SHAPE), np.uint8)).embedding.shape == (0, 32)
 
 
 def test_an_image_scores_alike_in_any_company(images: np.ndarray) -> None:

@@ -15,7 +15,7 @@ from tests.training.toys import make_settings
 from training.calibration import choose_threshold
 from training.data import to_tensor
 from training.detector import Detector, DetectorDescription
-from training.drift import Drift, measure_drift
+from training.drift import Drift, Reference, Sample, measure_drift
 from training.loop import train_step
 from training.models.vgg_weights import load_vgg
 from training.state import begin_training, make_recipe
@@ -54,15 +54,15 @@ def change_contrast(tiles: Tiles, gain: float) -> Tiles:
 
 @dataclass(frozen=True)
 class Trained:
-    """A model, and the normal scores that it was calibrated by."""
+    """A model, and the normals that it was calibrated by."""
 
     detector: Detector
-    reference: list[float]
-    threshold: float
+    reference: Reference
 
-    def compare(self, batch: Tiles) -> Drift:
-        scores = self.detector.detect(batch).anomaly_score
-        return measure_drift(scores, self.reference, self.threshold).whole
+    def compare(self, batch: Tiles, *, by_scores_alone: bool = False) -> Drift:
+        found = self.detector.detect(batch)
+        sample = Sample(found.anomaly_score, None if by_scores_alone else found.embedding)
+        return measure_drift(sample, self.reference).whole
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +85,11 @@ def trained() -> Trained:
         features=features.state_dict(),
         device="cpu",
     )
-    scores = np.sort(detector.detect(known).anomaly_score)
-    return Trained(detector, scores.tolist(), choose_threshold(scores).value)
+    found = detector.detect(known)
+    scores = np.sort(found.anomaly_score)
+    normals = Sample(found.anomaly_score, found.embedding)
+    reference = Reference(scores.tolist(), choose_threshold(scores).value, normals)
+    return Trained(detector, reference)
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +101,9 @@ def new() -> Tiles:
 
 
 def test_another_slide_of_the_same_laboratory_is_steady(trained: Trained, new: Tiles) -> None:
-    assert trained.compare(new).state == "steady"
+    found = trained.compare(new)
+    assert found.state == "steady"
+    assert found.embedding_distance < 0.15
 
 
 @pytest.mark.parametrize("densities", [(1.3, 0.8, 1.3), (1.4, 1.0, 0.8)])
@@ -106,6 +111,17 @@ def test_another_stain_is_a_shift(
     trained: Trained, new: Tiles, densities: tuple[float, float, float]
 ) -> None:
     assert trained.compare(stain(new, densities)).state == "shifted"
+
+
+def test_what_scores_take_for_strange_images_or_for_nothing_embeddings_tell(
+    trained: Trained, new: Tiles
+) -> None:
+    for batch, state in (
+        (stain(new, (1.1, 0.95, 1.05)), "stranger"),
+        (change_contrast(new, 1.1), "steady"),
+    ):
+        assert trained.compare(batch, by_scores_alone=True).state == state
+        assert trained.compare(batch).state == "shifted"
 
 
 @pytest.mark.parametrize("gain", [0.6, 1.4])
@@ -121,4 +137,5 @@ def test_thirty_per_cent_more_lesions_are_a_rise_of_the_strange(
     assert len(lesions) >= ill
     found = trained.compare(np.concatenate([new[ill:], lesions[:ill]]))
     assert found.state == "stranger"
+    assert found.embedding_distance < 0.2
     assert found.share_over > 0.15 > found.expected_over

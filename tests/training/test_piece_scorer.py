@@ -33,6 +33,19 @@ def map_far_away(function: Callable[[T], R], items: Sequence[T], **_: object) ->
     return (pickle.loads(sent)(item) for item in reversed(items))  # noqa: S301 -- our own bytes
 
 
+def read_kept(output: Path, *, pieces: int) -> dict[str, list[float]]:
+    """Embeddings that were kept, by image."""
+    kept = storage.list_objects(str(output / "scored"))
+    assert len(kept) == pieces
+    tables = [pq.read_table(BytesIO(storage.read_bytes(info.url))) for info in kept]
+    return {
+        name: embedding
+        for table in tables
+        for name, embedding in zip(*(table[key].to_pylist() for key in ("image_id", "embedding")),
+                                   strict=True)
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("is_reduced", [False, True])
 def test_workers_give_the_same_scores_each_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_reduced: bool
@@ -58,5 +71,8 @@ def test_workers_give_the_same_scores_each_once(
     )
     assert sorted(there["image_id"].to_pylist()) == sorted(here["image_id"].to_pylist())
     np.testing.assert_allclose(there["anomaly_score"], here["anomaly_score"], rtol=1e-5)
-    kept = storage.list_objects(str(tmp_path / "there" / "scored"))
-    assert len(kept) == 6
+    kept_here, kept_there = (read_kept(tmp_path / name, pieces=6) for name in ("here", "there"))
+    assert kept_here.keys() == kept_there.keys() == set(here["image_id"].to_pylist())
+    for name, embedding in kept_here.items():
+        assert len(embedding) == 6
+        np.testing.assert_allclose(kept_there[name], embedding, atol=1e-5)

@@ -51,6 +51,8 @@ def test_a_loaded_version_answers_by_the_contract(version: VersionInfo, dataset:
     assert found.anomaly_score == pytest.approx(detector.detect(images).anomaly_score, rel=1e-5)
     assert found.percentile == pytest.approx(model.calibration.percentile(found.anomaly_score))
     assert (found.is_anomalous == (found.anomaly_score > model.threshold.value)).all()
+    assert found.embedding is not None
+    np.testing.assert_allclose(found.embedding, detector.detect(images).embedding, atol=1e-6)
     assert found.heatmap is not None
     assert found.heatmap.shape == (7, 40, 34)
     assert model.predict(images).heatmap is None
