@@ -30,6 +30,7 @@ from benchmarks.harness import Comparison, Method, Outcome, compare, run_benchma
 from benchmarks.published import PublishedStep, Vgg, make_decoder, make_encoder
 from training.acceleration import TargetCache, set_freed_memory
 from training.loop import train_step
+from training.losses import add_up
 from training.models.published import load_published_weights
 from training.models.vgg import VggFeatures, convolutions_needed, layer_at, measure_statistics
 from training.models.vgg_weights import load_vgg
@@ -130,7 +131,7 @@ def make_step(case: Case, changes: Mapping[str, Any]) -> Callable[[], Tensor]:
     )
     targets = TargetCache(settings, case.batch)
     places, images = np.arange(case.batch), case.draw_images()
-    return lambda: train_step(recipe, state, images, places=places, targets=targets)
+    return lambda: add_up(train_step(recipe, state, images, places=places, targets=targets))
 
 
 def compare_steps(

@@ -24,7 +24,8 @@ from training.models.vgg import VggFeatures
 
 Alpha: TypeAlias = float | Tensor | None
 Features: TypeAlias = Mapping[str, Tensor]
-Objective: TypeAlias = Callable[[Tensor, Alpha, Features | None], Tensor]
+Losses: TypeAlias = Mapping[str, Tensor]  # scalars, by the names that they are reported under
+Objective: TypeAlias = Callable[[Tensor, Alpha, Features | None], Losses]
 Places: TypeAlias = NDArray[np.int64]
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -164,8 +165,8 @@ class CompiledObjective:
         self._objective = objective
         self._run: Objective = torch.compile(objective, mode=mode, dynamic=False)
 
-    def __call__(self, target: Tensor, alpha: Alpha, target_features: Features | None) -> Tensor:
-        """The loss, as the objective gives it."""
+    def __call__(self, target: Tensor, alpha: Alpha, target_features: Features | None) -> Losses:
+        """The terms of the loss, as the objective gives it."""
         if alpha is not None:
             # A number would be compiled in, and every step of a fade compiled anew.
             alpha = torch.full((), float(alpha), device=target.device)

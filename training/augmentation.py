@@ -18,6 +18,7 @@ from training.config import ImageSettings
 
 _GOLDEN: Final = 0x9E3779B97F4A7C15
 _MASK: Final = 2**64 - 1
+_MIXING: Final = 2**32  # the purposes of views are 0 to 3, and four times the seed is added
 
 Images = NDArray[np.uint8]
 
@@ -65,6 +66,12 @@ def draw_views(
         if settings.flips_at_random:
             flips_yx[:, axis] = _draw(samples, seed=seed, purpose=2 + axis) & np.uint64(1)
     return Views(origins_yx, flips_yx, views.side_px)
+
+
+def draw_shares(samples: NDArray[np.int64], *, seed: int) -> NDArray[np.float32]:
+    """Draw for each sample how much of it is in a mixture: (n,) evenly from [0, 1)."""
+    drawn = _draw(samples, seed=seed, purpose=_MIXING) >> np.uint64(40)
+    return drawn.astype(np.float32) / np.float32(2**24)
 
 
 def take_views(images: Images, views: Views) -> Images:

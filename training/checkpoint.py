@@ -1,9 +1,10 @@
 """The whole state of a training <-> one object of storage; loading unpickles nothing.
 
 A checkpoint is one safetensors file, `step-00000026.safetensors`, written in one piece: it is
-there whole or not at all. It holds the autoencoder, Adam's state and the random number
-generators', and as text the counts, the settings and all that the training has reported. The
-order of samples and the augmentation follow from the count of samples and need no state.
+there whole or not at all. It holds the autoencoder, the discriminator if there is one, the
+states of Adam and of the random number generators, and as text the counts, the settings and all
+that the training has reported. The order of samples and the augmentation follow from the count of
+samples and need no state.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from training.state import Recipe, TrainingState, continue_training
 JUDGED_BY: Final = "validation_loss"
 _NETWORK: Final = "network."
 _OPTIMISER: Final = "optimiser."
+_DISCRIMINATOR: Final = "discriminator."
+_ADVERSARY: Final = "adversary_optimiser."
 _RANDOM: Final = "random."
 _LENGTH_BYTES: Final = 8  # a safetensors file begins with the length of its header
 
@@ -79,10 +82,16 @@ class Checkpoint:
         """
         _require_same(recipe.settings, self.facts["settings"], self.url)
         state = continue_training(
-            recipe, self.networks, step=self.step, sample=self.facts["sample"]
+            recipe,
+            self.networks,
+            _below(_DISCRIMINATOR, self.tensors),
+            step=self.step,
+            sample=self.facts["sample"],
         )
         if self.facts["stage_index"] == state.stage_index:
             _restore_optimiser(state.optimiser, _below(_OPTIMISER, self.tensors))
+            if state.adversary is not None:
+                _restore_optimiser(state.adversary.optimiser, _below(_ADVERSARY, self.tensors))
         random = _below(_RANDOM, self.tensors)
         torch.set_rng_state(random["cpu"])
         if "cuda" in random and recipe.device.type == "cuda":
@@ -165,9 +174,11 @@ def choose_best(
 
 def pack(recipe: Recipe, state: TrainingState, reports: Sequence[Report]) -> bytes:
     """A state as the bytes of a safetensors file."""
-    tensors = {_NETWORK + name: value for name, value in state.autoencoder.state_dict().items()}
-    for number, moments in state.optimiser.state_dict()["state"].items():
-        tensors |= {f"{_OPTIMISER}{number}.{name}": value for name, value in moments.items()}
+    tensors = _above(_NETWORK, state.autoencoder.state_dict())
+    tensors |= _above(_OPTIMISER, _moments(state.optimiser))
+    if state.adversary is not None:
+        tensors |= _above(_DISCRIMINATOR, state.adversary.discriminator.state_dict())
+        tensors |= _above(_ADVERSARY, _moments(state.adversary.optimiser))
     tensors[_RANDOM + "cpu"] = torch.get_rng_state()
     if recipe.device.type == "cuda":
         tensors[_RANDOM + "cuda"] = torch.cuda.get_rng_state(recipe.device)
@@ -201,6 +212,14 @@ def unpack(url: str, data: bytes) -> Checkpoint:
     return Checkpoint(url, facts, reports, tensors)
 
 
+def _moments(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {
+        f"{number}.{name}": value
+        for number, moments in optimiser.state_dict()["state"].items()
+        for name, value in moments.items()
+    }
+
+
 def _restore_optimiser(optimiser: torch.optim.Optimizer, moments: Mapping[str, Tensor]) -> None:
     content = optimiser.state_dict()
     parameters = [each for group in optimiser.param_groups for each in group["params"]]
@@ -218,6 +237,10 @@ def _laid_out_like(parameter: Tensor, value: Tensor) -> Tensor:
     if value.shape != parameter.shape:
         return value  # Adam's count of steps
     return torch.empty_like(parameter, requires_grad=False).copy_(value)
+
+
+def _above(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + name: value for name, value in tensors.items()}
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -94,6 +94,27 @@ class LossSettings(_Frozen):
         return tuple(sorted(names, key=lambda name: len(convolutions_needed([name]))))
 
 
+class AdversarialSettings(_Frozen):
+    """A discriminator beside the reconstruction loss, as in the paper's ablation.
+
+    It learns with the optimiser's settings, as long as the training lasts; the anomaly score does
+    not know it. The defaults are those of the public code, whose ablation has weights of 0.1 and 1
+    at a learning rate of 2e-4.
+
+    Attributes:
+        weight: Of the adversarial term; 0 for no discriminator.
+        critic_steps: Steps of the discriminator before each of the autoencoder, each with a batch
+            of its own.
+        gradient_weight: Of the penalty on gradients of other length than 1.
+        drift_weight: Of the squared judgements.
+    """
+
+    weight: NonNegativeFloat = 0.0
+    critic_steps: PositiveInt = 2
+    gradient_weight: NonNegativeFloat = 10.0
+    drift_weight: NonNegativeFloat = 1e-3
+
+
 class OptimiserSettings(_Frozen):
     """Adam's."""
 
@@ -164,6 +185,7 @@ class TrainSettings(_Frozen):
     network: NetworkSettings = NetworkSettings()
     growth: GrowthSettings = GrowthSettings()
     loss: LossSettings
+    adversarial: AdversarialSettings = AdversarialSettings()
     optimiser: OptimiserSettings = OptimiserSettings()
     images: ImageSettings = ImageSettings()
     seed: int = 0

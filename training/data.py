@@ -32,6 +32,7 @@ BUFFER_CHUNKS: Final = 8
 _CACHED_CHUNKS: Final = 4 * BUFFER_CHUNKS
 
 Rows = NDArray[np.int64]
+Samples = NDArray[np.int64]
 Images = NDArray[np.uint8]
 
 
@@ -223,7 +224,12 @@ class TrainingImages:
         rows, _ = self._find(_Share(start, batch_size, rank, world), batches=1)
         return np.searchsorted(self._rows, rows)
 
-    def _find(self, share: _Share, *, batches: int) -> tuple[Rows, Rows]:
+    def samples_at(self, start: int, batch_size: int, *, rank: int = 0, world: int = 1) -> Samples:
+        """The numbers of the samples that `read_batch` reads with the same arguments."""
+        _, samples = self._find(_Share(start, batch_size, rank, world), batches=1)
+        return samples
+
+    def _find(self, share: _Share, *, batches: int) -> tuple[Rows, Samples]:
         """The rows that a worker takes of this batch and the next ones; their samples' numbers."""
         start, batch_size, rank, world = share
         samples = np.arange(start, start + batches * batch_size).reshape(batches, batch_size)

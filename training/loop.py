@@ -8,7 +8,6 @@ to and one to publish to are passed in. No step waits for the device; the loss i
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, TypeAlias
@@ -18,9 +17,12 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import NormscopeError
-from training.acceleration import TargetCache
-from training.data import Rows, TrainingImages, to_tensor
+from training.acceleration import Losses, TargetCache
+from training.augmentation import draw_shares
+from training.data import Rows, Samples, TrainingImages, to_tensor
+from training.losses import add_up
 from training.memory import suggesting_batch
+from training.meter import Meter
 from training.models.autoencoder import mix_input
 from training.models.growth import GrowthState
 from training.state import Recipe, TrainingState, enter_stage, growth_at
@@ -36,6 +38,7 @@ from training.validation import (
 
 # The public code's own limit, beyond which it calls a loss diverged.
 LARGEST_LOSS: Final = 1e6
+CRITIC: Final = "discriminator_loss"
 
 
 class DivergenceError(NormscopeError):
@@ -65,6 +68,36 @@ Publish: TypeAlias = Callable[[Report], None]
 Save: TypeAlias = Callable[[TrainingState, Mapping[str, float]], str]
 
 
+def critic_step(
+    recipe: Recipe, state: TrainingState, images: Tensor, *, samples: Samples
+) -> Tensor:
+    """Make one step of the discriminator on one worker's share of a batch.
+
+    Args:
+        recipe: What stays the same.
+        state: Changed in place, but for the autoencoder; it has an adversary.
+        images: As for `train_step`.
+        samples: (n,) their numbers, counted over the whole training.
+
+    Returns:
+        The discriminator's loss, as `train_step` gives those of the autoencoder.
+    """
+    growth, target = _look(recipe, state, images)
+    if state.adversary is None:
+        raise RuntimeError("the settings ask for no discriminator")
+    path = {"resolution": growth.resolution, "alpha": growth.alpha}
+    with torch.no_grad(), recipe.mixed_precision():
+        made = state.autoencoder(target, **path).to(target.dtype)
+    shares = torch.from_numpy(draw_shares(samples, seed=recipe.settings.seed))
+    loss: Tensor = state.adversary.critic(
+        target, made, shares.to(target, non_blocking=True), **path
+    )
+    loss = loss * _weigh(recipe, growth, len(target))
+    _learn(state.adversary.optimiser, loss)
+    state.sample += growth.batch_size
+    return loss.detach()
+
+
 def train_step(
     recipe: Recipe,
     state: TrainingState,
@@ -72,8 +105,8 @@ def train_step(
     *,
     places: Rows | None = None,
     targets: TargetCache | None = None,
-) -> Tensor:
-    """Make one step on one worker's share of a batch.
+) -> Losses:
+    """Make one step of the autoencoder on one worker's share of a batch.
 
     Args:
         recipe: What stays the same.
@@ -83,25 +116,41 @@ def train_step(
         targets: Knows their features, if they were computed before.
 
     Returns:
-        The loss, a scalar on the device. Its mean over the team is the mean over the batch,
-        however unequal the shares.
+        The terms of the loss, scalars on the device. Their means over the team are the means over
+        the batch, however unequal the shares.
     """
+    growth, target = _look(recipe, state, images)
+    known = None
+    if targets is not None and places is not None:
+        known = targets.look_up(places, growth, lambda: recipe.see(target, growth))
+    weight = _weigh(recipe, growth, len(images))
+    losses = {
+        name: loss * weight for name, loss in state.objective(target, growth.alpha, known).items()
+    }
+    _learn(state.optimiser, add_up(losses))
+    state.step += 1
+    state.sample += growth.batch_size
+    return {name: loss.detach() for name, loss in losses.items()}
+
+
+def _look(recipe: Recipe, state: TrainingState, images: Tensor) -> tuple[GrowthState, Tensor]:
+    """What the networks see at this step, of the stage that begins with it or goes on."""
     growth = growth_at(recipe, state.step)
     if growth.stage_index != state.stage_index:
         enter_stage(recipe, state)
     target = mix_input(images, resolution=growth.resolution, alpha=growth.alpha)
-    target = target.contiguous(memory_format=recipe.memory_format)
-    known = None
-    if targets is not None and places is not None:
-        known = targets.look_up(places, growth, lambda: recipe.see(target, growth))
-    loss = state.objective(target, growth.alpha, known)
-    loss = loss * (len(images) * recipe.team.size / growth.batch_size)
-    state.optimiser.zero_grad(set_to_none=True)
+    return growth, target.contiguous(memory_format=recipe.memory_format)
+
+
+def _weigh(recipe: Recipe, growth: GrowthState, images: int) -> float:
+    """How much a worker's share counts in the team's mean."""
+    return images * recipe.team.size / growth.batch_size
+
+
+def _learn(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
+    optimiser.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]  # torch's own is untyped
-    state.optimiser.step()
-    state.step += 1
-    state.sample += growth.batch_size
-    return loss.detach()
+    optimiser.step()
 
 
 def train(
@@ -127,25 +176,26 @@ def train(
         DivergenceError: The loss is not finite or beyond `LARGEST_LOSS`.
         SettingsError: A batch does not fit into memory.
     """
-    meter = _Meter(recipe)
+    meter = Meter()
     targets = TargetCache(recipe.settings, images.image_count)
     while state.step < recipe.total_steps:
         growth = growth_at(recipe, state.step)
-        share = {"rank": recipe.team.rank, "world": recipe.team.size}
-        batch = images.read_batch(state.sample, growth.batch_size, **share)
-        places = images.places_at(state.sample, growth.batch_size, **share)
-        final = recipe.settings.growth.final_resolution
-        tensor = to_tensor(batch, resolution=final, device=recipe.device)
-        with suggesting_batch(recipe, state, tensor):
-            loss = train_step(recipe, state, tensor, places=places, targets=targets)
-        meter.add(loss, growth.batch_size)
+        losses: dict[str, Tensor] = {}
+        for _ in range(recipe.critic_steps):
+            batch = _draw(recipe, state, images)
+            with suggesting_batch(recipe, state, batch.images):
+                losses[CRITIC] = critic_step(recipe, state, batch.images, samples=batch.samples)
+        batch = _draw(recipe, state, images)
+        with suggesting_batch(recipe, state, batch.images):
+            losses |= train_step(recipe, state, batch.images, places=batch.places, targets=targets)
+        meter.add(losses, growth.batch_size)
         due = _Due.after(recipe, state.step, growth)
         if not due.reading:
             continue
-        metrics = meter.read(state, growth)
+        metrics = _read(recipe, state, growth, meter)
         if due.validation or due.checkpoint:
             # The loss that was read is that of the weights before: these must be good as well.
-            _judge(recipe, state, growth, _measure(recipe, state, tensor, growth))
+            _judge(recipe, state, growth, _measure(recipe, state, batch.images, growth))
         gallery, scores = None, None
         if due.validation:
             scores = score_validation_images(recipe, state.autoencoder, validation, growth=growth)
@@ -158,11 +208,48 @@ def train(
         meter.begin()
 
 
+@dataclass(frozen=True)
+class _Batch:
+    """One worker's share of a batch: the images on the device, and which they are."""
+
+    images: Tensor
+    places: Rows
+    samples: Samples
+
+
+def _draw(recipe: Recipe, state: TrainingState, images: TrainingImages) -> _Batch:
+    """This worker's share of the next batch."""
+    at = (state.sample, growth_at(recipe, state.step).batch_size)
+    share = {"rank": recipe.team.rank, "world": recipe.team.size}
+    read = images.read_batch(*at, **share)
+    final = recipe.settings.growth.final_resolution
+    tensor = to_tensor(read, resolution=final, device=recipe.device)
+    return _Batch(tensor, images.places_at(*at, **share), images.samples_at(*at, **share))
+
+
+def _read(
+    recipe: Recipe, state: TrainingState, growth: GrowthState, meter: Meter
+) -> dict[str, float]:
+    """Wait for the device, and judge the stretch."""
+    means, images_per_s = meter.read()
+    return {
+        **{name: _judge(recipe, state, growth, mean) for name, mean in means.items()},
+        "resolution": float(growth.resolution),
+        "alpha": 1.0 if growth.alpha is None else growth.alpha,
+        "images_per_s": images_per_s,
+    }
+
+
 def _measure(recipe: Recipe, state: TrainingState, images: Tensor, growth: GrowthState) -> float:
     """The loss of the present weights on a worker's share of a batch."""
     with torch.inference_mode():
         target, made = reconstruct(recipe, state.autoencoder, images, growth)
-        return recipe.measure_loss(target, made, growth=growth).item()
+        loss = recipe.measure_loss(target, made, growth=growth)
+        if state.adversary is not None:
+            loss = loss + state.adversary.measure(
+                made.to(target.dtype), resolution=growth.resolution, alpha=growth.alpha
+            )
+        return loss.item()
 
 
 def _judge(recipe: Recipe, state: TrainingState, growth: GrowthState, loss: float) -> float:
@@ -172,7 +259,7 @@ def _judge(recipe: Recipe, state: TrainingState, growth: GrowthState, loss: floa
         DivergenceError: On every worker at once, as all see the same mean.
     """
     mean = float(np.mean(recipe.team.gather(np.array([loss]))))
-    if not math.isfinite(mean) or mean > LARGEST_LOSS:
+    if not math.isfinite(mean) or abs(mean) > LARGEST_LOSS:
         last = state.checkpoint
         where = f"The last good checkpoint is {last}" if last else "No checkpoint was made"
         raise DivergenceError(
@@ -199,34 +286,3 @@ class _Due:
         checkpoint = ends_stage or step % settings.checkpoint_every == 0
         reading = validation or checkpoint or step % settings.log_every == 0
         return cls(reading, validation, checkpoint)
-
-
-class _Meter:
-    """Sums the loss on the device, and reads it now and then."""
-
-    def __init__(self, recipe: Recipe) -> None:
-        self._recipe = recipe
-        self.begin()
-
-    def begin(self) -> None:
-        """Start a stretch of steps."""
-        self._sum = torch.zeros((), device=self._recipe.device)
-        self._steps, self._images, self._began = 0, 0, time.perf_counter()
-
-    def add(self, loss: Tensor, images: int) -> None:
-        """Count one step."""
-        self._sum += loss
-        self._steps += 1
-        self._images += images
-
-    def read(self, state: TrainingState, growth: GrowthState) -> dict[str, float]:
-        """Wait for the device, and judge the stretch."""
-        mean = self._sum.item() / self._steps
-        seconds = time.perf_counter() - self._began
-        loss = _judge(self._recipe, state, growth, mean)
-        return {
-            "train_loss": loss,
-            "resolution": float(growth.resolution),
-            "alpha": 1.0 if growth.alpha is None else growth.alpha,
-            "images_per_s": self._images / seconds,
-        }

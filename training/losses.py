@@ -7,7 +7,7 @@ The target comes first everywhere; nothing is differentiated with respect to it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, Protocol, TypeAlias
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 Norm: TypeAlias = Literal["l1", "l2"]
 Reduction: TypeAlias = Literal["none", "mean", "sum", "pixelwise"]
 LayerWeights: TypeAlias = Mapping[str, float]
+Judge: TypeAlias = Callable[[Tensor], Tensor]
 
 
 class Extractor(Protocol):
@@ -177,6 +178,54 @@ def pixel_loss(
     """
     errors = _norm(target - reconstruction, norm)
     return errors if reduction == "pixelwise" else _reduce(errors.mean((1, 2, 3)), reduction)
+
+
+def adversarial_loss(judge: Judge, reconstruction: Tensor) -> Tensor:
+    """How unreal reconstructions look: Wasserstein's generator loss (Arjovsky et al. 2017).
+
+    Args:
+        judge: Discriminator: (N, C, H, W) -> (N,), higher is more real.
+        reconstruction: (N, C, H, W).
+    """
+    return -judge(reconstruction).mean()
+
+
+def critic_loss(
+    judge: Judge,
+    real: Tensor,
+    made: Tensor,
+    shares: Tensor,
+    *,
+    gradient_weight: float,
+    drift_weight: float,
+) -> Tensor:
+    """What a discriminator makes smaller (Gulrajani et al. 2017, arXiv 1704.00028, equation 3).
+
+    Wasserstein's distance, the penalty on gradients of other length than 1 between real and made
+    images, and one that keeps judgements near 0 (Karras et al. 2017, arXiv 1710.10196, A.1), here
+    of made images too, as in the public code.
+
+    Args:
+        judge: Discriminator: (N, C, H, W) -> (N,), higher is more real.
+        real: (N, C, H, W) images.
+        made: Same shape, their reconstructions; nothing is differentiated with respect to them.
+        shares: (N,) in [0, 1): how much of the real image is in the mixture whose gradient counts.
+        gradient_weight: Of the gradients' penalty.
+        drift_weight: Of the squared judgements.
+    """
+    made = made.detach()
+    of_real, of_made = judge(real), judge(made)
+    drift = of_real.square().mean() + of_made.square().mean()
+    weights = shares.view(-1, 1, 1, 1)
+    mixed = (weights * real + (1.0 - weights) * made).detach().requires_grad_(True)
+    (gradients,) = torch.autograd.grad(judge(mixed).sum(), mixed, create_graph=True)
+    penalty: Tensor = (gradients.flatten(1).norm(dim=1) - 1.0).square().mean()
+    return of_made.mean() - of_real.mean() + drift_weight * drift + gradient_weight * penalty
+
+
+def add_up(terms: Mapping[str, Tensor]) -> Tensor:
+    """The sum of a loss's terms, each a scalar."""
+    return torch.stack(tuple(terms.values())).sum()
 
 
 def _errors(target: Tensor, reconstruction: Tensor, norm: Norm, is_relative: bool) -> Tensor:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import SettingsError
+from training.adversary import Critic
+from training.losses import add_up
 from training.models.autoencoder import mix_input
 from training.state import Recipe, TrainingState, growth_at
 
@@ -77,11 +79,17 @@ def _explain(recipe: Recipe, state: TrainingState, images: Tensor) -> SettingsEr
             torch.cuda.empty_cache()
         target = mix_input(images[:size], resolution=growth.resolution, alpha=growth.alpha)
         # Not through the team's wrapper: the others do not try.
-        loss = recipe.make_objective(state.autoencoder, growth.resolution)(
-            target.contiguous(memory_format=recipe.memory_format), growth.alpha, None
-        )
+        target = target.contiguous(memory_format=recipe.memory_format)
+        objective = recipe.make_objective(state.autoencoder, growth.resolution, state.adversary)
+        losses = objective(target, growth.alpha, None)
         used = [value for value in state.autoencoder.parameters() if value.requires_grad]
-        torch.autograd.grad(loss, used)
+        torch.autograd.grad(add_up(losses), used)
+        if state.adversary is not None:
+            critic = Critic(state.adversary.discriminator, recipe.settings.adversarial)
+            shares = torch.zeros(len(target)).to(target)
+            path = {"resolution": growth.resolution, "alpha": growth.alpha}
+            loss = critic(target, target, shares, **path)
+            torch.autograd.grad(loss, [each for each in critic.parameters() if each.requires_grad])
 
     fitting = find_fitting_batch(try_batch, len(images)) * recipe.team.size
     problem = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import torch
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from training.acceleration import (
     Alpha,
     CompiledObjective,
     Features,
+    Losses,
     Objective,
     ReducedFeatures,
     choose_memory_format,
@@ -22,13 +23,18 @@ from training.acceleration import (
     set_freed_memory,
     set_tf32,
 )
+from training.adversary import Adversary, build_discriminator, make_adversary
 from training.config import TrainSettings
 from training.losses import LayerWeights, Reduction, growing_perceptual_loss
 from training.models.autoencoder import Autoencoder
+from training.models.discriminator import Discriminator
 from training.models.growth import GrowthState, Stage, state_at, total_iterations
 from training.models.vgg import VggFeatures
+from training.optimiser import make_optimiser
 
 Array: TypeAlias = NDArray[Any]
+RECONSTRUCTION: Final = "train_loss"
+ADVERSARIAL: Final = "adversarial_loss"
 
 
 def _stay(network: nn.Module) -> nn.Module:
@@ -85,6 +91,12 @@ class Recipe:
         return total_iterations(self.stages)
 
     @property
+    def critic_steps(self) -> int:
+        """Steps of the discriminator before each of the autoencoder; 0 without one."""
+        adversarial = self.settings.adversarial
+        return adversarial.critic_steps if adversarial.weight else 0
+
+    @property
     def memory_format(self) -> torch.memory_format:
         """How images lie in memory."""
         return choose_memory_format(self.settings.acceleration)
@@ -107,13 +119,21 @@ class Recipe:
             target, reconstruction, growth.resolution, growth.alpha, reduction=reduction
         )
 
-    def make_objective(self, network: nn.Module, resolution: int) -> Objective:
-        """What a step at a resolution makes smaller: target -> loss, through the network."""
+    def make_objective(
+        self, network: nn.Module, resolution: int, adversary: Adversary | None = None
+    ) -> Objective:
+        """What a step at a resolution makes smaller: target -> terms, through the network."""
 
-        def objective(target: Tensor, alpha: Alpha, target_features: Features | None) -> Tensor:
+        def objective(target: Tensor, alpha: Alpha, target_features: Features | None) -> Losses:
             with self.mixed_precision():
                 made = network(target, resolution=resolution, alpha=alpha)
-            return self._compare(target, made, resolution, alpha, target_features=target_features)
+            reconstruction = self._compare(
+                target, made, resolution, alpha, target_features=target_features
+            )
+            if adversary is None:
+                return {RECONSTRUCTION: reconstruction}
+            term = adversary.measure(made.to(target.dtype), resolution=resolution, alpha=alpha)
+            return {RECONSTRUCTION: reconstruction, ADVERSARIAL: term}
 
         if self.settings.acceleration.compiles_steps:
             return CompiledObjective(objective, self.device)
@@ -182,7 +202,8 @@ class TrainingState:
         network: The same, wrapped for the team; a stage's parameters are the trainable ones.
         objective: The stage's loss as a function of the images.
         optimiser: Adam over the stage's parameters.
-        stage_index: The stage that both were made for.
+        adversary: The stage's, where the loss has an adversarial term.
+        stage_index: The stage that these were made for.
         step: Steps made.
         sample: Samples drawn by all workers together.
         checkpoint: Where the state was saved last, if ever.
@@ -192,10 +213,16 @@ class TrainingState:
     network: nn.Module
     objective: Objective
     optimiser: torch.optim.Adam
+    adversary: Adversary | None
     stage_index: int
     step: int = 0
     sample: int = 0
     checkpoint: str | None = None
+
+    @property
+    def discriminator(self) -> Discriminator | None:
+        """The adversary's, if there is one."""
+        return None if self.adversary is None else self.adversary.discriminator
 
 
 def build_autoencoder(settings: TrainSettings, *, image_channels: int) -> Autoencoder:
@@ -211,26 +238,39 @@ def build_autoencoder(settings: TrainSettings, *, image_channels: int) -> Autoen
 
 def begin_training(recipe: Recipe) -> TrainingState:
     """The state before the first step."""
-    autoencoder = build_autoencoder(recipe.settings, image_channels=recipe.image_channels)
-    autoencoder.to(recipe.device)
-    lay_out(autoencoder, recipe.settings.acceleration)
-    return _at_stage(recipe, autoencoder, step=0, sample=0)
+    settings, image_channels = recipe.settings, recipe.image_channels
+    autoencoder = build_autoencoder(settings, image_channels=image_channels).to(recipe.device)
+    lay_out(autoencoder, settings.acceleration)
+    discriminator = build_discriminator(settings, image_channels=image_channels)
+    if discriminator is not None:
+        lay_out(discriminator.to(recipe.device), settings.acceleration)
+    return _at_stage(recipe, autoencoder, discriminator, step=0, sample=0)
 
 
 def continue_training(
-    recipe: Recipe, weights: dict[str, Tensor], *, step: int, sample: int
+    recipe: Recipe,
+    weights: dict[str, Tensor],
+    discriminator_weights: dict[str, Tensor],
+    *,
+    step: int,
+    sample: int,
 ) -> TrainingState:
-    """The state after some steps, its optimiser still fresh."""
+    """The state after some steps, its optimisers still fresh."""
     state = begin_training(recipe)
     state.autoencoder.load_state_dict(weights)
-    return _at_stage(recipe, state.autoencoder, step=step, sample=sample)
+    discriminator = state.discriminator
+    if discriminator is not None:
+        discriminator.load_state_dict(discriminator_weights)
+    return _at_stage(recipe, state.autoencoder, discriminator, step=step, sample=sample)
 
 
 def enter_stage(recipe: Recipe, state: TrainingState) -> None:
-    """Make network, objective and optimiser anew for the stage that the step lies in."""
-    fresh = _at_stage(recipe, state.autoencoder, step=state.step, sample=state.sample)
+    """Make all but the weights anew for the stage that the step lies in."""
+    fresh = _at_stage(
+        recipe, state.autoencoder, state.discriminator, step=state.step, sample=state.sample
+    )
     state.network, state.objective = fresh.network, fresh.objective
-    state.optimiser = fresh.optimiser
+    state.optimiser, state.adversary = fresh.optimiser, fresh.adversary
     state.stage_index = fresh.stage_index
 
 
@@ -239,23 +279,21 @@ def growth_at(recipe: Recipe, step: int) -> GrowthState:
     return state_at(min(step, recipe.total_steps - 1), recipe.stages)
 
 
-def _at_stage(recipe: Recipe, autoencoder: Autoencoder, *, step: int, sample: int) -> TrainingState:
+def _at_stage(
+    recipe: Recipe,
+    autoencoder: Autoencoder,
+    discriminator: Discriminator | None,
+    *,
+    step: int,
+    sample: int,
+) -> TrainingState:
     growth = growth_at(recipe, step)
-    used = autoencoder.parameters_at(growth.resolution, is_fading=growth.phase == "fade_in")
-    # A team's wrapper averages the gradients of what is trainable when it is made, so the rest
-    # must not be: no unused parameters to search for in every step.
-    autoencoder.requires_grad_(False)
-    for parameter in used:
-        parameter.requires_grad_(True)
-    optimiser = torch.optim.Adam(
-        used,
-        lr=recipe.settings.optimiser.learning_rate,
-        betas=recipe.settings.optimiser.betas,
-        weight_decay=recipe.settings.optimiser.weight_decay,
-        fused=recipe.settings.acceleration.fuses_optimiser and recipe.device.type == "cuda",
-    )
+    optimiser = make_optimiser(autoencoder, growth, recipe.settings)
+    adversary = None
+    if discriminator is not None:
+        adversary = make_adversary(discriminator, growth, recipe.settings, wrap=recipe.team.wrap)
     network = recipe.team.wrap(autoencoder)
-    objective = recipe.make_objective(network, growth.resolution)
+    objective = recipe.make_objective(network, growth.resolution, adversary)
     return TrainingState(
-        autoencoder, network, objective, optimiser, growth.stage_index, step, sample
+        autoencoder, network, objective, optimiser, adversary, growth.stage_index, step, sample
     )

@@ -18,6 +18,7 @@ from training.acceleration import (
     Alpha,
     CompiledObjective,
     Features,
+    Losses,
     ReducedFeatures,
     TargetCache,
     set_freed_memory,
@@ -126,8 +127,8 @@ def test_what_moves_is_not_kept(images: dict[str, bool], growth: GrowthState) ->
     assert make_cache(**images).look_up(np.array([1]), growth, refuse) is None
 
 
-def half(target: Tensor, alpha: Alpha, features: Features | None) -> Tensor:
-    return (target * (0.0 if alpha is None else alpha)).relu().sum()
+def half(target: Tensor, alpha: Alpha, features: Features | None) -> Losses:
+    return {"half": (target * (0.0 if alpha is None else alpha)).relu().sum()}
 
 
 def test_a_fade_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,7 +141,7 @@ def test_a_fade_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = torch.compile
     monkeypatch.setattr(torch, "compile", lambda it, **_: plain(it, backend=count, dynamic=False))
     objective, target = CompiledObjective(half, CPU), torch.tensor([[1.0, -2.0, 3.0]])
-    assert [objective(target, alpha, None).item() for alpha in (0.25, 0.5, 1.0)] == [1.0, 2.0, 4.0]
+    assert [objective(target, alpha, None)["half"] for alpha in (0.25, 0.5, 1.0)] == [1.0, 2.0, 4.0]
     assert len(compiled) == 1
 
 
@@ -162,8 +163,8 @@ def test_without_a_compiler_steps_are_made_all_the_same(
         torch._inductor.config.patch({"cpp.cxx": (None, "/no/compiler")}),
         caplog.at_level(logging.WARNING, "training.acceleration"),
     ):
-        assert objective(target, 2.0, None).item() == 3.0
-        assert objective(target, 2.0, None).item() == 3.0
+        assert objective(target, 2.0, None)["half"] == 3.0
+        assert objective(target, 2.0, None)["half"] == 3.0
     assert [record.message.split(":")[0] for record in caplog.records] == [
         "Steps are not compiled, and slower for it"
     ]

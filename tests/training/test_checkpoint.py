@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from pipeline import storage
 from pipeline.errors import SettingsError
@@ -35,9 +36,14 @@ def run_until(bench: Bench, stop: int, checkpoints: Checkpoints) -> None:
         bench.run(begin_training(bench.recipe), save)
 
 
-@pytest.mark.parametrize("stop", [5, 8, 10, 16])
-def test_a_resumed_training_ends_bit_for_bit_the_same(stop: int, tmp_path: Path) -> None:
-    bench = Bench(checkpoint_every=1, images={"crop_px": 32, "flips_at_random": True})
+@pytest.mark.parametrize(
+    ("stop", "weight"), [(5, 0), (8, 0), (10, 0), (16, 0), (8, 0.1), (13, 0.1)]
+)
+def test_a_resumed_training_ends_bit_for_bit_the_same(
+    stop: int, weight: float, tmp_path: Path
+) -> None:
+    views = {"crop_px": 32, "flips_at_random": True}
+    bench = Bench(checkpoint_every=1, images=views, adversarial={"weight": weight})
     whole = begin_training(bench.recipe)
     bench.run(whole)
     checkpoints = Checkpoints(str(tmp_path), kept=2)
@@ -50,8 +56,13 @@ def test_a_resumed_training_ends_bit_for_bit_the_same(stop: int, tmp_path: Path)
     assert resumed.step == stop
     assert resumed.checkpoint == checkpoints.url_at(stop)
     bench.run(resumed)
-    for name, value in whole.autoencoder.state_dict().items():
-        assert torch.equal(resumed.autoencoder.state_dict()[name], value), name
+    pairs: list[tuple[nn.Module, nn.Module]] = [(whole.autoencoder, resumed.autoencoder)]
+    if whole.discriminator is not None and resumed.discriminator is not None:
+        pairs.append((whole.discriminator, resumed.discriminator))
+    assert len(pairs) == (2 if weight else 1)
+    for ours, theirs in pairs:
+        for name, value in ours.state_dict().items():
+            assert torch.equal(theirs.state_dict()[name], value), name
     assert resumed.sample == whole.sample
 
 

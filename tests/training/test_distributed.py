@@ -86,6 +86,31 @@ def test_more_workers_reach_the_same_losses(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("ray_here")
+def test_two_workers_play_against_one_adversary(dataset_url: str, runs: str) -> None:
+    """At the ablation's rate; slopes jump where units switch, and at 1e-3 rounding shows sooner."""
+    growth = SETTINGS.growth.model_dump() | {"fade_in_iterations": 2, "stabilize_iterations": 2}
+    settings = make_settings(
+        cpu_threads=1,
+        log_every=1,
+        growth=growth,
+        adversarial={"weight": 0.1, "critic_steps": 1},
+        optimiser={"learning_rate": 2e-4},
+    )
+    together = fit(
+        settings, dataset_url=dataset_url, storage_url=runs, run_name="playing", workers=2
+    )
+    _, alone = train_alone(settings, together.features_url, open_dataset(dataset_url))
+    for name in ("train_loss", "adversarial_loss", "discriminator_loss", "validation_loss"):
+        ours, theirs = (
+            [report.metrics.get(name, 0.0) for report in reports]
+            for reports in (together.reports, alone)
+        )
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4, err_msg=name)
+        assert np.std(ours) > 0
+
+
+@pytest.mark.slow
 def test_a_finished_run_is_not_trained_again(alone: FitResult, dataset_url: str, runs: str) -> None:
     heard: list[Report] = []
     again = fit(

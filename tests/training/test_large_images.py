@@ -40,7 +40,7 @@ def test_growth_as_far_as_256_px_trains_and_scores() -> None:
     for step in range(recipe.total_steps):
         growth = growth_at(recipe, step)
         batch = to_tensor(images[: growth.batch_size, :, 16:272], resolution=256)
-        losses.append(train_step(recipe, state, batch))
+        losses.append(train_step(recipe, state, batch)["train_loss"])
         seen.append((growth.resolution, growth.phase))
     assert list(dict.fromkeys(seen)) == [
         (64, "stabilize"), (128, "fade_in"), (128, "stabilize"),

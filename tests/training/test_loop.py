@@ -56,11 +56,11 @@ def test_shares_of_a_batch_average_to_its_loss() -> None:
     """Unequal shares: 5 and 2 of 7 images weigh as they should."""
     bench = Bench(**(steady(16, 5) | {"growth": steady(16, 5)["growth"] | {"batch_sizes": 7}}))
     images = to_tensor(bench.images.read_batch(0, 7), resolution=16)
-    whole = train_step(bench.recipe, begin_training(bench.recipe), images)
+    whole = train_step(bench.recipe, begin_training(bench.recipe), images)["train_loss"]
     losses = []
     for share in (images[:5], images[5:]):
         recipe = Recipe(bench.settings, bench.recipe.features, 1, CPU, Team(size=2))
-        losses.append(train_step(recipe, begin_training(recipe), share))
+        losses.append(train_step(recipe, begin_training(recipe), share)["train_loss"])
     assert torch.allclose(torch.stack(losses).mean(), whole, atol=1e-6)
 
 

@@ -58,7 +58,7 @@ class Autoencoder(nn.Module):
             latent=latent_channels,
             latent_resolution=latent_resolution,
         )
-        made = PlainForm(widths) if form == "regular" else ResidualForm(widths, _EXTRA[form])
+        made = make_form(form, widths)
         self.encoder = Encoder(made)
         self.decoder = Decoder(made)
 
@@ -153,6 +153,11 @@ class Decoder(nn.Module):
     def parts_at(self, resolution: int, *, is_fading: bool) -> list[nn.Module]:
         """List the parts that a call at this resolution uses."""
         return _parts_at(self.blocks, self.to_image, resolution, is_fading=is_fading)
+
+
+def make_form(form: Form, widths: Widths) -> ResidualForm | PlainForm:
+    """What a network of this form and these widths is made of."""
+    return PlainForm(widths) if form == "regular" else ResidualForm(widths, _EXTRA[form])
 
 
 def blend(former: Tensor, new: Tensor, alpha: float | Tensor) -> Tensor:
