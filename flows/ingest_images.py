@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated, Literal
+from typing import Literal
 
 from prefect import flow
-from pydantic import Field
 
 import flows.environment  # noqa: F401 -- sets variables, before the rest
 from flows.engine import open_engine
@@ -16,7 +15,7 @@ from flows.reports import publish
 from flows.settings import load_settings
 from flows.tasks import resumable
 from pipeline import image_ingest
-from pipeline.image_dataset import Colour, ImageSettings
+from pipeline.image_dataset import Colour, ImageSettings, SizesPx
 from pipeline.image_ingest import ImageIngestReport
 from pipeline.records import Split
 from pipeline.sources.images import list_images
@@ -31,7 +30,7 @@ def ingest_images(
     *,
     labels: str | None = None,
     modality: Literal["image", "radiograph", "histology"] = "image",
-    size_px: Annotated[int, Field(ge=8)] = 64,
+    size_px: SizesPx = (64,),
     crop_px: int | None = None,
     colour: Colour = "auto",
     equalize: bool = False,
@@ -46,10 +45,11 @@ def ingest_images(
 
     Args:
         source: Folder or `s3://` prefix.
-        dataset: Where the dataset goes: a path or an `s3://` URL.
+        dataset: Where the dataset goes: a path or an `s3://` URL. The size replaces {size_px} in
+            it, which several sizes need; each file is read and decoded once for all of them.
         labels: The table; by default manifest.csv or labels.csv in the folder or its parent.
         modality: What the images show.
-        size_px: Height and width of the dataset's images.
+        size_px: Height and width of the dataset's images; several give a dataset each.
         crop_px: Side of the square cut from each centre first, in the file's pixels.
         colour: Convert to grey or rgb; auto looks at a sample.
         equalize: Equalise the histogram, as the reference method does with radiographs.
@@ -57,9 +57,8 @@ def ingest_images(
         seed: Of the splits, where the table has none.
     """
     settings = ImageSettings(
-        modality=modality, size_px=size_px, crop_px=crop_px, colour=colour, equalize=equalize,
-        seed=seed,
-    )  # fmt: skip
+        modality=modality, crop_px=crop_px, colour=colour, equalize=equalize, seed=seed
+    )
     surroundings = load_settings()
     key = open_key(surroundings) if modality == "radiograph" else None
     list_them = partial(list_images, source, labels_url=labels, split_map=split_map)
@@ -67,6 +66,6 @@ def ingest_images(
     with open_engine(surroundings) as map_work, progress("Images") as advance:
         report = resumable(image_ingest.ingest_images)(
             dataset, listing, settings, map_work, source=name_source(name_of(source), key),
-            on_progress=advance,
+            sizes_px=size_px, on_progress=advance,
         )  # fmt: skip
     return publish(report)

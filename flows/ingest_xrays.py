@@ -15,7 +15,7 @@ from flows.pseudonym_key import open_key
 from flows.reports import publish
 from flows.settings import load_settings
 from flows.tasks import resumable
-from pipeline.image_dataset import ImageSettings
+from pipeline.image_dataset import ImageSettings, SizesPx
 from pipeline.image_ingest import ingest_images
 from pipeline.ingest import IngestReport
 from pipeline.radiographs import Resampling
@@ -37,7 +37,7 @@ def ingest_xrays(
     views: Views = "all",
     findings: list[str] | None = None,
     voi: int | str = 0,
-    size_px: Annotated[int, Field(ge=8)] = 64,
+    size_px: SizesPx = (64,),
     crop_px: int | None = None,
     equalize: bool = False,
     resampling: Resampling = "antialiased",
@@ -56,7 +56,8 @@ def ingest_xrays(
 
     Args:
         source: Folder or `s3://` prefix of the images.
-        dataset: Where the dataset goes: a path or an `s3://` URL.
+        dataset: Where the dataset goes: a path or an `s3://` URL. The size replaces {size_px} in
+            it, which several sizes need; each file is read and decoded once for all of them.
         source_format: chestxray14 or dicom; auto looks at names and first bytes.
         table: The official Data_Entry_2017 table; by default found in the source or its parent.
             For DICOM a table of labels: path or sop_instance_uid, label, and split if it likes.
@@ -65,7 +66,7 @@ def ingest_xrays(
         views: Radiographs of this view position only, or all.
         findings: Of the anomalous, those with one of these findings only; all by default.
         voi: Which VOI LUT or window of DICOM files: its position, or its explanation there.
-        size_px: Height and width of the dataset's images.
+        size_px: Height and width of the dataset's images; several give a dataset each.
         crop_px: Side of the square cut from each centre first, in the file's pixels.
         equalize: Equalise the histogram, as the reference method does.
         resampling: antialiased, or area: the mean of the pixels that fall into one.
@@ -74,7 +75,7 @@ def ingest_xrays(
         scratch_gib: What it may hold, in GiB.
     """
     settings = ImageSettings(
-        modality="radiograph", size_px=size_px, crop_px=crop_px, colour="grey", equalize=equalize,
+        modality="radiograph", crop_px=crop_px, colour="grey", equalize=equalize,
         resampling=resampling, voi=voi, seed=seed,
     )  # fmt: skip
     bounded = Scratch(Path(scratch or DEFAULT_FOLDER), int(scratch_gib * GIB))
@@ -87,7 +88,7 @@ def ingest_xrays(
             scratch=bounded, map_work=map_work,
         )  # fmt: skip
         report = resumable(ingest_images)(
-            dataset, listing, settings, map_work, source=name, scratch=bounded,
+            dataset, listing, settings, map_work, source=name, sizes_px=size_px, scratch=bounded,
             on_progress=advance,
         )  # fmt: skip
     return publish(report)

@@ -94,12 +94,19 @@ def _(report: IngestReport) -> str:
 @to_markdown.register
 def _(report: ImageIngestReport) -> str:
     lines = ["**To look at before training**", "", *[f"- {x}" for x in report.describe_review()]]
-    return "\n".join([to_markdown.dispatch(IngestReport)(report), "", *lines])
+    first = "\n".join([to_markdown.dispatch(IngestReport)(report), "", *lines])
+    return "\n\n".join([first, *map(to_markdown, report.further)])
 
 
 @count_failures.register
 def _(report: IngestReport) -> int:
     return len(report.failures)
+
+
+@count_failures.register
+def _(report: ImageIngestReport) -> int:
+    # One file that fails at several sizes is one.
+    return len({e.item for each in (report, *report.further) for e in each.failures})
 
 
 @to_markdown.register

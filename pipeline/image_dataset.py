@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from math import prod
 from typing import Annotated, Any, Final, Literal, Self, TypeAlias
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from pipeline.dicom_grey import Voi
 from pipeline.errors import AbsentError, SettingsError, SourceError
@@ -21,6 +23,16 @@ from pipeline.splits import assign_splits
 
 Colour: TypeAlias = Literal["auto", "grey", "rgb"]
 Fraction: TypeAlias = Annotated[float, Field(ge=0.0, le=1.0)]
+SizePx: TypeAlias = Annotated[int, Field(ge=8, le=4096)]
+# One number will do: deployments and callers that want one size say it so.
+SizesPx: TypeAlias = Annotated[
+    tuple[SizePx, ...],
+    Field(min_length=1),
+    BeforeValidator(
+        lambda given: (given,) if isinstance(given, int) else given,
+        json_schema_input_type=SizePx | tuple[SizePx, ...],
+    ),
+]
 
 _TEXT: Final = np.dtypes.StringDType()
 _DTYPES: Final[Mapping[str, np.dtype[Any]]] = {"age_years": np.dtype("int16")}
@@ -56,7 +68,7 @@ class ImageSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     modality: Literal["image", "radiograph", "histology"] = "image"
-    size_px: int = Field(64, ge=8, le=4096)
+    size_px: SizePx = 64
     crop_px: int | None = Field(None, ge=MIN_SIDE_PX)
     colour: Colour = "auto"
     equalize: bool = False
@@ -104,7 +116,7 @@ def plan_images(
     channels = _decide_channels(in_order, settings)
     columns = _collect_columns(in_order, splits)
     shape = (settings.size_px, settings.size_px, channels)
-    shard_images, chunk_images = choose_shards(len(in_order), image_bytes=int(np.prod(shape)))
+    shard_images, chunk_images = choose_shards(len(in_order), image_bytes=prod(shape))
     spec = DatasetSpec(
         modality=settings.modality,
         source=source,
@@ -126,6 +138,25 @@ def plan_images(
         columns=columns,
         rejected=tuple(rejected),
     )
+
+
+def resize_plan(plan: Plan, size_px: int) -> Plan:
+    """The plan of the same images at another size.
+
+    Args:
+        plan: By `plan_images`.
+        size_px: Height and width of the dataset's images.
+    """
+    shape = (size_px, size_px, plan.spec.image_shape[2])
+    shard_images, chunk_images = choose_shards(plan.spec.image_count, image_bytes=prod(shape))
+    spec = replace(
+        plan.spec,
+        image_shape=shape,
+        shard_images=shard_images,
+        chunk_images=chunk_images,
+        parameters={**plan.spec.parameters, "size_px": size_px},
+    )
+    return replace(plan, spec=spec)
 
 
 def make_reader(plan: Plan, scratch: Scratch | None = None) -> ImageReader:
@@ -150,8 +181,9 @@ def make_reader(plan: Plan, scratch: Scratch | None = None) -> ImageReader:
 def choose_shards(image_count: int, *, image_bytes: int) -> tuple[int, int]:
     """Choose how many images a shard and a chunk hold.
 
-    From the dataset alone, so that any number of workers makes the same bytes: eight shards of
-    512 to 2048 images, two for fewer images than that, and no more than fit a worker's memory.
+    From the dataset alone, so that any number of workers makes the same bytes: eight shards or
+    more of 512 to 2048 images, two for fewer images than that. Where so many do not fit a worker's
+    memory, such a shard is cut into equal ones: shards of large images lie within those of small.
 
     Args:
         image_count: Rows of the dataset.
@@ -161,9 +193,10 @@ def choose_shards(image_count: int, *, image_bytes: int) -> tuple[int, int]:
         Images a shard, a multiple of the second: images a chunk.
     """
     chunk = 64 if 64 * image_bytes <= _CHUNK_BYTES else 32
-    wanted = min(max(-(-image_count // 8), 512), 2048, -(-image_count // 2))
-    fitting = max(_SHARD_BYTES // image_bytes, chunk) // chunk
-    return min(max(-(-wanted // chunk), 1), fitting) * chunk, chunk
+    eighth = 1 << (min(max(image_count // 8, 512), 2048).bit_length() - 1)
+    wanted = max(-(-min(eighth, -(-image_count // 2)) // 64), 1) * 64
+    fitting = max(_SHARD_BYTES // image_bytes, chunk)
+    return max(n for n in range(chunk, fitting + 1, chunk) if wanted % n == 0), chunk
 
 
 def _split_and_order(

@@ -1,4 +1,4 @@
-"""Listed images -> a sealed dataset, and what a person should look at before training on it.
+"""Listed images -> sealed datasets, and what a person should look at before training on it.
 
 Beside the arrays, in `review/`: `contact_sheet.png`, and `duplicates.json` with images that are,
 or look like, one, though they belong to different patients or slides.
@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any, Final
 
 from pipeline.contact_sheet import choose_strips, draw_contact_sheet
 from pipeline.duplicates import DuplicateSet, find_duplicates, read_hashes
 from pipeline.engines import MapWork
-from pipeline.image_dataset import ImageSettings, make_reader, plan_images
-from pipeline.ingest import IngestReport, ingest
+from pipeline.errors import SettingsError
+from pipeline.image_dataset import ImageSettings, make_reader, plan_images, resize_plan
+from pipeline.ingest import IngestReport, Target, ingest_together
 from pipeline.records import Progress, ignore_progress
 from pipeline.schema import Array, Dataset, open_dataset
 from pipeline.scratch import Scratch
@@ -25,6 +26,7 @@ from pipeline.storage import join, write_bytes
 
 CONTACT_SHEET: Final = "review/contact_sheet.png"
 DUPLICATES: Final = "review/duplicates.json"
+SIZE_PLACE: Final = "{size_px}"
 _LOOKED_AT: Final = frozenset(
     {"image_id", "group_id", "split", "label", "readable", "pixel_digest", "perceptual_hash",
      "burned_in_text"}
@@ -39,10 +41,12 @@ class ImageIngestReport(IngestReport):
     Args:
         notes: Of the source: how it was read.
         duplicates: Images of different groups that are, or look like, one; as `image_id`s.
+        further: Of the same images at further sizes, made in the same go.
     """
 
     notes: tuple[str, ...] = ()
     duplicates: tuple[tuple[DuplicateSet, tuple[str, ...]], ...] = ()
+    further: tuple[ImageIngestReport, ...] = ()
 
     def describe_review(self) -> list[str]:
         """What to look at before training, a line each."""
@@ -66,30 +70,54 @@ def ingest_images(
     map_work: MapWork,
     *,
     source: str,
+    sizes_px: Sequence[int] = (),
     scratch: Scratch | None = None,
     on_progress: Progress = ignore_progress,
 ) -> ImageIngestReport:
     """Write and seal a dataset of images, find duplicates in it, and draw its contact sheet.
 
+    Or one for each of several sizes: every file is read and decoded once for all of them, and each
+    dataset is what it would be by itself. A run with one more size makes only that.
+
     Args:
-        url: Of the dataset.
+        url: Of the dataset; the size replaces `{size_px}` in it, which several sizes need.
         listing: What to take.
         settings: How.
         map_work: An engine of `pipeline.engines`.
         source: Name of the dataset's source, e.g. `chestxray14`.
+        sizes_px: In place of that of the settings.
         scratch: Where archives are unpacked; None for the usual place.
-        on_progress: Called with images done and in all.
+        on_progress: Called with images done and in all, of all sizes.
+
+    Returns:
+        What became of the first size, and the reports of the further ones in it.
 
     Raises:
+        SettingsError: Several sizes have one place.
         NormscopeError: As `plan_images` and `ingest`.
     """
     plan = plan_images(listing.images, settings, source=source, rejected=listing.rejected)
-    report = ingest(url, plan, make_reader(plan, scratch), map_work, on_progress=on_progress)
-    dataset = open_dataset(url)
+    sizes = dict.fromkeys(sizes_px or [settings.size_px])
+    if len(sizes) > 1 and SIZE_PLACE not in url:
+        raise SettingsError(
+            url, f"one place for {len(sizes)} sizes", f"Put `{SIZE_PLACE}` into the dataset's URL"
+        )
+    plans = {url.replace(SIZE_PLACE, str(size)): resize_plan(plan, size) for size in sizes}
+    targets = [Target(at, each, make_reader(each, scratch)) for at, each in plans.items()]
+    first, *further = (
+        _review(report, listing)
+        for report in ingest_together(targets, map_work, on_progress=on_progress)
+    )
+    return replace(first, further=tuple(further))
+
+
+def _review(report: IngestReport, listing: ImageListing) -> ImageIngestReport:
+    """Write what a person should look at beside a sealed dataset."""
+    dataset = open_dataset(report.url)
     columns = {name: dataset.column(name) for name in _LOOKED_AT & set(dataset.column_names)}
     duplicates = _find_duplicates(columns)
-    write_bytes(join(url, CONTACT_SHEET), _draw_sheet(dataset, columns))
-    write_bytes(join(url, DUPLICATES), _write_duplicates(duplicates, columns))
+    write_bytes(join(report.url, CONTACT_SHEET), _draw_sheet(dataset, columns))
+    write_bytes(join(report.url, DUPLICATES), _write_duplicates(duplicates, columns))
     ids = columns["image_id"]
     return ImageIngestReport(
         **{field.name: getattr(report, field.name) for field in fields(report)},

@@ -37,7 +37,7 @@ def test_the_chain_on_s3(
     monkeypatch.setenv("NORMSCOPE_WORKERS", "2")
     scans, dataset = f"{real_s3_url}/scans", f"{real_s3_url}/lake/xrays"
     write_xrays(scans, seed=5, patients=60, size_px=96)
-    ingested = ingest_xrays(scans, dataset, size_px=32)
+    ingested = ingest_xrays(scans, dataset, size_px=(32,))
     assert not ingested.failures
 
     trained = train(

@@ -60,6 +60,21 @@ def test_one_bad_image_is_listed_and_the_rest_goes_on(
     assert np.count_nonzero(open_dataset(str(dataset)).column("readable")) == 11
 
 
+def test_several_sizes_become_a_dataset_each(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_images(tmp_path / "in")
+    (source / "image_05.png").write_text("this is no picture")
+    dataset = f"{tmp_path}/out-{{size_px}}.zarr"
+    command = ("ingest", "images", str(source), dataset, "--size-px", "32", "--size-px", "48")
+    assert launch(*command) == 1
+    said = capsys.readouterr()
+    assert "1 items failed" in said.err
+    for size in (32, 48):
+        assert f"out-{size}.zarr` is sealed" in said.out
+        assert open_dataset(f"{tmp_path}/out-{size}.zarr").image_shape == (size, size, 1)
+
+
 def refuse(capsys: pytest.CaptureFixture[str], *tokens: str) -> str:
     """Run a command that must be refused; return the one line that it says."""
     assert launch(*tokens) == 2

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from importlib import import_module
+from typing import Any
 
+import pytest
 import yaml
 from prefect import Flow
 from prefect.events import DeploymentEventTrigger
+from prefect.exceptions import ParameterTypeError
 
 from flows.cli import _FLOWS
 from flows.deployments import PREFECT_FILE
+from flows.ingest_images import ingest_images
+from flows.ingest_xrays import ingest_xrays
 
 DEPLOYMENTS = yaml.safe_load(PREFECT_FILE.read_text())["deployments"]
 
@@ -21,6 +26,17 @@ def test_every_flow_of_the_command_line_is_deployed() -> None:
     for entry in DEPLOYMENTS:
         module, _, name = entry["entrypoint"].rpartition(".")
         assert isinstance(getattr(import_module(module), name), Flow)
+
+
+@pytest.mark.parametrize("flow", [ingest_images, ingest_xrays])
+def test_a_deployment_may_say_one_size_or_several(flow: Flow[..., Any]) -> None:
+    for said, meant in ((64, (64,)), ([64, 224], (64, 224))):
+        given = {"source": "in", "dataset": "out-{size_px}", "size_px": said}
+        assert flow.validate_parameters(given)["size_px"] == meant
+    one, several = flow.parameters.properties["size_px"]["anyOf"]  # what Prefect's server checks
+    assert (one["type"], several["type"]) == ("integer", "array")
+    with pytest.raises(ParameterTypeError, match="greater than or equal to 8"):
+        flow.validate_parameters({"source": "in", "dataset": "out", "size_px": 7})
 
 
 def test_nightly_runs_by_the_clock_and_after_a_promotion_once_made_active() -> None:

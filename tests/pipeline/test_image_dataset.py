@@ -208,13 +208,21 @@ def test_shards_are_whole_chunks_and_fit_memory(image_count: int, image_bytes: i
     shard, chunk = choose_shards(image_count, image_bytes=image_bytes)
     assert shard % chunk == 0
     assert shard * image_bytes <= 256 * 2**20
-    assert shard < image_count + chunk
+    assert shard < image_count + 64
+
+
+@given(st.integers(1, 300_000), st.sampled_from([40, 224, 400, 600, 1024, 2048]))
+def test_shards_of_large_images_lie_within_those_of_small(image_count: int, size_px: int) -> None:
+    small, _ = choose_shards(image_count, image_bytes=32 * 32)
+    large, _ = choose_shards(image_count, image_bytes=size_px * size_px * 3)
+    assert small % large == 0
 
 
 @pytest.mark.parametrize(
     ("image_count", "image_bytes", "shard", "shards"),
     [(50, 4096, 64, 1), (600, 4096, 320, 2), (709, 4096, 384, 2), (2000, 4096, 512, 4),
-     (7403, 12288, 960, 8), (112_120, 4096, 2048, 55), (112_120, 2**20, 256, 438)],
+     (7403, 12288, 512, 15), (16_384, 12288, 2048, 8), (112_120, 4096, 2048, 55),
+     (112_120, 2**20, 256, 438)],
 )  # fmt: skip
 def test_small_datasets_still_give_several_workers_work(
     image_count: int, image_bytes: int, shard: int, shards: int
