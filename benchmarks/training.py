@@ -2,7 +2,9 @@
 
 One step of the preset `nih-subset-paper`, stabilized at 16, 32 and 64 px, by the published modules
 (`benchmarks.published`) and by ours, from equal weights on equal images; the losses of the first
-steps must agree before anything is timed. VGG19's weights are random, which costs what trained
+steps must agree before anything is timed, in full single precision where no switch says otherwise.
+Timed, the published step has PyTorch's own default, on GPUs TF32 in convolutions; ours has it
+where its switch says so. VGG19's weights are random, which costs what trained
 ones cost. Target features are kept, as they are from the second epoch of a stage on, where
 nothing augments the images.
 
@@ -28,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.harness import Comparison, Method, Outcome, compare, run_benchmark
 from benchmarks.published import PublishedStep, Vgg, make_decoder, make_encoder
-from training.acceleration import TargetCache, set_freed_memory
+from training.acceleration import TargetCache, leave_tf32, set_freed_memory, set_tf32
 from training.loop import train_step
 from training.losses import add_up
 from training.models.published import load_published_weights
@@ -146,7 +148,10 @@ def compare_steps(
         REFERENCE: partial(make_reference(case), case.draw_images()),
         **{name: make_step(case, changes) for name, changes in ways.items()},
     }
-    first = {name: [float(step()) for _ in range(_CHECKED_STEPS)] for name, step in steps.items()}  # type: ignore[arg-type] # a number or a tensor of one
+    first = {}
+    for name, step in steps.items():
+        set_tf32(is_allowed=_allows_tf32(ways.get(name, OFF)))
+        first[name] = [float(step()) for _ in range(_CHECKED_STEPS)]  # type: ignore[arg-type] # a number or a tensor of one
     differences = {name: _differ(losses, first[REFERENCE]) for name, losses in first.items()}
     for name in ("switches off", OURS):
         if differences[name] > _TOLERANCE:
@@ -169,25 +174,27 @@ def compare_steps(
 def make_method(
     name: str, step: Callable[[], object], case: Case, changes: Mapping[str, Any]
 ) -> Method:
-    """A step to be timed; the C library serves the whole process, so it is told anew each time."""
-    is_kept = changes.get("acceleration__keeps_freed_memory", True)
-    return Method(
-        name,
-        partial(time_calls, step, case.device),
-        case.batch,
-        prepare=partial(set_freed_memory, is_kept=is_kept),
-    )
+    """A step to be timed; what serves the whole process is told anew each time."""
+
+    def prepare() -> None:
+        set_freed_memory(is_kept=changes.get("acceleration__keeps_freed_memory", True))
+        if name == REFERENCE:
+            leave_tf32()
+        else:
+            set_tf32(is_allowed=_allows_tf32(changes))
+
+    return Method(name, partial(time_calls, step, case.device), case.batch, prepare=prepare)
 
 
 def make_limit(name: str, dtype: torch.dtype, flops: float, device: torch.device) -> Method:
     """What fills the device, as many images a second as have its FLOPs."""
     if device.type == "cpu":
-        images, kernel = (
+        maps, kernel = (
             torch.rand(shape, dtype=dtype).contiguous(memory_format=torch.channels_last)
             for shape in ((16, 256, 16, 16), (256, 256, 3, 3))
         )
-        repeats, own_flops = 10, 2 * images.numel() * 256 * 9
-        fill = partial(torch.conv2d, images, kernel, padding=1)
+        repeats, own_flops = 10, 2 * maps.numel() * 256 * 9
+        fill = partial(torch.conv2d, maps, kernel, padding=1)
     else:
         one = torch.rand(8192, 8192, dtype=dtype, device=device)
         repeats, own_flops = 50, 2 * 8192**3
@@ -197,7 +204,9 @@ def make_limit(name: str, dtype: torch.dtype, flops: float, device: torch.device
         for _ in range(repeats):
             fill()
 
-    return Method(name, partial(time_calls, repeat, device), repeats * own_flops / flops)
+    exactly = partial(set_tf32, is_allowed=False)
+    images = repeats * own_flops / flops
+    return Method(name, partial(time_calls, repeat, device), images, prepare=exactly)
 
 
 def time_calls(call: Callable[[], object], device: torch.device) -> float:
@@ -265,6 +274,10 @@ def conclude(
             key = name.replace(",", "").replace(" ", "_").lower()
             metrics |= {f"gain_{key}": speed.ratio(name), f"difference_{key}": difference}
     return {name + suffix: value for name, value in metrics.items()}
+
+
+def _allows_tf32(changes: Mapping[str, Any]) -> bool:
+    return bool(changes.get("acceleration__allows_tf32", False))
 
 
 def _differ(losses: list[float], expected: list[float]) -> float:

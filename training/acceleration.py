@@ -50,13 +50,22 @@ def choose_memory_format(settings: AccelerationSettings) -> torch.memory_format:
 
 
 def set_tf32(*, is_allowed: bool) -> None:
-    """Say whether GPUs may round the factors of single-precision products to TF32.
+    """Say whether GPUs may round the factors of single-precision products to TF32 (10 bits).
 
-    PyTorch by itself rounds those of convolutions and not those of matrix products.
+    It speaks for the whole process, of cuDNN's convolutions and of matrix products. PyTorch left
+    to itself rounds in convolutions and not in matrix products: False therefore also turns off
+    what it does unasked, so that single precision is single precision throughout; True rounds in
+    both. `leave_tf32` gives its own choice back.
     """
     precision = "tf32" if is_allowed else "ieee"
     torch.backends.cudnn.conv.fp32_precision = precision  # type: ignore[attr-defined] # torch's stub lacks it
     torch.backends.cuda.matmul.fp32_precision = precision
+
+
+def leave_tf32() -> None:
+    """Let PyTorch choose again, as in a process that never called `set_tf32`."""
+    torch.backends.cudnn.conv.fp32_precision = "tf32"  # type: ignore[attr-defined] # torch's stub lacks it
+    torch.backends.cuda.matmul.fp32_precision = "none"
 
 
 def set_freed_memory(*, is_kept: bool) -> None:

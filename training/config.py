@@ -136,7 +136,8 @@ class AccelerationSettings(_Frozen):
             not given back to the system in between. Same bits; glibc alone heeds it.
         compiles_steps: Whether forward and backward pass are compiled, for each stage anew, on
             GPUs into CUDA graphs. Needs a C++ compiler; results differ in their last digits.
-        allows_tf32: Whether GPUs may round factors in single precision to TF32.
+        allows_tf32: Whether GPUs may round factors in single precision to TF32. If not, not even
+            in convolutions, where PyTorch by itself would.
         fuses_optimiser: Whether Adam is one kernel on GPUs.
     """
 

@@ -21,6 +21,7 @@ from training.acceleration import (
     Losses,
     ReducedFeatures,
     TargetCache,
+    leave_tf32,
     set_freed_memory,
     set_tf32,
 )
@@ -173,6 +174,10 @@ def test_without_a_compiler_steps_are_made_all_the_same(
 
 def test_tf32_is_asked_for() -> None:
     try:
+        set_tf32(is_allowed=False)
+        leave_tf32()
+        assert torch.backends.cuda.matmul.fp32_precision == "none"  # PyTorch's own choices
+        assert torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined] # torch's stub lacks it
         for is_allowed, expected in ((True, "tf32"), (False, "ieee")):
             set_tf32(is_allowed=is_allowed)
             assert torch.backends.cuda.matmul.fp32_precision == expected

@@ -50,14 +50,18 @@ def test_what_pytorch_says_on_cores_is_what_we_look_for() -> None:
 
 
 @pytest.mark.parametrize(
-    ("limit", "remedy"),
-    [(4, "Choose at most 3 at 16 px: that was tried and fits"), (0, "Not even one image fits")],
+    ("limit", "weight", "remedy"),
+    [
+        (4, 0, "Choose at most 3 at 16 px: that was tried and fits"),
+        (4, 0.1, "Choose at most 3 at 16 px: that was tried and fits"),
+        (0, 0, "Not even one image fits"),
+    ],
 )
 def test_a_training_names_the_batch_that_fits(
-    limit: int, remedy: str, monkeypatch: pytest.MonkeyPatch
+    limit: int, weight: float, remedy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Twelve images do not fit, nor six; three do."""
-    bench = Bench(**steady(16, 3))
+    bench = Bench(**steady(16, 3), adversarial={"weight": weight})
     state = begin_training(bench.recipe)
     before = {name: value.clone() for name, value in state.autoencoder.state_dict().items()}
     convolve = nn.Conv2d.forward
