@@ -26,12 +26,11 @@ from pipeline.slide_dataset import SlideSettings, make_reader, plan_slides
 from pipeline.storage import describe
 
 MPP_UM = 0.25
-SHARD_IMAGES = 512
 
 
 def make_settings(side_px: int) -> SlideSettings:
     """All tissue of level 0 in tiles side by side."""
-    return SlideSettings(tile_size_px=side_px, mpp_um=MPP_UM, shard_images=SHARD_IMAGES)
+    return SlideSettings(tile_size_px=side_px, mpp_um=MPP_UM)
 
 
 def list_slide(path: Path) -> Slide:

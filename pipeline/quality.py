@@ -1,12 +1,13 @@
-"""Quality of a tile, as attributes: what to do about it is the user's policy. Pure.
+"""Quality of tiles, as attributes: what to do about it is the user's policy. Pure.
 
-Every function takes one tile, uint8 (y, x, 3), RGB. The only importer of OpenCV.
+A tile is uint8 (y, x, 3), RGB. The only importer of OpenCV.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Self, TypeAlias
+from typing import Any, Final, Self, TypeAlias
 
 import cv2
 import numpy as np
@@ -24,19 +25,18 @@ _BLACK_PEN_BRIGHTNESS: Final = 60
 QUALITY_COLUMNS: Final = ("laplacian_variance", "saturation", "blank_fraction", "pen_fraction")
 
 
-def measure_quality(tile: Tile) -> tuple[float, float, float, float]:
-    """Measure every attribute, in the order of their columns (`QUALITY_COLUMNS`).
+def measure_quality(tiles: Sequence[Tile]) -> NDArray[np.float64]:
+    """Measure every attribute of tiles of one shape; a few together take less time than singly.
 
     They are those of the tile at half its size, each pixel the mean of 2 x 2 (an odd last row or
     column is left out): a quarter of the work, and the sensor's noise is no sharpness.
+
+    Returns:
+        (n, 4), in the order of `QUALITY_COLUMNS`.
     """
-    planes = _Planes.of(_halve(tile))
-    return (
-        _laplacian_variance(planes),
-        _saturation(planes),
-        _blank_fraction(planes),
-        _pen_fraction(planes),
-    )
+    stack = _Stack.of(_halve(tiles), len(tiles))
+    measures = (_laplacian_variance, _saturation, _blank_fraction, _pen_fraction)
+    return np.array([measure(stack) for measure in measures]).T
 
 
 def measure_laplacian_variance(tile: Tile) -> float:
@@ -45,17 +45,17 @@ def measure_laplacian_variance(tile: Tile) -> float:
     Pech-Pacheco et al., Diatom autofocusing in brightfield microscopy, ICPR 2000. Luma is that of
     ITU-R BT.601, in whole steps.
     """
-    return _laplacian_variance(_Planes.of(tile))
+    return _laplacian_variance(_Stack.of(tile, 1))[0]
 
 
 def measure_saturation(tile: Tile) -> float:
     """Mean saturation of HSV, 0 to 1; black pixels have none."""
-    return _saturation(_Planes.of(tile))
+    return _saturation(_Stack.of(tile, 1))[0]
 
 
 def measure_blank_fraction(tile: Tile) -> float:
     """Share of pixels that are bare glass: bright and colourless."""
-    return _blank_fraction(_Planes.of(tile))
+    return _blank_fraction(_Stack.of(tile, 1))[0]
 
 
 def measure_pen_fraction(tile: Tile) -> float:
@@ -65,13 +65,24 @@ def measure_pen_fraction(tile: Tile) -> float:
     A red pen exceeds both other channels by more than eosin or blood does; a black one is dark
     without colour.
     """
-    return _pen_fraction(_Planes.of(tile))
+    return _pen_fraction(_Stack.of(tile, 1))[0]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Planes:
-    """Luma, channels, brightest channel, and chroma (brightest less darkest)."""
+class _Stack:
+    """Tiles one below the other, taken apart.
 
+    Args:
+        count: Of the tiles.
+        luma: As the other planes, (count * y, x).
+        red: The channel; so are the next two.
+        green: Likewise.
+        blue: Likewise.
+        brightest: Of the channels.
+        chroma: Brightest less darkest.
+    """
+
+    count: int
     luma: MatLike
     red: MatLike
     green: MatLike
@@ -80,46 +91,55 @@ class _Planes:
     chroma: MatLike
 
     @classmethod
-    def of(cls, tile: MatLike) -> Self:
-        red, green, blue = cv2.split(tile)
+    def of(cls, tiles: MatLike, count: int) -> Self:
+        red, green, blue = cv2.split(tiles)
         brightest = np.maximum(np.maximum(red, green), blue)
         darkest = np.minimum(np.minimum(red, green), blue)
-        luma = cv2.cvtColor(tile, cv2.COLOR_RGB2GRAY)
-        return cls(luma, red, green, blue, brightest, brightest - darkest)
+        luma = cv2.cvtColor(tiles, cv2.COLOR_RGB2GRAY)
+        return cls(count, luma, red, green, blue, brightest, brightest - darkest)
+
+    def cut(self, plane: NDArray[Any]) -> NDArray[Any]:
+        """A plane tile by tile, (count, y, x)."""
+        return plane.reshape(self.count, -1, plane.shape[1])
 
 
-def _halve(tile: Tile) -> MatLike:
-    height, width = (max(1, side // 2) for side in tile.shape[:2])
-    return cv2.resize(
-        tile[: 2 * height, : 2 * width], (width, height), interpolation=cv2.INTER_AREA
-    )
+def _halve(tiles: Sequence[Tile]) -> MatLike:
+    """Every tile at half its size, one below the other."""
+    height, width = (max(1, side // 2) for side in tiles[0].shape[:2])
+    halves = np.empty((len(tiles), height, width, 3), np.uint8)
+    for tile, half in zip(tiles, halves, strict=True):
+        whole_pairs = tile[: 2 * height, : 2 * width]
+        cv2.resize(whole_pairs, (width, height), dst=half, interpolation=cv2.INTER_AREA)
+    return halves.reshape(-1, width, 3)
 
 
-def _laplacian_variance(planes: _Planes) -> float:
-    laplacian = cv2.Laplacian(planes.luma, cv2.CV_16S)
-    # At the edges there are not four neighbours.
-    _, deviation = cv2.meanStdDev(laplacian[1:-1, 1:-1])
-    return float(deviation[0, 0]) ** 2
+def _laplacian_variance(stack: _Stack) -> list[float]:
+    laplacian = cv2.Laplacian(stack.luma, cv2.CV_16S)
+    # At a tile's edges there are not four neighbours of its own.
+    inside = stack.cut(laplacian)[:, 1:-1, 1:-1]
+    return [float(cv2.meanStdDev(tile)[1][0, 0]) ** 2 for tile in inside]
 
 
-def _saturation(planes: _Planes) -> float:
-    lit = np.maximum(planes.brightest, 1)
-    return cv2.mean(cv2.divide(planes.chroma, lit, dtype=cv2.CV_32F))[0]
+def _saturation(stack: _Stack) -> list[float]:
+    lit = np.maximum(stack.brightest, 1)
+    saturation = cv2.divide(stack.chroma, lit, dtype=cv2.CV_32F)
+    return [cv2.mean(tile)[0] for tile in stack.cut(saturation)]
 
 
-def _blank_fraction(planes: _Planes) -> float:
-    return _share((planes.brightest >= _BLANK_BRIGHTNESS) & (planes.chroma < _BLANK_CHROMA))
+def _blank_fraction(stack: _Stack) -> list[float]:
+    is_blank = (stack.brightest >= _BLANK_BRIGHTNESS) & (stack.chroma < _BLANK_CHROMA)
+    return _share(stack.cut(is_blank))
 
 
-def _pen_fraction(planes: _Planes) -> float:
+def _pen_fraction(stack: _Stack) -> list[float]:
     # OpenCV's differences end at zero, whereas NumPy's of unsigned bytes wrap round.
-    is_green_or_blue = cv2.subtract(planes.green, planes.red) > _PEN_MARGIN
-    others = np.maximum(planes.green, planes.blue)
-    is_red = cv2.subtract(planes.red, others) > _RED_PEN_MARGIN
-    is_black = (planes.brightest < _BLACK_PEN_BRIGHTNESS) & (planes.chroma < _BLANK_CHROMA)
-    return _share(is_green_or_blue | is_red | is_black)
+    is_green_or_blue = cv2.subtract(stack.green, stack.red) > _PEN_MARGIN
+    others = np.maximum(stack.green, stack.blue)
+    is_red = cv2.subtract(stack.red, others) > _RED_PEN_MARGIN
+    is_black = (stack.brightest < _BLACK_PEN_BRIGHTNESS) & (stack.chroma < _BLANK_CHROMA)
+    return _share(stack.cut(is_green_or_blue | is_red | is_black))
 
 
-def _share(is_so: NDArray[np.bool_]) -> float:
-    """Share of the pixels."""
-    return int(np.count_nonzero(is_so)) / is_so.size
+def _share(is_so: NDArray[np.bool_]) -> list[float]:
+    """Share of each tile's pixels."""
+    return [int(np.count_nonzero(tile)) / tile.size for tile in is_so]

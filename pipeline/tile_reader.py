@@ -6,6 +6,7 @@ import math
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
@@ -25,6 +26,7 @@ from pipeline.tiling import PairYX, choose_level, measure_tile_extent_yx
 
 Decoder: TypeAlias = Literal["jpeg", "openslide"]
 DECODER_COLUMN: Final = "decoder"
+_MEASURED_TOGETHER: Final = 8  # tiles
 
 
 class _Memory(threading.local):
@@ -88,14 +90,20 @@ class SlideTileReader:
         images = _memory.take((len(origins_yx), side, side, 3))
         reasons: list[str | None] = [None] * len(origins_yx)
         quality = np.full((len(origins_yx), len(QUALITY_COLUMNS)), np.nan, np.float32)
-        with open_jpeg_tiles(path, slide, level) as tiles:
-            for row, region in _read_regions(slide, tiles, origins_yx, level, shape_yx):
+
+        def fill(regions: Iterable[tuple[int, NDArray[np.uint8] | SourceError]]) -> Iterator[int]:
+            for row, region in regions:
                 if isinstance(region, SourceError):
                     reasons[row] = str(region)
                 else:
                     images[row] = resample(region, side)
-                    # At once, while the tile is in the processor's cache.
-                    quality[row] = measure_quality(images[row])
+                    yield row
+
+        with open_jpeg_tiles(path, slide, level) as tiles:
+            filled = fill(_read_regions(slide, tiles, origins_yx, level, shape_yx))
+            # Soon, while the tiles are in the processor's cache.
+            while rows := list(islice(filled, _MEASURED_TOGETHER)):
+                quality[rows] = measure_quality([images[row] for row in rows])
             decoder: Decoder = "jpeg" if tiles else "openslide"
         columns = dict(zip(QUALITY_COLUMNS, quality.T, strict=True))
         columns[DECODER_COLUMN] = np.full(len(images), decoder, object)

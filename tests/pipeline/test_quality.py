@@ -26,16 +26,17 @@ def one_colour(*rgb: int) -> NDArray[np.uint8]:
     return np.full((6, 9, 3), rgb, np.uint8)
 
 
-def test_tiles_are_measured_at_half_their_size() -> None:
-    tile = texture()
-    means = tile[:, :30].reshape(10, 2, 15, 2, 3).mean(axis=(1, 3))
-    half = np.floor(means + 0.5).astype(np.uint8)
-    assert dict(zip(QUALITY_COLUMNS, measure_quality(tile), strict=True)) == {
-        "laplacian_variance": measure_laplacian_variance(half),
-        "saturation": measure_saturation(half),
-        "blank_fraction": measure_blank_fraction(half),
-        "pen_fraction": measure_pen_fraction(half),
-    }
+def test_tiles_are_measured_each_by_itself_at_half_its_size() -> None:
+    tiles = [texture(), gaussian_filter(texture(), (1, 1, 0)), texture()[::-1] // 4]
+    for tile, found in zip(tiles, measure_quality(tiles), strict=True):
+        means = tile[:, :30].reshape(10, 2, 15, 2, 3).mean(axis=(1, 3))
+        half = np.floor(means + 0.5).astype(np.uint8)
+        assert dict(zip(QUALITY_COLUMNS, found.tolist(), strict=True)) == {
+            "laplacian_variance": measure_laplacian_variance(half),
+            "saturation": measure_saturation(half),
+            "blank_fraction": measure_blank_fraction(half),
+            "pen_fraction": measure_pen_fraction(half),
+        }
 
 
 def test_laplacian_variance_is_that_of_scipy() -> None:
