@@ -48,7 +48,7 @@ class IngestReport:
         shards_made: Shards written by this run.
         shards_kept: Shards that an earlier run had made from the same input.
         manifest: What became of every item.
-        seconds: Wall time.
+        seconds: Wall time, of all datasets that were made together.
     """
 
     url: str

@@ -6,7 +6,7 @@ import io
 import os
 import signal
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from distributed import LocalCluster
 from PIL import Image
 
 from pipeline.archives import list_members
-from pipeline.engines import MapWork, dask_engine, map_serially
+from pipeline.engines import MapWork, Workers, dask_engine, map_serially
 from pipeline.errors import SettingsError
 from pipeline.image_dataset import ImageSettings, make_reader, plan_images, resize_plan
 from pipeline.image_ingest import ingest_images
@@ -26,6 +26,7 @@ from pipeline.image_reader import DecodedImage, ImageReader
 from pipeline.ingest import IngestReport, Target, ingest, ingest_together
 from pipeline.manifest import read_manifest
 from pipeline.plan import Plan
+from pipeline.preflight import measure_worker_bytes
 from pipeline.records import SourceImage
 from pipeline.schema import open_dataset
 from pipeline.sources.listings import ImageListing
@@ -232,6 +233,19 @@ def test_several_sizes_need_a_place_each(tmp_path: Path, images: list[SourceImag
             url, ImageListing(tuple(images)), SETTINGS, map_serially, source="x", sizes_px=(24, 40)
         )
     assert not list_objects(url)
+
+
+def test_sizes_that_do_not_fit_a_worker_together_are_refused(
+    tmp_path: Path, images: list[SourceImage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    specs = [plan.spec for plan in plan_sizes(images).values()]
+    needed = measure_worker_bytes(*specs)
+    assert all(measure_worker_bytes(spec) < needed for spec in specs)
+    small: Callable[[MapWork], Workers] = lambda _: Workers(2, needed - 1)  # noqa: E731
+    monkeypatch.setattr("pipeline.preflight.describe_workers", small)
+    with pytest.raises(SettingsError, match=r"2 datasets at once needs .* Make fewer datasets"):
+        ingest_at_once(tmp_path / "out", images, tmp_path / "log", map_serially)
+    assert not (tmp_path / "out").exists()
 
 
 def test_progress_tells_of_all_sizes(tmp_path: Path, images: list[SourceImage]) -> None:
