@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
+from torch import Tensor
 
 from training.config import ImageSettings
 
@@ -84,6 +85,16 @@ def take_views(images: Images, views: Views) -> Images:
         # torch mirrors all at once, pixel by pixel; NumPy goes byte by byte.
         taken[mirrored] = torch.flip(torch.from_numpy(taken[mirrored]), [axis + 1]).numpy()
     return taken
+
+
+def locate_pixels(views: Views, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Where views lie in their images: y and x of their pixels, each (n, side) on a device."""
+    origins = torch.from_numpy(views.origins_yx).to(device, non_blocking=True)
+    flips = torch.from_numpy(views.flips_yx).to(device, non_blocking=True)
+    steps = torch.arange(views.side_px, device=device)
+    within = torch.where(flips[:, :, None], steps.flip(0), steps)
+    y, x = (origins[:, :, None] + within).unbind(1)
+    return y, x
 
 
 def _draw(samples: NDArray[np.int64], *, seed: int, purpose: int) -> NDArray[np.uint64]:

@@ -22,6 +22,7 @@ from training.models.vgg import IMAGE, convolutions_needed
 
 MEASURE: Final = "measure"
 PerResolution: TypeAlias = int | dict[int, int]
+WhereHeld: TypeAlias = Literal["auto", "always", "never"]
 
 
 class _Frozen(BaseModel):
@@ -132,6 +133,9 @@ class AccelerationSettings(_Frozen):
         target_cache_bytes: The features of the training images are computed once a stage if
             they need no more than this on the device, and nothing augments the images; 0 for
             never. Same bits, more memory.
+        images_on_device: Whether the training images are held in the device's own memory, and
+            augmented there; `auto` on GPUs where they need no more than half of what is free.
+            Same bits.
         keeps_freed_memory: Whether, on cores, the memory of a step is kept for the next one and
             not given back to the system in between. Same bits; glibc alone heeds it.
         compiles_steps: Whether forward and backward pass are compiled, for each stage anew, on
@@ -143,6 +147,7 @@ class AccelerationSettings(_Frozen):
 
     uses_channels_last: bool = True
     target_cache_bytes: int = Field(default=2 * 2**30, ge=0)
+    images_on_device: WhereHeld = "auto"
     keeps_freed_memory: bool = True
     compiles_steps: bool = False
     allows_tf32: bool = False

@@ -1,16 +1,13 @@
 """Dataset -> batches of images, in an order that only the seed decides.
 
-The order is a fixed, endless sequence of rows: epoch after epoch, chunks are shuffled, then the
-rows of a few chunks together. Whoever knows how many samples were drawn knows what comes next;
-batches depend neither on how many workers share them, nor on whether images are held in memory
-or read as they come. Workers divide a batch by chunk, so that most chunks are read by one alone.
+Batches depend neither on how many workers share them, nor on whether images are held in memory,
+the host's or the device's, or read as they come.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from threading import Lock
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -25,11 +22,18 @@ from pipeline.schema import Dataset
 from pipeline.splits import prove_disjoint
 from training.augmentation import centre_views, draw_views, take_views
 from training.config import ImageSettings, TrainSettings
-from training.image_cache import open_images
+from training.image_cache import (
+    DeviceImages,
+    HostImages,
+    ViewReader,
+    fits_on_device,
+    open_images,
+)
+from training.sample_order import BUFFER_CHUNKS, SampleOrder, divide_batch
 
-BUFFER_CHUNKS: Final = 8
 # The window in use and one read ahead, each perhaps astride two epochs.
 _CACHED_CHUNKS: Final = 4 * BUFFER_CHUNKS
+_HOST: Final = torch.device("cpu")
 
 Rows = NDArray[np.int64]
 Samples = NDArray[np.int64]
@@ -75,82 +79,6 @@ def choose_rows(dataset: Dataset, split: Split, label: Label, limit: int | None 
     return chosen.astype(np.int64)
 
 
-def order_rows(rows: Rows, *, chunk_images: int, seed: int, epoch: int) -> Rows:
-    """Shuffle chunks, then the rows of `BUFFER_CHUNKS` chunks together.
-
-    Args:
-        rows: Ascending rows of the dataset, at least one.
-        chunk_images: Rows in a chunk of the dataset.
-        seed: Same seed, same order.
-        epoch: Each has an order of its own.
-
-    Returns:
-        The same rows in the epoch's order.
-    """
-    draw = np.random.default_rng([seed, epoch])
-    chunks = rows // chunk_images
-    by_chunk = np.split(rows, np.flatnonzero(np.diff(chunks)) + 1)
-    shuffled = draw.permutation(len(by_chunk))
-    ordered = [
-        draw.permutation(np.concatenate([by_chunk[chunk] for chunk in window]))
-        for window in np.split(shuffled, range(BUFFER_CHUNKS, len(shuffled), BUFFER_CHUNKS))
-    ]
-    return np.concatenate(ordered)
-
-
-class SampleOrder:
-    """The endless sequence of rows that a training draws.
-
-    Args:
-        rows: Ascending rows of the dataset, at least one.
-        chunk_images: Rows in a chunk of the dataset.
-        seed: Same seed, same sequence.
-
-    Any number of threads may ask at once.
-    """
-
-    def __init__(self, rows: Rows, *, chunk_images: int, seed: int) -> None:
-        self._rows, self._chunk_images, self._seed = rows, chunk_images, seed
-        self._epochs: dict[int, Rows] = {}
-        self._lock = Lock()
-
-    def rows_at(self, start: int, count: int) -> Rows:
-        """Rows of samples `start` to `start + count`, counted from 0 over all epochs."""
-        epochs, places = np.divmod(np.arange(start, start + count), len(self._rows))
-        found = np.empty(count, np.int64)
-        for epoch in np.unique(epochs).tolist():
-            found[epochs == epoch] = self._order(epoch)[places[epochs == epoch]]
-        return found
-
-    def _order(self, epoch: int) -> Rows:
-        with self._lock:
-            if epoch not in self._epochs:
-                while len(self._epochs) >= 3:
-                    del self._epochs[min(self._epochs)]
-                self._epochs[epoch] = order_rows(
-                    self._rows, chunk_images=self._chunk_images, seed=self._seed, epoch=epoch
-                )
-            return self._epochs[epoch]
-
-
-def divide_batch(rows: Rows, *, chunk_images: int, rank: int, world: int) -> Rows:
-    """Give a worker those of a batch's rows that lie next to each other in the dataset.
-
-    Args:
-        rows: (..., batch size) rows of one batch, or of several.
-        chunk_images: Rows in a chunk of the dataset.
-        rank: The worker; higher ranks take rows further on in the dataset.
-        world: Number of workers; their parts differ by one row at most.
-
-    Returns:
-        (..., n) places in the batch, ascending.
-    """
-    batch_size = rows.shape[-1]
-    by_chunk = np.argsort(rows // chunk_images, axis=-1, kind="stable")
-    part = slice(batch_size * rank // world, batch_size * (rank + 1) // world)
-    return np.sort(by_chunk[..., part], axis=-1)
-
-
 class _Share(NamedTuple):
     """What one worker reads at once; see `TrainingImages.read_batch`."""
 
@@ -163,28 +91,39 @@ class _Share(NamedTuple):
 class TrainingImages:
     """What a training draws its batches from: the normal images of split `train`.
 
-    While a batch is in use, the next one is made by another thread.
+    While a batch is in use, the next one is made by another thread; or by the device, which needs
+    none to be ahead, where that holds the images.
 
     Args:
         dataset: A dataset that `check_trainable` accepts.
         settings: Seed, views and memory.
+        device: The training's.
     """
 
-    def __init__(self, dataset: Dataset, settings: TrainSettings) -> None:
+    def __init__(
+        self, dataset: Dataset, settings: TrainSettings, device: torch.device = _HOST
+    ) -> None:
         self._rows = rows = choose_rows(dataset, "train", Label.NORMAL)
         self.image_count = len(rows)
         self._order = SampleOrder(rows, chunk_images=dataset.chunk_images, seed=settings.seed)
-        self._images = open_images(
-            dataset, rows, cache_bytes=settings.cache_bytes, cached_chunks=_CACHED_CHUNKS
-        )
+        where = settings.acceleration.images_on_device
+        self._is_on_device = fits_on_device(dataset, rows, device, where=where)
+        self._images: ViewReader
+        if self._is_on_device:
+            self._images = DeviceImages(dataset, rows, device)
+        else:
+            read = open_images(
+                dataset, rows, cache_bytes=settings.cache_bytes, cached_chunks=_CACHED_CHUNKS
+            )
+            self._images = HostImages(read)
         self._size_yx = dataset.image_shape[:2]
         self._chunk_images = dataset.chunk_images
         self._window = BUFFER_CHUNKS * dataset.chunk_images
         self._settings = settings
         self._maker = ThreadPoolExecutor(1, thread_name_prefix="batch-maker")
-        self._begun: dict[_Share, Future[Images]] = {}
+        self._begun: dict[_Share, Future[Tensor]] = {}
 
-    def read_batch(self, start: int, batch_size: int, *, rank: int = 0, world: int = 1) -> Images:
+    def read_batch(self, start: int, batch_size: int, *, rank: int = 0, world: int = 1) -> Tensor:
         """One worker's share of a batch.
 
         Args:
@@ -194,30 +133,33 @@ class TrainingImages:
             world: Number of workers.
 
         Returns:
-            (n, side, side, C) uint8, cropped and mirrored as the settings say.
+            (n, side, side, C) uint8, cropped and mirrored as the settings say; on the device if
+            that holds the images.
         """
         share = _Share(start, batch_size, rank, world)
+        if self._is_on_device:
+            return self._make(share)
         batch = self._begun.pop(share, None) or self._begin(share)
         following = share._replace(start=start + batch_size)
         self._begun = {following: self._begin(following)}
         return batch.result()
 
-    def _begin(self, share: _Share) -> Future[Images]:
+    def _begin(self, share: _Share) -> Future[Tensor]:
         return self._maker.submit(self._make, share)
 
-    def _make(self, share: _Share) -> Images:
+    def _make(self, share: _Share) -> Tensor:
         rows, samples = self._find(share, batches=1)
-        images = self._images.read_rows(rows)
-        following = share._replace(start=share.start + share.batch_size)
-        ahead, _ = self._find(following, batches=-(-self._window // share.batch_size))
-        self._images.expect(ahead)
         views = draw_views(
             samples,
             size_yx=self._size_yx,
             settings=self._settings.images,
             seed=self._settings.seed,
         )
-        return take_views(images, views)
+        batch = self._images.read_views(rows, views)
+        following = share._replace(start=share.start + share.batch_size)
+        ahead, _ = self._find(following, batches=-(-self._window // share.batch_size))
+        self._images.expect(ahead)
+        return batch
 
     def places_at(self, start: int, batch_size: int, *, rank: int = 0, world: int = 1) -> Rows:
         """Which of the training images, from 0, `read_batch` reads with the same arguments."""
@@ -255,7 +197,9 @@ def read_centres(dataset: Dataset, rows: Rows, settings: ImageSettings) -> Image
     return take_views(images, centre_views(len(rows), size_yx=size_yx, settings=settings))
 
 
-def to_tensor(images: Images, *, resolution: int, device: torch.device | str = "cpu") -> Tensor:
+def to_tensor(
+    images: Images | Tensor, *, resolution: int, device: torch.device | str = "cpu"
+) -> Tensor:
     """Bring images to a device, to the final resolution and to floats.
 
     Args:
@@ -266,7 +210,9 @@ def to_tensor(images: Images, *, resolution: int, device: torch.device | str = "
     Returns:
         (N, C, resolution, resolution) float32 in [-1, 1].
     """
-    on_device = torch.from_numpy(np.ascontiguousarray(images)).to(device, non_blocking=True)
+    if not isinstance(images, Tensor):
+        images = torch.from_numpy(np.ascontiguousarray(images))
+    on_device = images.to(device, non_blocking=True)
     # Three passes over memory, but only one that takes new memory.
     scaled = on_device.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
     if scaled.shape[-2:] == (resolution, resolution):

@@ -249,7 +249,7 @@ def _train_job(job: Job, team: Team) -> None:
     train(
         recipe,
         state,
-        TrainingImages(dataset, job.settings),
+        TrainingImages(dataset, job.settings, recipe.device),
         read_validation(dataset, job.settings.images, limit=job.settings.validation_images),
         save=save,
         publish=publish,

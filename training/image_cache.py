@@ -1,23 +1,31 @@
 """The images of a dataset by row: held in memory, or read chunk by chunk as they are needed.
 
+Memory is the host's or, where they leave enough of it free, the training device's own.
+
 Chunks are read whole and by several threads; single rows are never fetched from the store.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from threading import Lock
 from typing import Final, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from pipeline.chunk_reader import ReadChunk, open_chunks
+from pipeline.chunk_reader import open_chunks
 from pipeline.schema import Dataset
+from training.augmentation import Views, locate_pixels, take_views
+from training.config import WhereHeld
 
 _READERS: Final = 4
+# Of a device's free memory, what images may take at most: the rest is for steps and features.
+_DEVICE_SHARE: Final = 0.5
 
 Rows = NDArray[np.int64]
 Images = NDArray[np.uint8]
@@ -28,6 +36,18 @@ class ImageCache(Protocol):
 
     def read_rows(self, rows: Rows) -> Images:
         """Images (n, H, W, C) of these rows, in their order."""
+        ...
+
+    def expect(self, rows: Rows) -> None:
+        """Take notice that these rows will be read soon."""
+        ...
+
+
+class ViewReader(Protocol):
+    """Where a training gets its views from."""
+
+    def read_views(self, rows: Rows, views: Views) -> Tensor:
+        """The view of each of these rows: (n, side, side, C) uint8."""
         ...
 
     def expect(self, rows: Rows) -> None:
@@ -62,10 +82,7 @@ class HeldImages:
     def __init__(self, dataset: Dataset, rows: Rows) -> None:
         self._rows = rows
         self._images = np.empty((len(rows), *dataset.image_shape), np.uint8)
-        self._chunk_images = dataset.chunk_images
-        fill = partial(self._fill, open_chunks(dataset))
-        with ThreadPoolExecutor(_READERS) as readers:
-            list(readers.map(fill, _chunks_of(rows, dataset.chunk_images)))
+        _read_all(dataset, rows, self._images.__setitem__)
 
     def read_rows(self, rows: Rows) -> Images:
         """Images (n, H, W, C) of these rows, in their order."""
@@ -74,11 +91,54 @@ class HeldImages:
     def expect(self, rows: Rows) -> None:
         """Everything is here already."""
 
-    def _fill(self, read: ReadChunk, chunk: int) -> None:
-        start = chunk * self._chunk_images
-        images = read(chunk)
-        first, last = np.searchsorted(self._rows, [start, start + len(images)])
-        self._images[first:last] = images[self._rows[first:last] - start]
+
+class HostImages:
+    """Views that the host cuts out of images.
+
+    Args:
+        images: Where it gets them from.
+    """
+
+    def __init__(self, images: ImageCache) -> None:
+        self.images = images
+
+    def read_views(self, rows: Rows, views: Views) -> Tensor:
+        """The view of each of these rows: (n, side, side, C) uint8."""
+        return torch.from_numpy(take_views(self.images.read_rows(rows), views))
+
+    def expect(self, rows: Rows) -> None:
+        """Take notice that these rows will be read soon."""
+        self.images.expect(rows)
+
+
+class DeviceImages:
+    """Images in the memory of a device, as bytes; views are cut out there too.
+
+    Args:
+        dataset: Read once, here.
+        rows: Ascending rows to hold; no others can be asked for.
+        device: Where.
+    """
+
+    def __init__(self, dataset: Dataset, rows: Rows, device: torch.device) -> None:
+        self._rows = rows
+        self._images = torch.empty(
+            (len(rows), *dataset.image_shape), dtype=torch.uint8, device=device
+        )
+        _read_all(dataset, rows, self._put)
+
+    def read_views(self, rows: Rows, views: Views) -> Tensor:
+        """The view of each of these rows: (n, side, side, C) uint8, on the device."""
+        device = self._images.device
+        places = torch.from_numpy(np.searchsorted(self._rows, rows)).to(device, non_blocking=True)
+        y, x = locate_pixels(views, device)
+        return self._images[places[:, None, None], y[:, :, None], x[:, None, :]]
+
+    def expect(self, rows: Rows) -> None:
+        """Everything is here already."""
+
+    def _put(self, places: slice, images: Images) -> None:
+        self._images[places] = torch.from_numpy(images).to(self._images.device)
 
 
 class StreamedImages:
@@ -120,6 +180,35 @@ class StreamedImages:
             while len(self._chunks) > self._cached_chunks:
                 self._chunks.popitem(last=False)
             return self._chunks[chunk]
+
+
+def fits_on_device(dataset: Dataset, rows: Rows, device: torch.device, *, where: WhereHeld) -> bool:
+    """Whether a training's images are held on its device.
+
+    Args:
+        dataset: Where they lie.
+        rows: Which.
+        device: The training's; `auto` asks what a GPU has free at this moment.
+        where: The setting.
+    """
+    if where != "auto" or device.type != "cuda":
+        return where == "always"
+    free_bytes, _ = torch.cuda.mem_get_info(device)
+    return len(rows) * int(np.prod(dataset.image_shape)) <= _DEVICE_SHARE * free_bytes
+
+
+def _read_all(dataset: Dataset, rows: Rows, put: Callable[[slice, Images], None]) -> None:
+    """Hand over the images of ascending rows chunk by chunk, each with its place among them."""
+    read = open_chunks(dataset)
+
+    def hand_over(chunk: int) -> None:
+        start = chunk * dataset.chunk_images
+        images = read(chunk)
+        first, last = np.searchsorted(rows, [start, start + len(images)])
+        put(slice(first, last), images[rows[first:last] - start])
+
+    with ThreadPoolExecutor(_READERS) as readers:
+        list(readers.map(hand_over, _chunks_of(rows, dataset.chunk_images)))
 
 
 def _chunks_of(rows: Rows, chunk_images: int) -> list[int]:

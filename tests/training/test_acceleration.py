@@ -54,6 +54,12 @@ def test_kept_target_features_move_no_bit(exact: tuple[Tensor, dict[str, Tensor]
     assert all(torch.equal(weights[name], exact[1][name]) for name in weights)
 
 
+def test_images_on_the_device_move_no_bit(exact: tuple[Tensor, dict[str, Tensor]]) -> None:
+    losses, weights = train_toys(acceleration={"images_on_device": "always"})
+    assert torch.equal(losses, exact[0])
+    assert all(torch.equal(weights[name], exact[1][name]) for name in weights)
+
+
 def test_the_layout_in_memory_moves_rounding_alone(
     exact: tuple[Tensor, dict[str, Tensor]],
 ) -> None:

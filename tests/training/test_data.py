@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,21 +14,15 @@ import torch
 from pipeline.errors import SchemaError, SettingsError
 from pipeline.records import Label
 from tests.training.toys import HEIGHT, WIDTH, make_dataset, make_settings
-from training.augmentation import Views, draw_views, take_views
+from training.augmentation import Views, draw_views, locate_pixels, take_views
 from training.config import ImageSettings
-from training.data import (
-    BUFFER_CHUNKS,
-    SampleOrder,
-    TrainingImages,
-    check_trainable,
-    choose_rows,
-    divide_batch,
-    order_rows,
-    to_tensor,
-)
-from training.image_cache import HeldImages, StreamedImages, open_images
+from training.data import TrainingImages, check_trainable, choose_rows, to_tensor
+from training.image_cache import HeldImages, HostImages, StreamedImages, fits_on_device, open_images
+from training.sample_order import BUFFER_CHUNKS, SampleOrder, divide_batch, order_rows
 
 RANDOM_VIEWS = ImageSettings(crop_px=32, crops_at_random=True, flips_at_random=True)
+HELD, STREAMED = {"cache_bytes": 2**30}, {"cache_bytes": 0}
+ON_DEVICE = {"cache_bytes": 0, "acceleration": {"images_on_device": "always"}}
 
 
 def test_rows_are_readable_normals_of_their_split() -> None:
@@ -103,7 +99,8 @@ def test_a_worker_reads_ahead_what_its_own_shares_need() -> None:
     rows = choose_rows(dataset, "train", Label.NORMAL)
     order = SampleOrder(rows, chunk_images=4, seed=3)
     images = TrainingImages(dataset, make_settings(cache_bytes=0))
-    streamed = images._images
+    assert isinstance(images._images, HostImages)
+    streamed = images._images.images
     assert isinstance(streamed, StreamedImages)
     images.read_batch(0, 16, rank=2, world=3)
     images.read_batch(16, 16, rank=2, world=3)  # by now the first has asked for a window ahead
@@ -117,11 +114,11 @@ def test_a_worker_reads_ahead_what_its_own_shares_need() -> None:
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
-@pytest.mark.parametrize("cache_bytes", [2**30, 0])
-def test_workers_share_one_sequence(world: int, cache_bytes: int) -> None:
+@pytest.mark.parametrize("place", [HELD, STREAMED, ON_DEVICE])
+def test_workers_share_one_sequence(world: int, place: dict[str, Any]) -> None:
     dataset = make_dataset("memory://data/shared")
     alone = TrainingImages(dataset, make_settings(images=RANDOM_VIEWS))
-    settings = make_settings(images=RANDOM_VIEWS, cache_bytes=cache_bytes)
+    settings = make_settings(images=RANDOM_VIEWS, **place)
     teams = [TrainingImages(dataset, settings) for _ in range(world)]
     order = SampleOrder(choose_rows(dataset, "train", Label.NORMAL), chunk_images=4, seed=3)
     for start in (0, 10, 30):  # the last one straddles two epochs
@@ -133,7 +130,7 @@ def test_workers_share_one_sequence(world: int, cache_bytes: int) -> None:
         assert np.array_equal(batch, alone.read_batch(start, 10))
 
 
-@pytest.mark.parametrize("cache_bytes", [2**30, 0])
+@pytest.mark.parametrize("place", [HELD, STREAMED, ON_DEVICE])
 @pytest.mark.parametrize(
     ("channels", "views", "recorded"),
     [(1, RANDOM_VIEWS, "89220bf1636fceaa"), (3, RANDOM_VIEWS, "6cd89b0dbf2d5cbf"),
@@ -141,11 +138,11 @@ def test_workers_share_one_sequence(world: int, cache_bytes: int) -> None:
      (1, ImageSettings(), "d8583ff63aee2206")],
 )  # fmt: skip
 def test_the_sequence_is_the_recorded_one(
-    cache_bytes: int, channels: int, views: ImageSettings, recorded: str
+    place: dict[str, Any], channels: int, views: ImageSettings, recorded: str
 ) -> None:
     dataset = make_dataset(f"memory://data/recorded-{channels}", channels=channels)
-    images = TrainingImages(dataset, make_settings(images=views, cache_bytes=cache_bytes))
-    batches = [images.read_batch(start, 10).tobytes() for start in range(0, 200, 10)]
+    images = TrainingImages(dataset, make_settings(images=views, **place))
+    batches = [images.read_batch(start, 10).numpy().tobytes() for start in range(0, 200, 10)]
     assert sha256(b"".join(batches)).hexdigest()[:16] == recorded
 
 
@@ -182,9 +179,26 @@ def test_streamed_images_equal_held_ones_and_keep_few_chunks() -> None:
 def test_views_are_cut_by_y_and_x() -> None:
     images = np.arange(2 * 6 * 5 * 1, dtype=np.uint8).reshape(2, 6, 5, 1)
     views = Views(np.array([[2, 1], [0, 0]]), np.array([[False, True], [True, False]]), 3)
-    taken = take_views(images, views)
-    assert np.array_equal(taken[0], images[0, 2:5, 1:4][:, ::-1])
-    assert np.array_equal(taken[1], images[1, 0:3, 0:3][::-1])
+    y, x = locate_pixels(views, torch.device("cpu"))
+    gathered = images[np.arange(2)[:, None, None], y[:, :, None], x[:, None, :]]
+    for taken in (take_views(images, views), gathered):
+        assert np.array_equal(taken[0], images[0, 2:5, 1:4][:, ::-1])
+        assert np.array_equal(taken[1], images[1, 0:3, 0:3][::-1])
+
+
+def test_a_gpu_holds_images_that_take_half_of_what_is_free(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dataset = make_dataset("memory://data/fitting")
+    rows, cuda, cpu = np.arange(10), torch.device("cuda"), torch.device("cpu")
+    needed = 10 * HEIGHT * WIDTH
+    fits = partial(fits_on_device, dataset, rows)
+    for free, expected in ((2 * needed, True), (2 * needed - 1, False)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: (free, 10 * free))
+        assert fits(cuda, where="auto") is expected
+    assert not fits(cpu, where="auto")
+    assert fits(cpu, where="always")
+    assert not fits(cuda, where="never")
 
 
 def test_drawn_views_cover_every_place_evenly() -> None:

@@ -1,0 +1,94 @@
+"""The order that samples are drawn in, and who takes which: the seed decides alone.
+
+The order is a fixed, endless sequence of rows: epoch after epoch, chunks are shuffled, then the
+rows of a few chunks together. Whoever knows how many samples were drawn knows what comes next.
+Workers divide a batch by chunk, so that most chunks are read by one alone.
+"""
+
+from __future__ import annotations
+
+from threading import Lock
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+BUFFER_CHUNKS: Final = 8
+
+Rows = NDArray[np.int64]
+
+
+def order_rows(rows: Rows, *, chunk_images: int, seed: int, epoch: int) -> Rows:
+    """Shuffle chunks, then the rows of `BUFFER_CHUNKS` chunks together.
+
+    Args:
+        rows: Ascending rows of the dataset, at least one.
+        chunk_images: Rows in a chunk of the dataset.
+        seed: Same seed, same order.
+        epoch: Each has an order of its own.
+
+    Returns:
+        The same rows in the epoch's order.
+    """
+    draw = np.random.default_rng([seed, epoch])
+    chunks = rows // chunk_images
+    by_chunk = np.split(rows, np.flatnonzero(np.diff(chunks)) + 1)
+    shuffled = draw.permutation(len(by_chunk))
+    ordered = [
+        draw.permutation(np.concatenate([by_chunk[chunk] for chunk in window]))
+        for window in np.split(shuffled, range(BUFFER_CHUNKS, len(shuffled), BUFFER_CHUNKS))
+    ]
+    return np.concatenate(ordered)
+
+
+class SampleOrder:
+    """The endless sequence of rows that a training draws.
+
+    Args:
+        rows: Ascending rows of the dataset, at least one.
+        chunk_images: Rows in a chunk of the dataset.
+        seed: Same seed, same sequence.
+
+    Any number of threads may ask at once.
+    """
+
+    def __init__(self, rows: Rows, *, chunk_images: int, seed: int) -> None:
+        self._rows, self._chunk_images, self._seed = rows, chunk_images, seed
+        self._epochs: dict[int, Rows] = {}
+        self._lock = Lock()
+
+    def rows_at(self, start: int, count: int) -> Rows:
+        """Rows of samples `start` to `start + count`, counted from 0 over all epochs."""
+        epochs, places = np.divmod(np.arange(start, start + count), len(self._rows))
+        found = np.empty(count, np.int64)
+        for epoch in np.unique(epochs).tolist():
+            found[epochs == epoch] = self._order(epoch)[places[epochs == epoch]]
+        return found
+
+    def _order(self, epoch: int) -> Rows:
+        with self._lock:
+            if epoch not in self._epochs:
+                while len(self._epochs) >= 3:
+                    del self._epochs[min(self._epochs)]
+                self._epochs[epoch] = order_rows(
+                    self._rows, chunk_images=self._chunk_images, seed=self._seed, epoch=epoch
+                )
+            return self._epochs[epoch]
+
+
+def divide_batch(rows: Rows, *, chunk_images: int, rank: int, world: int) -> Rows:
+    """Give a worker those of a batch's rows that lie next to each other in the dataset.
+
+    Args:
+        rows: (..., batch size) rows of one batch, or of several.
+        chunk_images: Rows in a chunk of the dataset.
+        rank: The worker; higher ranks take rows further on in the dataset.
+        world: Number of workers; their parts differ by one row at most.
+
+    Returns:
+        (..., n) places in the batch, ascending.
+    """
+    batch_size = rows.shape[-1]
+    by_chunk = np.argsort(rows // chunk_images, axis=-1, kind="stable")
+    part = slice(batch_size * rank // world, batch_size * (rank + 1) // world)
+    return np.sort(by_chunk[..., part], axis=-1)
