@@ -49,20 +49,20 @@ def written_beside(
 def _write_past_cache(descriptor: int, parts: Iterable[Part]) -> bytes:
     """Write all whole pages straight to the disk, and give back what is left at the end."""
     filled = 0
-    # Mapped memory begins with a page, as the disk wants it.
-    with _past_cache(descriptor), mmap.mmap(-1, _BUFFER_BYTES) as pages, memoryview(pages) as view:
+    pages = memoryview(mmap.mmap(-1, _BUFFER_BYTES))  # begins with a page, as the disk wants it
+    with _past_cache(descriptor):
         for part in parts:
             rest = memoryview(part)
             while rest:
                 size = min(len(rest), _BUFFER_BYTES - filled)
-                view[filled : filled + size] = rest[:size]
+                pages[filled : filled + size] = rest[:size]
                 rest, filled = rest[size:], filled + size
                 if filled == _BUFFER_BYTES:
-                    _write_all(descriptor, view)
+                    _write_all(descriptor, pages)
                     filled = 0
         whole = filled - filled % mmap.PAGESIZE
-        _write_all(descriptor, view[:whole])
-        return bytes(view[whole:filled])
+        _write_all(descriptor, pages[:whole])
+        return bytes(pages[whole:filled])
 
 
 def _write_all(descriptor: int, data: memoryview) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import resource
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -60,6 +61,17 @@ def test_a_large_file_whose_parts_end_early_does_not_appear(tmp_path: Path) -> N
 
     with pytest.raises(ValueError, match="no more"):
         storage.write_parts(str(tmp_path / "large"), give_up())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_large_file_that_the_disk_refuses_leaves_nothing(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (MIB, before[1]))
+    try:
+        with pytest.raises(StorageError, match="File too large"):
+            storage.write_parts(str(tmp_path / "large"), iter([bytes(3 * MIB)]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert list(tmp_path.iterdir()) == []
 
 
