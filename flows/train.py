@@ -56,8 +56,8 @@ def train(
             `--changes.optimiser__learning_rate 1e-4`. Two to four times as fast, at losses within
             a thousandth: `--changes.precision bf16`, or `bf16_features` for VGG19 alone. Other
             switches: `--changes.acceleration__compiles_steps true`, and those beside it in
-            `training.config.AccelerationSettings`. Optional terms of the loss: the pixels',
-            `--changes.loss__pixel_weight 1`, and, in training alone, a discriminator's,
+            `training.config.AccelerationSettings`. The paper's ablation adds terms in training:
+            of pixels, `--changes.l1_weight 1`; of a discriminator,
             `--changes.adversarial__weight 0.1`.
     """
     settings = load_settings()

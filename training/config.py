@@ -61,7 +61,8 @@ class LossSettings(_Frozen):
 
     Attributes:
         layers: For each resolution in px the layers compared, and their weights.
-        pixel_weight: Weight of the pixels beside the layers, as in the paper's ablation.
+        pixel_weight: Weight of the pixels beside the layers, compared as features are: the public
+            code's `img_weight`.
         norm: `l1` or `l2` (squared).
         is_relative: Whether errors are relative to the image's own features.
         blends_in_fade: Whether a fade blends the losses of both resolutions.
@@ -114,6 +115,11 @@ class AdversarialSettings(_Frozen):
     critic_steps: PositiveInt = 2
     gradient_weight: NonNegativeFloat = 10.0
     drift_weight: NonNegativeFloat = 1e-3
+
+    @property
+    def steps_before_each(self) -> int:
+        """Steps of the discriminator before each of the autoencoder; 0 without one."""
+        return self.critic_steps if self.weight else 0
 
 
 class OptimiserSettings(_Frozen):
@@ -173,6 +179,8 @@ class TrainSettings(_Frozen):
     """A whole training.
 
     Attributes:
+        l1_weight: Of the plain L1 distance of pixels, added to the loss in training alone, as in
+            the paper's ablation (0.1 or 1); the anomaly score does not know it.
         seed: Of weights, order and augmentation.
         precision: `fp32`; `bf16_features` for VGG19 in bfloat16, which does nearly all the work;
             `bf16` for the autoencoder too. Losses are summed in single precision always.
@@ -191,6 +199,7 @@ class TrainSettings(_Frozen):
     network: NetworkSettings = NetworkSettings()
     growth: GrowthSettings = GrowthSettings()
     loss: LossSettings
+    l1_weight: NonNegativeFloat = 0.0
     adversarial: AdversarialSettings = AdversarialSettings()
     optimiser: OptimiserSettings = OptimiserSettings()
     images: ImageSettings = ImageSettings()

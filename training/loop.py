@@ -181,7 +181,7 @@ def train(
     while state.step < recipe.total_steps:
         growth = growth_at(recipe, state.step)
         losses: dict[str, Tensor] = {}
-        for _ in range(recipe.critic_steps):
+        for _ in range(recipe.settings.adversarial.steps_before_each):
             batch = _draw(recipe, state, images)
             with suggesting_batch(recipe, state, batch.images):
                 losses[CRITIC] = critic_step(recipe, state, batch.images, samples=batch.samples)

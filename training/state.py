@@ -25,7 +25,7 @@ from training.acceleration import (
 )
 from training.adversary import Adversary, build_discriminator, make_adversary
 from training.config import TrainSettings
-from training.losses import LayerWeights, Reduction, growing_perceptual_loss
+from training.losses import LayerWeights, Reduction, growing_perceptual_loss, pixel_loss
 from training.models.autoencoder import Autoencoder
 from training.models.discriminator import Discriminator
 from training.models.growth import GrowthState, Stage, state_at, total_iterations
@@ -34,6 +34,7 @@ from training.optimiser import make_optimiser
 
 Array: TypeAlias = NDArray[Any]
 RECONSTRUCTION: Final = "train_loss"
+PIXELS: Final = "pixel_loss"
 ADVERSARIAL: Final = "adversarial_loss"
 
 
@@ -91,12 +92,6 @@ class Recipe:
         return total_iterations(self.stages)
 
     @property
-    def critic_steps(self) -> int:
-        """Steps of the discriminator before each of the autoencoder; 0 without one."""
-        adversarial = self.settings.adversarial
-        return adversarial.critic_steps if adversarial.weight else 0
-
-    @property
     def memory_format(self) -> torch.memory_format:
         """How images lie in memory."""
         return choose_memory_format(self.settings.acceleration)
@@ -123,17 +118,20 @@ class Recipe:
         self, network: nn.Module, resolution: int, adversary: Adversary | None = None
     ) -> Objective:
         """What a step at a resolution makes smaller: target -> terms, through the network."""
+        l1_weight = self.settings.l1_weight
 
         def objective(target: Tensor, alpha: Alpha, target_features: Features | None) -> Losses:
             with self.mixed_precision():
                 made = network(target, resolution=resolution, alpha=alpha)
-            reconstruction = self._compare(
+            compared = self._compare(
                 target, made, resolution, alpha, target_features=target_features
             )
-            if adversary is None:
-                return {RECONSTRUCTION: reconstruction}
-            term = adversary.measure(made.to(target.dtype), resolution=resolution, alpha=alpha)
-            return {RECONSTRUCTION: reconstruction, ADVERSARIAL: term}
+            made, terms = made.to(target.dtype), {RECONSTRUCTION: compared}
+            if l1_weight:
+                terms[PIXELS] = l1_weight * pixel_loss(target, made)
+            if adversary is not None:
+                terms[ADVERSARIAL] = adversary.measure(made, resolution=resolution, alpha=alpha)
+            return terms
 
         if self.settings.acceleration.compiles_steps:
             return CompiledObjective(objective, self.device)

@@ -15,7 +15,7 @@ from training.data import to_tensor
 from training.features import keep_features, read_features
 from training.loop import DivergenceError, train_step
 from training.state import Recipe, Team, TrainingState, begin_training, growth_at
-from training.validation import score_images, summarise
+from training.validation import reconstruct, score_images, summarise
 
 
 def test_the_loss_falls() -> None:
@@ -62,6 +62,19 @@ def test_shares_of_a_batch_average_to_its_loss() -> None:
         recipe = Recipe(bench.settings, bench.recipe.features, 1, CPU, Team(size=2))
         losses.append(train_step(recipe, begin_training(recipe), share)["train_loss"])
     assert torch.allclose(torch.stack(losses).mean(), whole, atol=1e-6)
+
+
+def test_pixels_can_count_in_training_beside_the_score() -> None:
+    bench, without = Bench(l1_weight=0.5), Bench()
+    images = to_tensor(bench.images.read_batch(0, 12), resolution=32)
+    terms = train_step(bench.recipe, begin_training(bench.recipe), images)
+    state = begin_training(without.recipe)
+    target, made = reconstruct(
+        without.recipe, state.autoencoder, images, growth_at(bench.recipe, 0)
+    )
+    assert terms["pixel_loss"].item() == pytest.approx(0.5 * (target - made).abs().mean().item())
+    alone = train_step(without.recipe, state, images)
+    assert alone == {"train_loss": terms["train_loss"]}
 
 
 def test_a_diverging_loss_names_the_last_good_checkpoint() -> None:
