@@ -27,6 +27,7 @@ from training.champions import record_scoring
 from training.ray_engine import ray_engine
 from training.reduced_precision import reduce_precision
 from training.registry import load_champion
+from training.runs import make_absolute
 from training.scoring import ScoreReport, score_dataset
 
 
@@ -71,6 +72,7 @@ def score(
             home folder by default.
     """
     settings, period = load_settings(), Period.of(since, until)
+    source, output = make_absolute(source), make_absolute(output)  # workers stand elsewhere
     champion = load_champion(model_name)
     dataset = source
     if not is_dataset(source):

@@ -45,8 +45,18 @@ class RayMap:
     cpus: float
     uses_gpu: bool
 
-    def __call__(self, function: Callable[[T], R], items: Sequence[T], **_: object) -> Iterator[R]:
+    def __call__(
+        self,
+        function: Callable[[T], R],
+        items: Sequence[T],
+        *,
+        give_up: Callable[[T], R] | None = None,  # noqa: ARG002 - the protocol's
+    ) -> Iterator[R]:
         """Hand out every item.
+
+        Nothing stands in for an item whose workers die, whatever `give_up` says: files that kill
+        their readers are met by ingest, on the engines of `pipeline`. What is handed out here
+        reads arrays that ingest has written, and its workers die of too little memory.
 
         Raises:
             WorkersError: A worker has died again and again.
@@ -57,10 +67,10 @@ class RayMap:
             max_restarts=_RESTARTS,
             max_task_retries=_RESTARTS,
         )(_Worker)
-        sent = ray.put(function)
-        pool: Any = ActorPool([make.remote(sent) for _ in range(min(self.workers, len(items)))])
+        sent = [ray.put(function)]  # within a list it travels as a reference
+        pool: Any = ActorPool([make.remote() for _ in range(min(self.workers, len(items)))])
         try:
-            yield from pool.map_unordered(lambda worker, item: worker.work.remote(item), items)
+            yield from pool.map_unordered(lambda each, item: each.work.remote(sent, item), items)
         except RayTaskError as error:
             if isinstance(error.cause, NormscopeError):
                 raise error.cause from error
@@ -72,8 +82,9 @@ class RayMap:
 
 
 class _Worker:
-    def __init__(self, function: Callable[[Any], Any]) -> None:
-        self._function = function
+    _function: Callable[[Any], Any] | None = None
 
-    def work(self, item: Any) -> Any:
+    def work(self, sent: Sequence[Any], item: Any) -> Any:
+        if self._function is None:
+            self._function = ray.get(sent[0])
         return self._function(item)

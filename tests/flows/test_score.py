@@ -67,8 +67,11 @@ def test_a_shifted_batch_raises_the_alarm_and_moves_no_threshold(tmp_path: Path)
     assert count_events("normscope.scores.drifted") == 1
 
 
-def test_a_range_of_dates_is_scored_alone_and_again_alike(tmp_path: Path) -> None:
-    inbox, output, place = tmp_path / "inbox", str(tmp_path / "january"), str(tmp_path / "ledgers")
+def test_a_range_of_dates_is_scored_alone_and_again_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    inbox, output, place = Path("inbox"), "january", str(tmp_path / "ledgers")
     for day in (1, 15, 31, 32):  # of January: the last is in February
         paint(inbox / f"{day}.png", day)
         noon = datetime(2026, 1, 1, 12, tzinfo=UTC) + timedelta(days=day - 1)
@@ -91,6 +94,7 @@ def test_a_range_of_dates_is_scored_alone_and_again_alike(tmp_path: Path) -> Non
     assert (report.new_count, again.new_count, again.results) == (2, 0, report.results)
     # A schedule that writes to the same output scores only what the range has not.
     assert (whole.scored_count, whole.new_count) == (4, 2)
+    assert first.content["output_url"] == str(tmp_path / "january")
     assert first.content["since"] == "2026-01-01T18:00:00+00:00"
     assert first.content["until"] == "2026-02-01T00:00:00+00:00"
     assert "since" not in last.content
