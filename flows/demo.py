@@ -18,7 +18,7 @@ from flows.train import train
 from pipeline.ingest import IngestReport
 from pipeline.sources.synthetic import write_slides, write_xrays
 from pipeline.storage import join
-from training.distributed import running_ray
+from training.ray_cluster import running_ray
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,12 @@ SOLE_IMPORTERS: Final[Mapping[str, tuple[str, ...]]] = {
     "botocore": ("pipeline/staging.py", "pipeline/storage.py"),
     "highdicom": ("pipeline/dicom_capture.py",),
     "pydicom": ("pipeline/dicom_*.py", "pipeline/sources/dicom.py", "pipeline/privacy.py"),
-    "ray": ("training/distributed.py", "training/ray_engine.py", "training/search.py"),
+    "ray": (
+        "training/distributed.py",
+        "training/ray_cluster.py",
+        "training/ray_engine.py",
+        "training/search.py",
+    ),
     # The scorer is the code that MLflow keeps beside the weights: models-from-code.
     "mlflow": ("training/tracking.py", "training/registry.py", "training/scorer.py"),
     "prefect": ("flows/*",),

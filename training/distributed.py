@@ -9,11 +9,9 @@ checkpoint when it is started again by its name, with as many workers as there a
 
 from __future__ import annotations
 
-import logging
 import os
 import pickle
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -36,15 +34,12 @@ from training.data import TrainingImages, check_trainable
 from training.features import FEATURES, keep_features, prepare_features, read_features
 from training.listening import OnReport, Resumption, listening
 from training.loop import DivergenceError, Report, train
+from training.ray_cluster import WorkersError, running_ray
 from training.runs import FitResult, claim_run, conclude, make_absolute, open_checkpoints
 from training.state import Array, Recipe, Team, TrainingState, begin_training, make_recipe
 from training.validation import read_validation
 
 _MAX_FAILURES: Final = 3
-
-
-class WorkersError(NormscopeError):
-    """Workers that failed again and again without getting further."""
 
 
 @dataclass(frozen=True)
@@ -97,9 +92,10 @@ def fit(
         WeightsError: The weights of VGG19 cannot be had.
         DivergenceError: The loss has left all bounds.
         StorageError: The run's folder cannot be written.
-        WorkersError: The workers failed more than three times without getting further.
+        WorkersError: No Ray cluster answers, or the workers failed more than three times without
+            getting further.
     """
-    _check_workers(workers, min_workers)
+    _check_workers(settings, workers, min_workers)
     dataset = open_dataset(dataset_url)
     check_trainable(dataset, settings)
     run_url = claim_run(storage_url, run_name, settings, dataset)
@@ -169,11 +165,17 @@ def _open_mailbox() -> Queue:
     return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
 
 
-def _check_workers(workers: int, min_workers: int | None) -> None:
+def _check_workers(settings: TrainSettings, workers: int, min_workers: int | None) -> None:
     if min_workers is not None and not 1 <= min_workers <= workers:
         raise SettingsError(
             "min_workers", f"{min_workers}, with {workers} workers", f"Give 1 to {workers}"
         )
+    smallest = min(stage.batch_size for stage in settings.growth.plan())
+    if workers > smallest:
+        raise SettingsError(
+            "workers", f"{workers}, but a batch has {smallest} images at the least",
+            f"Give at most {smallest}, or raise growth.batch_sizes",
+        )  # fmt: skip
 
 
 def _scale(workers: int, min_workers: int | None, *, uses_gpu: bool) -> ScalingConfig:
@@ -184,23 +186,6 @@ def _scale(workers: int, min_workers: int | None, *, uses_gpu: bool) -> ScalingC
         use_gpu=uses_gpu,
         resources_per_worker=resources,
     )
-
-
-@contextmanager
-def running_ray(address: str | None, workers: int) -> Iterator[None]:
-    """Use the Ray that runs, connect to a cluster, or start one here; stop what was begun."""
-    if ray.is_initialized():
-        yield
-        return
-    if address is None:
-        cpus = max(workers, os.cpu_count() or 1)
-        ray.init(address="local", num_cpus=cpus, log_to_driver=False, logging_level=logging.WARNING)
-    else:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 # What the workers do.

@@ -60,7 +60,8 @@ class Entry:
         """What happened, in a line."""
         known = self.content
         if self.kind == "scored":
-            return f"version {known['model_version']}, {known['scored_count']} images"
+            ends = "".join(f", {end} {known[end]}" for end in ("since", "until") if end in known)
+            return f"version {known['model_version']}, {known['scored_count']} images{ends}"
         if self.kind in {"refused", "held"}:
             return f"version {known['challenger_version']}{self._words_of_answer}"
         if self.kind == "rolled_back":

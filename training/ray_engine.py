@@ -13,7 +13,7 @@ from ray.util import ActorPool
 
 from pipeline.engines import MapWork
 from pipeline.errors import NormscopeError
-from training.distributed import WorkersError, running_ray
+from training.ray_cluster import WorkersError, running_ray
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -19,10 +19,10 @@ from pipeline.records import Label
 from pipeline.schema import Dataset, open_dataset
 from training.config import TrainSettings
 from training.data import TrainingImages, check_trainable, choose_rows
-from training.distributed import running_ray
 from training.features import prepare_features
 from training.loop import Report, train
 from training.models.vgg import LAYERS
+from training.ray_cluster import running_ray
 from training.runs import make_absolute
 from training.state import begin_training, make_recipe
 from training.tracking import tracked_run

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from threading import Barrier
 
@@ -11,6 +12,7 @@ import pytest
 
 from pipeline import storage
 from pipeline.errors import RegistryError, SourceError
+from pipeline.period import Period
 from pipeline.schema import open_dataset
 from tests.training.registered import NAME, own_mlflow, register
 from tests.training.toys import make_dataset
@@ -151,3 +153,13 @@ def test_a_scoring_is_written_down_once(ledgers: str, home: Path) -> None:
     assert [entry.kind for entry in found.entries] == ["promoted", "scored"]
     with pytest.raises(SourceError, match="no score of an image 'none'"):
         trace(f"{ledgers}/scores", "none")
+
+
+def test_the_ledger_says_which_range_was_scored(ledgers: str, home: Path) -> None:
+    promote_to(ledgers, "2")
+    report = score_dataset(
+        str(home / "dataset"), load_version(NAME, "champion"), f"{ledgers}/scores", top_heatmaps=0
+    )
+    record_scoring(report, ledgers, Period.of(datetime(2026, 3, 1, tzinfo=UTC), None))
+    summary = verify(NAME, ledgers).entries[-1].summary
+    assert summary.endswith(f"{report.scored_count} images, since 2026-03-01T00:00:00+00:00")

@@ -14,8 +14,9 @@ from pipeline.errors import SchemaError, SettingsError
 from pipeline.schema import open_dataset
 from tests.training.toy_training import train_alone
 from tests.training.toys import make_dataset, make_settings
-from training.distributed import fit, running_ray
+from training.distributed import fit
 from training.loop import DivergenceError, Report
+from training.ray_cluster import running_ray
 from training.runs import FitResult, claim_run, open_checkpoints
 
 # Ray warns of its own settings while it is imported.
@@ -140,6 +141,16 @@ def test_fewer_workers_than_none_are_refused(dataset_url: str, tmp_path: Path) -
             SETTINGS, dataset_url=dataset_url, storage_url=str(tmp_path), run_name="odd",
             workers=2, min_workers=3,
         )  # fmt: skip
+
+
+def test_more_workers_than_images_in_a_batch_are_refused(dataset_url: str, tmp_path: Path) -> None:
+    smallest = min(stage.batch_size for stage in SETTINGS.growth.plan())
+    with pytest.raises(SettingsError, match=f"workers: {smallest + 1}, but a batch has {smallest}"):
+        fit(
+            SETTINGS, dataset_url=dataset_url, storage_url=str(tmp_path), run_name="crowd",
+            workers=smallest + 1,
+        )  # fmt: skip
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_unsealed_dataset_and_one_that_leaks_are_refused(tmp_path: Path) -> None:

@@ -1,0 +1,19 @@
+from __future__ import annotations
+
+import pytest
+
+from training.ray_cluster import WorkersError, running_ray
+
+# Ray warns of its own settings while it is imported.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
+
+
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1:9", "ray://127.0.0.1:9", "no-such-host.invalid:6379"]
+)
+def test_a_cluster_that_does_not_answer_is_named(address: str) -> None:
+    with (
+        pytest.raises(WorkersError, match=f"{address}: no Ray cluster answers. Start one"),
+        running_ray(address, 1),
+    ):
+        pass
