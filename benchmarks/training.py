@@ -30,7 +30,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.harness import Comparison, Method, Outcome, compare, run_benchmark
 from benchmarks.published import PublishedStep, Vgg, make_decoder, make_encoder
-from training.acceleration import TargetCache, leave_tf32, set_freed_memory, set_tf32
+from pipeline.freed_memory import set_freed_memory
+from training.acceleration import TargetCache, leave_tf32, set_tf32
 from training.loop import train_step
 from training.losses import add_up
 from training.models.published import load_published_weights

@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 
 Tile: TypeAlias = NDArray[np.uint8]
 
+# A worker has a core, and tiles are small: threads would only wait for each other.
+cv2.setNumThreads(1)
+
 _BLANK_BRIGHTNESS: Final = 215
 _BLANK_CHROMA: Final = 16
 _PEN_MARGIN: Final = 15

@@ -6,7 +6,6 @@ loss, is measured by `python -m benchmarks.training`.
 
 from __future__ import annotations
 
-import ctypes
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, TypeAlias, TypeVar
@@ -30,10 +29,6 @@ Places: TypeAlias = NDArray[np.int64]
 Network = TypeVar("Network", bound=nn.Module)
 
 logger: Final = logging.getLogger(__name__)
-# Parameters of glibc's mallopt, and the largest that it would choose by itself.
-_TRIM_THRESHOLD: Final = -1
-_MMAP_THRESHOLD: Final = -3
-_OWN_LARGEST_BYTES: Final = 32 * 2**20
 
 
 def lay_out(network: Network, settings: AccelerationSettings) -> Network:
@@ -66,19 +61,6 @@ def leave_tf32() -> None:
     """Let PyTorch choose again, as in a process that never called `set_tf32`."""
     torch.backends.cudnn.conv.fp32_precision = "tf32"  # type: ignore[attr-defined] # torch's stub lacks it
     torch.backends.cuda.matmul.fp32_precision = "none"
-
-
-def set_freed_memory(*, is_kept: bool) -> None:
-    """Say whether large blocks that tensors leave stay with the process, for the next ones.
-
-    By itself glibc gives each back to the system, and has the system map and clear pages for the
-    next one: in every step, for every feature map. Other C libraries are left as they are.
-    """
-    library = ctypes.CDLL(None)
-    if hasattr(library, "mallopt"):
-        largest = 2**30 if is_kept else _OWN_LARGEST_BYTES
-        library.mallopt(_MMAP_THRESHOLD, largest)
-        library.mallopt(_TRIM_THRESHOLD, 2**31 - 1 if is_kept else 2 * largest)
 
 
 class ReducedFeatures(nn.Module):

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pipeline.freed_memory import set_freed_memory
 from training.acceleration import (
     Alpha,
     CompiledObjective,
@@ -20,7 +21,6 @@ from training.acceleration import (
     ReducedFeatures,
     choose_memory_format,
     lay_out,
-    set_freed_memory,
     set_tf32,
 )
 from training.adversary import Adversary, build_discriminator, make_adversary

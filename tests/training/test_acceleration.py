@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 from collections.abc import Callable
 from typing import Any, Final
@@ -22,7 +21,6 @@ from training.acceleration import (
     ReducedFeatures,
     TargetCache,
     leave_tf32,
-    set_freed_memory,
     set_tf32,
 )
 from training.models.growth import GrowthState
@@ -190,22 +188,3 @@ def test_tf32_is_asked_for() -> None:
             assert torch.backends.cudnn.conv.fp32_precision == expected  # type: ignore[attr-defined] # torch's stub lacks it
     finally:
         set_tf32(is_allowed=False)
-
-
-def test_the_c_library_is_asked_to_keep_what_is_freed(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = {}
-
-    class Library:
-        @staticmethod
-        def mallopt(parameter: int, value: int) -> None:
-            asked[parameter] = value
-
-    monkeypatch.setattr(ctypes, "CDLL", lambda _: Library())
-    set_freed_memory(is_kept=True)
-    feature_map = 128 * 64 * 64 * 64 * 4  # the largest of a step at 64 px
-    assert asked[-3] > feature_map  # M_MMAP_THRESHOLD
-    assert asked[-1] > 8 * feature_map  # M_TRIM_THRESHOLD
-    set_freed_memory(is_kept=False)
-    assert max(asked.values()) < feature_map
-    monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
-    set_freed_memory(is_kept=True)  # another C library: nothing to ask
