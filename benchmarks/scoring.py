@@ -34,6 +34,7 @@ from benchmarks.harness import Comparison, Method, Outcome, compare, run_benchma
 from benchmarks.storage import SHAPE, SHARD_IMAGES, Painter, make_plan, paint_shard
 from flows.settings import QUIET, adopt_environment
 from pipeline.engines import map_serially
+from pipeline.freed_memory import set_freed_memory
 from pipeline.image_dataset import ImageSettings, make_reader, plan_images
 from pipeline.ingest import ingest
 from pipeline.schema import Dataset, open_dataset
@@ -133,7 +134,8 @@ class Reference:
         )
 
     def score(self) -> NDArray[np.float32]:
-        """All scores, in the order of the files' names."""
+        """All scores, in the order of the files' names, in a process as it comes."""
+        set_freed_memory(is_kept=False)
         return np.concatenate([self._score_batch(batch) for batch in self.loader])
 
     @torch.no_grad()
