@@ -13,7 +13,8 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -102,6 +103,17 @@ def compare(
             if turn >= 0:
                 rates[method.name].append(method.units / seconds)
     return Comparison(title, unit, rates, methods[0].name)
+
+
+@contextmanager
+def on_one_core() -> Iterator[None]:
+    """Hold this thread, and those that it starts, on one core: some decoders start several."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
 
 
 def run_benchmark(

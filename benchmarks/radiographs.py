@@ -12,12 +12,10 @@ and mirrored into several, so that no two files are alike.
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -38,7 +36,14 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from benchmarks.harness import Comparison, Method, Outcome, compare, run_benchmark
+from benchmarks.harness import (
+    Comparison,
+    Method,
+    Outcome,
+    compare,
+    on_one_core,
+    run_benchmark,
+)
 from pipeline.engines import MapWork, dask_engine, map_serially
 from pipeline.image_dataset import ImageSettings, make_reader, plan_images, resize_plan
 from pipeline.ingest import Target, ingest_together
@@ -196,17 +201,6 @@ def compare_on_one_core(
     ]
     with on_one_core():
         return compare(title, methods, unit="images/s", rounds=rounds)
-
-
-@contextmanager
-def on_one_core() -> Iterator[None]:
-    """Hold this thread, and those that it starts, on one core: some decoders start several."""
-    cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(cores)})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, cores)
 
 
 def compare_sizes(place: Workplace, rounds: int) -> Comparison:
