@@ -17,9 +17,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from multiprocessing import active_children
 from pathlib import Path
 from statistics import median
 
+import psutil
 from rich.console import Console
 from rich.table import Table
 
@@ -114,6 +116,12 @@ def on_one_core() -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, cores)
+
+
+def processor_seconds() -> float:
+    """Spent so far by this process and by the workers of its loader; by no server beside them."""
+    workers = [psutil.Process(child.pid).cpu_times() for child in active_children()]
+    return time.process_time() + sum(times.user + times.system for times in workers)
 
 
 def run_benchmark(

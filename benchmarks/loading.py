@@ -22,19 +22,24 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from multiprocessing import active_children
 from pathlib import Path
 
 import boto3
 import numpy as np
-import psutil
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from benchmarks.harness import Comparison, Method, Outcome, compare, run_benchmark
+from benchmarks.harness import (
+    Comparison,
+    Method,
+    Outcome,
+    compare,
+    processor_seconds,
+    run_benchmark,
+)
 from benchmarks.scoring import JpegFolder
 from benchmarks.storage import paint_shard
 from infra import s3_server
@@ -210,17 +215,11 @@ def _method(
     name: str, load: Callable[[], None], images: int, spent: dict[str, list[float]]
 ) -> Method:
     def run() -> None:
-        began = _processor_seconds()
+        began = processor_seconds()
         load()
-        spent.setdefault(name, []).append(_processor_seconds() - began)
+        spent.setdefault(name, []).append(processor_seconds() - began)
 
     return Method(name, run, images)
-
-
-def _processor_seconds() -> float:
-    """Of this process and of DataLoader's workers; not of the S3 server."""
-    workers = [psutil.Process(child.pid).cpu_times() for child in active_children()]
-    return time.process_time() + sum(times.user + times.system for times in workers)
 
 
 def _conclude(by_clock: Comparison, by_processor: Comparison, note: str) -> Outcome:

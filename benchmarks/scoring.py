@@ -15,22 +15,26 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from multiprocessing import active_children
 from pathlib import Path
 
 import mlflow
 import numpy as np
-import psutil
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from benchmarks.harness import Comparison, Method, Outcome, compare, run_benchmark
+from benchmarks.harness import (
+    Comparison,
+    Method,
+    Outcome,
+    compare,
+    processor_seconds,
+    run_benchmark,
+)
 from benchmarks.storage import SHAPE, SHARD_IMAGES, Painter, make_plan, paint_shard
 from flows.settings import QUIET, adopt_environment
 from pipeline.engines import map_serially
@@ -241,15 +245,9 @@ def _conclude(
 
 
 def _run(way: Callable[[], object], spent: list[float]) -> None:
-    began = _processor_seconds()
+    began = processor_seconds()
     way()
-    spent.append(_processor_seconds() - began)
-
-
-def _processor_seconds() -> float:
-    """Of this process and of the loader's workers, which live on."""
-    workers = [psutil.Process(child.pid).cpu_times() for child in active_children()]
-    return time.process_time() + sum(times.user + times.system for times in workers)
+    spent.append(processor_seconds() - began)
 
 
 def measure_memory(folder: Path, count: int) -> float:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch._dynamo.exc import BackendCompilerFailed
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
+from pipeline.freed_memory import set_freed_memory
 from training.config import AccelerationSettings, TrainSettings
 from training.models.growth import GrowthState
 from training.models.vgg import VggFeatures
@@ -61,6 +62,15 @@ def leave_tf32() -> None:
     """Let PyTorch choose again, as in a process that never called `set_tf32`."""
     torch.backends.cudnn.conv.fp32_precision = "tf32"  # type: ignore[attr-defined] # torch's stub lacks it
     torch.backends.cuda.matmul.fp32_precision = "none"
+
+
+def settle_freed_memory(settings: AccelerationSettings, device: torch.device) -> None:
+    """Say for the whole process whether memory that tensors leave stays, if they lie on the host.
+
+    A GPU's memory is PyTorch's own to keep.
+    """
+    if device.type == "cpu":
+        set_freed_memory(is_kept=settings.keeps_freed_memory)
 
 
 class ReducedFeatures(nn.Module):

@@ -161,15 +161,17 @@ class TrainingImages:
         self._images.expect(ahead)
         return batch
 
-    def places_at(self, start: int, batch_size: int, *, rank: int = 0, world: int = 1) -> Rows:
-        """Which of the training images, from 0, `read_batch` reads with the same arguments."""
-        rows, _ = self._find(_Share(start, batch_size, rank, world), batches=1)
-        return np.searchsorted(self._rows, rows)
+    def members_at(
+        self, start: int, batch_size: int, *, rank: int = 0, world: int = 1
+    ) -> tuple[Rows, Samples]:
+        """What `read_batch` reads with the same arguments.
 
-    def samples_at(self, start: int, batch_size: int, *, rank: int = 0, world: int = 1) -> Samples:
-        """The numbers of the samples that `read_batch` reads with the same arguments."""
-        _, samples = self._find(_Share(start, batch_size, rank, world), batches=1)
-        return samples
+        Returns:
+            Which of the training images they are, from 0; and their numbers as samples, counted
+            over the whole training.
+        """
+        rows, samples = self._find(_Share(start, batch_size, rank, world), batches=1)
+        return np.searchsorted(self._rows, rows), samples
 
     def _find(self, share: _Share, *, batches: int) -> tuple[Rows, Samples]:
         """The rows that a worker takes of this batch and the next ones; their samples' numbers."""

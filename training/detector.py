@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
-from pipeline.freed_memory import set_freed_memory
+from training.acceleration import settle_freed_memory
 from training.augmentation import Views, centre_views, take_views
 from training.config import TrainSettings
 from training.data import to_tensor
@@ -144,8 +144,7 @@ class Detector:
                 f"images are {images.dtype} {images.shape[1:]}, this model takes uint8 {shape}: "
                 "ingest them with the model's parameters"
             )
-        if self.recipe.device.type == "cpu":
-            set_freed_memory(is_kept=self.recipe.settings.acceleration.keeps_freed_memory)
+        settle_freed_memory(self.recipe.settings.acceleration, self.recipe.device)
         views = centre_views(
             len(images), size_yx=shape[:2], settings=self.description.settings.images
         )

@@ -224,7 +224,7 @@ def _draw(recipe: Recipe, state: TrainingState, images: TrainingImages) -> _Batc
     read = images.read_batch(*at, **share)
     final = recipe.settings.growth.final_resolution
     tensor = to_tensor(read, resolution=final, device=recipe.device)
-    return _Batch(tensor, images.places_at(*at, **share), images.samples_at(*at, **share))
+    return _Batch(tensor, *images.members_at(*at, **share))
 
 
 def _read(

@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.freed_memory import set_freed_memory
 from training.acceleration import (
     Alpha,
     CompiledObjective,
@@ -22,6 +21,7 @@ from training.acceleration import (
     choose_memory_format,
     lay_out,
     set_tf32,
+    settle_freed_memory,
 )
 from training.adversary import Adversary, build_discriminator, make_adversary
 from training.config import TrainSettings
@@ -184,8 +184,7 @@ def make_recipe(
 ) -> Recipe:
     """A recipe with its features on the device, laid out for speed."""
     set_tf32(is_allowed=settings.acceleration.allows_tf32)
-    if device.type == "cpu":
-        set_freed_memory(is_kept=settings.acceleration.keeps_freed_memory)
+    settle_freed_memory(settings.acceleration, device)
     eyes = lay_out(features.to(device), settings.acceleration)
     reduced = eyes if settings.precision == "fp32" else ReducedFeatures(eyes)
     return Recipe(settings, reduced, image_channels, device, team or Team())

@@ -28,7 +28,7 @@ def test_ours_takes_the_images_that_the_reference_takes(tmp_path: Path) -> None:
     folder = JpegFolder(tmp_path / "jpegs")
     theirs = torch.stack([folder[place] for place in range(len(folder))])
     ours = OurLoader(str(tmp_path / "tiles"), cache_bytes=0)
-    rows = ours.images.places_at(0, 128)
+    rows, _ = ours.images.members_at(0, 128)
     assert sorted(rows) == list(range(128))
     taken = to_tensor(ours.images.read_batch(0, 128), resolution=64)
     for image, row in zip(taken, rows, strict=True):

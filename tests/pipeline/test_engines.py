@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import dask
 import numpy as np
 import pytest
 from distributed import LocalCluster
@@ -38,46 +37,35 @@ class FragileReader:
         return MadeReader().read(source, rows)
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[LocalCluster]:
-    """A running cluster that gives an item up at its second death: one may be the machine's."""
-    with (
-        dask.config.set({"distributed.scheduler.allowed-failures": 1}),
-        LocalCluster(
-            n_workers=2, threads_per_worker=1, memory_limit="1GiB", dashboard_address="127.0.0.1:0"
-        ) as found,
-    ):
-        found.adapt(minimum=2, maximum=2)  # a worker that died while starting is replaced
-        yield found
-
-
-def test_says_what_it_works_with(cluster: LocalCluster) -> None:
-    with dask_engine(address=cluster.scheduler_address) as engine:
+def test_says_what_it_works_with(mending_cluster: LocalCluster) -> None:
+    with dask_engine(address=mending_cluster.scheduler_address) as engine:
         workers = describe_workers(engine)
     assert (workers.count, workers.memory_bytes) == (2, 2**30)
     assert describe_workers(map_serially).memory_bytes > 2**29
 
 
-def test_an_item_that_kills_its_worker_is_named(cluster: LocalCluster) -> None:
+def test_an_item_that_kills_its_worker_is_named(mending_cluster: LocalCluster) -> None:
     with (
-        dask_engine(address=cluster.scheduler_address) as engine,
+        dask_engine(address=mending_cluster.scheduler_address) as engine,
         pytest.raises(SettingsError, match=r"item 1 of 1: every worker .* has died"),
     ):
         list(engine(die_at_one, [1]))
 
 
-def test_something_else_stands_in_for_the_one_item_that_kills(cluster: LocalCluster) -> None:
-    with dask_engine(address=cluster.scheduler_address) as engine:
+def test_something_else_stands_in_for_the_one_item_that_kills(
+    mending_cluster: LocalCluster,
+) -> None:
+    with dask_engine(address=mending_cluster.scheduler_address) as engine:
         found = list(engine(die_at_one, [0, 1, 2], give_up=lambda item: -item))
     assert sorted(found) == [-1, 0, 2]
 
 
 def test_a_source_that_kills_every_worker_is_quarantined(
-    tmp_path: Path, cluster: LocalCluster
+    tmp_path: Path, mending_cluster: LocalCluster
 ) -> None:
     plan = plan_made(write_sources(tmp_path / "in", {"a": b"0123", "b": b"kk", "c": b"456"}))
     url = str(tmp_path / "out")
-    with dask_engine(address=cluster.scheduler_address) as engine:
+    with dask_engine(address=mending_cluster.scheduler_address) as engine:
         report = ingest(url, plan, FragileReader(), engine)
     assert [entry.state for entry in report.manifest] == ["done", "failed", "done"]
     assert "every worker that took it up has died" in str(report.manifest[1].reason)

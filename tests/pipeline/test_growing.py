@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -21,8 +19,8 @@ from pipeline.shard_groups import ShardWork, cut_groups
 from pipeline.shards import cut_shards
 from pipeline.slide_dataset import SlideSettings, make_reader, plan_slides
 from pipeline.sources.camelyon16 import list_slides
-from tests.conftest import ROOT
 from tests.pipeline.made_slides import SETTINGS, list_slide, plan_of, write_asap, write_slide
+from tests.pipeline.peak_memory import run_measured
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -181,17 +179,13 @@ from pipeline.shard_groups import ShardWork, cut_groups
 from pipeline.shards import cut_shards, make_shard
 from pipeline.storage import join, write_bytes
 from tests.pipeline.made import plan_made, write_sources
+from tests.pipeline.peak_memory import peak_bytes
 
 class Noise:
     def read(self, source, rows):
         count = len(rows["origin_yx"])
         images = np.random.default_rng(0).integers(0, 256, (count, 160, 192, 3), np.uint8)
         return SourceRead(images, (None,) * count, {}, "")
-
-def peak_bytes():
-    # Not ru_maxrss, which begins with that of the process that started this one.
-    (line,) = (x for x in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in x)
-    return int(line.split()[1]) * 1024
 
 url = sys.argv[1]
 plan = plan_made(write_sources(Path(url, "in"), {"a": bytes(640)}))
@@ -206,9 +200,5 @@ print(peak_bytes() - before, measure_worker_bytes(spec) - _BASE_BYTES)
 
 
 def test_a_worker_stays_within_the_memory_that_is_stated(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", MEMORY, str(tmp_path)],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    used, stated = map(int, done.stdout.split())
+    used, stated = run_measured(MEMORY, tmp_path)
     assert 0.3 * stated < used < stated

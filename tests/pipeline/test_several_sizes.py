@@ -6,12 +6,11 @@ import io
 import os
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-import dask
 import numpy as np
 import pytest
 from distributed import LocalCluster
@@ -138,19 +137,6 @@ def ingest_at_once(
     return ingest_together(targets, map_work)
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[LocalCluster]:
-    """A worker, started again when it dies; what it dies of is given up at once."""
-    with (
-        dask.config.set({"distributed.scheduler.allowed-failures": 0}),
-        LocalCluster(
-            n_workers=1, threads_per_worker=2, memory_limit="2GiB", dashboard_address="127.0.0.1:0"
-        ) as found,
-    ):
-        found.adapt(minimum=1, maximum=1)
-        yield found
-
-
 @pytest.mark.parametrize("engine", ["serial", "dask"])
 def test_one_decode_gives_what_an_ingest_of_each_size_gives(
     tmp_path: Path, images: list[SourceImage], engine: str, request: pytest.FixtureRequest
@@ -160,7 +146,7 @@ def test_one_decode_gives_what_an_ingest_of_each_size_gives(
     if engine == "serial":
         reports = ingest_at_once(together, images, log, map_serially)
     else:
-        address = request.getfixturevalue("cluster").scheduler_address
+        address = request.getfixturevalue("mending_cluster").scheduler_address
         with dask_engine(address=address) as map_work:
             reports = ingest_at_once(together, images, log, map_work)
     names = Counter(image.image_id for image in images)
@@ -197,10 +183,10 @@ def test_an_interrupted_run_is_finished_with_what_is_missing(
 
 
 def test_a_file_that_kills_its_worker_is_quarantined_at_every_size(
-    tmp_path: Path, images: list[SourceImage], cluster: LocalCluster
+    tmp_path: Path, images: list[SourceImage], mending_cluster: LocalCluster
 ) -> None:
     log = tmp_path / "log"
-    with dask_engine(address=cluster.scheduler_address) as engine:
+    with dask_engine(address=mending_cluster.scheduler_address) as engine:
         reports = ingest_at_once(tmp_path / "out", images[-6:], log, engine, dies_of="b4")
     for report in reports:
         assert [entry.item for entry in report.failures] == ["b4"]

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from pipeline.engines import map_serially
 from pipeline.ingest import Target, ingest_together
-from tests.conftest import ROOT
 from tests.pipeline.made import MadeReader, plan_made, write_sources
+from tests.pipeline.peak_memory import run_measured
 
 MEMORY = """
 import sys
@@ -25,6 +23,7 @@ from pipeline.shard_groups import ShardWork, cut_groups, make_group
 from pipeline.shards import cut_shards
 from pipeline.storage import join, write_bytes
 from tests.pipeline.made import plan_made, write_sources
+from tests.pipeline.peak_memory import peak_bytes
 
 class Noise:
     def __init__(self, side):
@@ -36,11 +35,6 @@ class Noise:
     def prepare(self, decoded):
         image = decoded.integers(0, 256, (1, self.side, self.side, 3), np.uint8)
         return SourceRead(image, (None,), {}, "")
-
-def peak_bytes():
-    # Not ru_maxrss, which begins with that of the process that started this one.
-    (line,) = (x for x in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in x)
-    return int(line.split()[1]) * 1024
 
 folder = sys.argv[1]
 plan = plan_made(write_sources(Path(folder, "in"), {f"{n:03}": b"0" for n in range(128)}))
@@ -62,11 +56,7 @@ print(peak_bytes() - before, measure_worker_bytes(*specs) - _BASE_BYTES)
 
 
 def test_a_worker_stays_within_the_memory_that_is_stated(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", MEMORY, str(tmp_path)],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    used, stated = map(int, done.stdout.split())
+    used, stated = run_measured(MEMORY, tmp_path)
     assert 0.3 * stated < used < stated
 
 

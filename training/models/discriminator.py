@@ -7,6 +7,7 @@ says how real an image looks, on no scale of its own.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -21,7 +22,7 @@ from training.models.autoencoder import (
 from training.models.forms import Widths
 from training.models.growth import resolutions_between
 
-_SMALLEST_PX = 4
+_SMALLEST_PX: Final = 4
 
 
 class Discriminator(nn.Module):
