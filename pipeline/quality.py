@@ -31,15 +31,17 @@ QUALITY_COLUMNS: Final = ("laplacian_variance", "saturation", "blank_fraction", 
 def measure_quality(tiles: Sequence[Tile]) -> NDArray[np.float64]:
     """Measure every attribute of tiles of one shape; a few together take less time than singly.
 
-    They are those of the tile at half its size, each pixel the mean of 2 x 2 (an odd last row or
-    column is left out): a quarter of the work, and the sensor's noise is no sharpness.
+    Sharpness is that of the tile at half its size, each pixel the mean of 2 x 2 (an odd last row or
+    column is left out), as the sensor's noise is no sharpness; colours are those of the half's
+    half, as no pen and no glass is finer.
 
     Returns:
         (n, 4), in the order of `QUALITY_COLUMNS`.
     """
-    stack = _Stack.of(_halve(tiles), len(tiles))
-    measures = (_laplacian_variance, _saturation, _blank_fraction, _pen_fraction)
-    return np.array([measure(stack) for measure in measures]).T
+    halves = _halve(tiles)
+    quarters = _Colours.of(_halve(halves))
+    measures = (_saturation, _blank_fraction, _pen_fraction)
+    return np.array([_laplacian_variance(halves), *(measure(quarters) for measure in measures)]).T
 
 
 def measure_laplacian_variance(tile: Tile) -> float:
@@ -48,17 +50,17 @@ def measure_laplacian_variance(tile: Tile) -> float:
     Pech-Pacheco et al., Diatom autofocusing in brightfield microscopy, ICPR 2000. Luma is that of
     ITU-R BT.601, in whole steps.
     """
-    return _laplacian_variance(_Stack.of(tile, 1))[0]
+    return _laplacian_variance(tile[None])[0]
 
 
 def measure_saturation(tile: Tile) -> float:
     """Mean saturation of HSV, 0 to 1; black pixels have none."""
-    return _saturation(_Stack.of(tile, 1))[0]
+    return _saturation(_Colours.of(tile[None]))[0]
 
 
 def measure_blank_fraction(tile: Tile) -> float:
     """Share of pixels that are bare glass: bright and colourless."""
-    return _blank_fraction(_Stack.of(tile, 1))[0]
+    return _blank_fraction(_Colours.of(tile[None]))[0]
 
 
 def measure_pen_fraction(tile: Tile) -> float:
@@ -68,17 +70,16 @@ def measure_pen_fraction(tile: Tile) -> float:
     A red pen exceeds both other channels by more than eosin or blood does; a black one is dark
     without colour.
     """
-    return _pen_fraction(_Stack.of(tile, 1))[0]
+    return _pen_fraction(_Colours.of(tile[None]))[0]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Stack:
+class _Colours:
     """Tiles one below the other, taken apart.
 
     Args:
         count: Of the tiles.
-        luma: As the other planes, (count * y, x).
-        red: The channel; so are the next two.
+        red: The channel, (count * y, x); so are the next two.
         green: Likewise.
         blue: Likewise.
         brightest: Of the channels.
@@ -86,7 +87,6 @@ class _Stack:
     """
 
     count: int
-    luma: MatLike
     red: MatLike
     green: MatLike
     blue: MatLike
@@ -94,53 +94,63 @@ class _Stack:
     chroma: MatLike
 
     @classmethod
-    def of(cls, tiles: MatLike, count: int) -> Self:
-        red, green, blue = cv2.split(tiles)
+    def of(cls, tiles: NDArray[np.uint8]) -> Self:
+        red, green, blue = cv2.split(_pile(tiles))
         brightest = np.maximum(np.maximum(red, green), blue)
         darkest = np.minimum(np.minimum(red, green), blue)
-        luma = cv2.cvtColor(tiles, cv2.COLOR_RGB2GRAY)
-        return cls(count, luma, red, green, blue, brightest, brightest - darkest)
+        return cls(len(tiles), red, green, blue, brightest, brightest - darkest)
 
     def cut(self, plane: NDArray[Any]) -> NDArray[Any]:
         """A plane tile by tile, (count, y, x)."""
         return plane.reshape(self.count, -1, plane.shape[1])
 
 
-def _halve(tiles: Sequence[Tile]) -> MatLike:
-    """Every tile at half its size, one below the other."""
+def _pile(tiles: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """One below the other: (n * y, x, 3)."""
+    return tiles.reshape(-1, *tiles.shape[2:])
+
+
+def _halve(tiles: Sequence[Tile] | NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Every tile at half its size, (n, y, x, 3)."""
     height, width = (max(1, side // 2) for side in tiles[0].shape[:2])
     halves = np.empty((len(tiles), height, width, 3), np.uint8)
     for tile, half in zip(tiles, halves, strict=True):
         whole_pairs = tile[: 2 * height, : 2 * width]
         cv2.resize(whole_pairs, (width, height), dst=half, interpolation=cv2.INTER_AREA)
-    return halves.reshape(-1, width, 3)
+    return halves
 
 
-def _laplacian_variance(stack: _Stack) -> list[float]:
-    laplacian = cv2.Laplacian(stack.luma, cv2.CV_16S)
+def _laplacian_variance(tiles: NDArray[np.uint8]) -> list[float]:
+    luma = cv2.cvtColor(_pile(tiles), cv2.COLOR_RGB2GRAY)
+    laplacian = cv2.Laplacian(luma, cv2.CV_16S).reshape(tiles.shape[:3])
     # At a tile's edges there are not four neighbours of its own.
-    inside = stack.cut(laplacian)[:, 1:-1, 1:-1]
-    return [float(cv2.meanStdDev(tile)[1][0, 0]) ** 2 for tile in inside]
+    return [_variance(tile) for tile in laplacian[:, 1:-1, 1:-1]]
 
 
-def _saturation(stack: _Stack) -> list[float]:
-    lit = np.maximum(stack.brightest, 1)
-    saturation = cv2.divide(stack.chroma, lit, dtype=cv2.CV_32F)
-    return [cv2.mean(tile)[0] for tile in stack.cut(saturation)]
+def _variance(values: NDArray[np.int16]) -> float:
+    """From the sums, which are whole numbers and exact: much faster than OpenCV's own."""
+    mean = cv2.sumElems(values)[0] / values.size
+    return cv2.norm(values, cv2.NORM_L2SQR) / values.size - mean**2
 
 
-def _blank_fraction(stack: _Stack) -> list[float]:
-    is_blank = (stack.brightest >= _BLANK_BRIGHTNESS) & (stack.chroma < _BLANK_CHROMA)
-    return _share(stack.cut(is_blank))
+def _saturation(tiles: _Colours) -> list[float]:
+    lit = np.maximum(tiles.brightest, 1)
+    saturation = cv2.divide(tiles.chroma, lit, dtype=cv2.CV_32F)
+    return [cv2.mean(tile)[0] for tile in tiles.cut(saturation)]
 
 
-def _pen_fraction(stack: _Stack) -> list[float]:
+def _blank_fraction(tiles: _Colours) -> list[float]:
+    is_blank = (tiles.brightest >= _BLANK_BRIGHTNESS) & (tiles.chroma < _BLANK_CHROMA)
+    return _share(tiles.cut(is_blank))
+
+
+def _pen_fraction(tiles: _Colours) -> list[float]:
     # OpenCV's differences end at zero, whereas NumPy's of unsigned bytes wrap round.
-    is_green_or_blue = cv2.subtract(stack.green, stack.red) > _PEN_MARGIN
-    others = np.maximum(stack.green, stack.blue)
-    is_red = cv2.subtract(stack.red, others) > _RED_PEN_MARGIN
-    is_black = (stack.brightest < _BLACK_PEN_BRIGHTNESS) & (stack.chroma < _BLANK_CHROMA)
-    return _share(stack.cut(is_green_or_blue | is_red | is_black))
+    is_green_or_blue = cv2.subtract(tiles.green, tiles.red) > _PEN_MARGIN
+    others = np.maximum(tiles.green, tiles.blue)
+    is_red = cv2.subtract(tiles.red, others) > _RED_PEN_MARGIN
+    is_black = (tiles.brightest < _BLACK_PEN_BRIGHTNESS) & (tiles.chroma < _BLANK_CHROMA)
+    return _share(tiles.cut(is_green_or_blue | is_red | is_black))
 
 
 def _share(is_so: NDArray[np.bool_]) -> list[float]:
