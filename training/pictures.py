@@ -19,6 +19,11 @@ from training.validation import Gallery, ValidationScores
 
 Curve: TypeAlias = Sequence[tuple[int, float]]
 
+LOSSES: Final = ("train_loss", "validation_loss", "validation_anomaly_loss")
+FURTHER_LOSSES: Final = ("pixel_loss", "adversarial_loss", "discriminator_loss")
+CURVES: Final = (*LOSSES, *FURTHER_LOSSES, "validation_auroc", "resolution")
+"""The metrics that `draw_curves` draws."""
+
 _SIDE_PX: Final = 128
 _GAP_PX: Final = 4
 _BRIGHTEST_QUANTILE: Final = 0.995
@@ -71,7 +76,7 @@ def draw_distribution(validation: ValidationScores) -> bytes:
 
 
 def draw_curves(curves: Mapping[str, Curve]) -> bytes:
-    """Draw losses, AUROC and resolution over the steps.
+    """Draw losses, AUROC and resolution over the steps; a training's further terms apart.
 
     Args:
         curves: (step, value) pairs by the metric's name; what is missing is left out.
@@ -79,10 +84,15 @@ def draw_curves(curves: Mapping[str, Curve]) -> bytes:
     Returns:
         PNG.
     """
-    figure = Figure(figsize=(7, 6), layout="constrained")
-    losses, quality = figure.subplots(2, 1, sharex=True)
-    _plot(losses, curves, ("train_loss", "validation_loss", "validation_anomaly_loss"))
+    has_further = any(curves.get(name) for name in FURTHER_LOSSES)
+    rows = 3 if has_further else 2
+    figure = Figure(figsize=(7, 3 * rows), layout="constrained")
+    losses, *further, quality = figure.subplots(rows, 1, sharex=True)
+    _plot(losses, curves, LOSSES)
     losses.set_ylabel("relative perceptual loss")
+    for axes in further:
+        _plot(axes, curves, FURTHER_LOSSES)
+        axes.set_ylabel("further terms")
     _plot(quality, curves, ("validation_auroc",))
     quality.set(ylabel="AUROC on validation", xlabel="step", ylim=(0, 1))
     growth = quality.twinx()

@@ -23,18 +23,11 @@ from pydantic import BaseModel
 from pipeline.schema import Dataset, code_version
 from training.config import check_run_name, flatten
 from training.loop import Report
-from training.pictures import draw_curves, draw_distribution, draw_gallery
+from training.pictures import CURVES, draw_curves, draw_distribution, draw_gallery
 from training.validation import Gallery
 
 RUN_NAME: Final = "normscope.run_name"
 FINGERPRINT: Final = "normscope.dataset_fingerprint"
-CURVES: Final = (
-    "train_loss",
-    "validation_loss",
-    "validation_anomaly_loss",
-    "validation_auroc",
-    "resolution",
-)
 _DIGEST_CHARACTERS: Final = 36  # all that MLflow keeps of a dataset's digest
 
 

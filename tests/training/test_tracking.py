@@ -13,8 +13,9 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from tests.training.toys import make_dataset, make_settings
-from training.loop import Report
-from training.pictures import draw_curves, draw_distribution, draw_gallery
+from training.loop import CRITIC, Report
+from training.pictures import FURTHER_LOSSES, draw_curves, draw_distribution, draw_gallery
+from training.state import ADVERSARIAL, PIXELS
 from training.tracking import FINGERPRINT, find_run, tracked_run
 from training.validation import Gallery, ValidationScores
 
@@ -58,6 +59,14 @@ def test_curves_are_drawn_with_what_there_is() -> None:
     assert Image.open(BytesIO(found)).size == (700, 600)
     assert draw_curves(curves) == found
     assert draw_curves({**curves, "validation_auroc": [(4, 0.7)]}) != found
+
+
+def test_curves_of_further_terms_are_drawn_apart() -> None:
+    assert set(FURTHER_LOSSES) == {PIXELS, ADVERSARIAL, CRITIC}
+    curves = {"train_loss": [(2, 1.0), (4, 0.5)]}
+    pictures = [draw_curves({**curves, name: [(2, 0.4), (4, 0.1)]}) for name in FURTHER_LOSSES]
+    assert len(set(pictures)) == 3
+    assert {Image.open(BytesIO(picture)).size for picture in pictures} == {(700, 900)}
 
 
 def test_a_distribution_shows_both_kinds() -> None:
