@@ -80,10 +80,11 @@ def take_views(images: Images, views: Views) -> Images:
     side = (views.side_px, views.side_px)
     places = sliding_window_view(images, side, axis=(1, 2)).transpose(0, 1, 2, 4, 5, 3)
     taken: Images = places[np.arange(len(images)), views.origins_yx[:, 0], views.origins_yx[:, 1]]
-    for axis in (0, 1):
-        mirrored = np.flatnonzero(views.flips_yx[:, axis])
+    for flips_yx in ((True, False), (False, True), (True, True)):
+        mirrored = np.flatnonzero((views.flips_yx == flips_yx).all(axis=1))
+        axes = [axis for axis, is_flipped in enumerate(flips_yx, start=1) if is_flipped]
         # torch mirrors all at once, pixel by pixel; NumPy goes byte by byte.
-        taken[mirrored] = torch.flip(torch.from_numpy(taken[mirrored]), [axis + 1]).numpy()
+        taken[mirrored] = torch.flip(torch.from_numpy(taken[mirrored]), axes).numpy()
     return taken
 
 

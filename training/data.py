@@ -122,6 +122,7 @@ class TrainingImages:
         self._settings = settings
         self._maker = ThreadPoolExecutor(1, thread_name_prefix="batch-maker")
         self._begun: dict[_Share, Future[Tensor]] = {}
+        self._expected: _Share | None = None  # the share that goes on where the last one ended
 
     def read_batch(self, start: int, batch_size: int, *, rank: int = 0, world: int = 1) -> Tensor:
         """One worker's share of a batch.
@@ -156,10 +157,19 @@ class TrainingImages:
             seed=self._settings.seed,
         )
         batch = self._images.read_views(rows, views)
-        following = share._replace(start=share.start + share.batch_size)
-        ahead, _ = self._find(following, batches=-(-self._window // share.batch_size))
-        self._images.expect(ahead)
+        self._expect_after(share)
         return batch
+
+    def _expect_after(self, share: _Share) -> None:
+        """Have a window's rows read that come after a batch, but for those that are expected."""
+        batches = -(-self._window // share.batch_size)
+        following = share._replace(start=share.start + share.batch_size)
+        goes_on = self._expected == following
+        if goes_on:
+            following = share._replace(start=share.start + batches * share.batch_size)
+        ahead, _ = self._find(following, batches=1 if goes_on else batches)
+        self._images.expect(ahead)
+        self._expected = share._replace(start=share.start + 2 * share.batch_size)
 
     def members_at(
         self, start: int, batch_size: int, *, rank: int = 0, world: int = 1
