@@ -5,10 +5,12 @@ The slide is made for the purpose in Camelyon16's form: a pyramid of JPEG tiles 
 method gets the same tiles: 256 px of level 0, side by side, wherever there is tissue. Peers and
 OpenSlide only read them, one after the other, with as many threads as they start by themselves;
 Normscope finds the tissue, reads, measures quality, hashes, compresses, writes and seals. The
-limit is the decode of every JPEG tile that the tiles touch, once, on one core.
+limit is the decode of every JPEG tile that the tiles touch, once, on one core; a limit of another
+kind is the disk's, for as many bytes as the tiles have.
 
 `vs_openslide` and `share_of_limit` are Normscope on one core; `vs_best_peer` is Normscope with a
-worker on each of two cores, as it comes, and `vs_best_peer_one_core` on one.
+worker on each of two cores, as it comes, and `vs_best_peer_one_core` on one. `disk_vs_best_peer` is
+the most that the disk would allow: its rate of writing against that peer's of reading.
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ PAINTING_YX: Final = (4096, 8192)
 LEVELS: Final = 6  # down to about 8 um/px, which tissue is looked for at
 SCRIPT: Final = Path(__file__).with_name("tiling_peer.py")
 OPENSLIDE, LIMIT = "OpenSlide", "limit: each JPEG tile once"
+DISK = "limit: the disk, writing"
 ONE_CORE, TWO_CORES = "Normscope, sealed, 1 core", "Normscope, sealed, 2 workers"
 
 # Library, as `tiling_peer.py` calls it -> its name and what its environment holds.
@@ -225,6 +228,7 @@ def _compare(
             peer(OPENSLIDE, "openslide", judge),
             *(peer(PEERS[library][0], library, python) for library, python in pythons.items()),
             Method(LIMIT, lambda: _run_own(bench, LIMIT, "limit", 1), count),
+            Method(DISK, lambda: _run_own(bench, DISK, "write", 1), count),
             Method(ONE_CORE, lambda: _run_own(bench, ONE_CORE, "normscope", 1, runs=2), count),
             Method(TWO_CORES, lambda: _run_own(bench, TWO_CORES, "normscope", 2, runs=2), count),
         ],
@@ -232,7 +236,7 @@ def _compare(
         rounds=3 if quick else 5,
         warm_ups=0,
     )
-    names = [name for name in comparison.rates if name != TWO_CORES]
+    names = [name for name in comparison.rates if name not in (TWO_CORES, DISK)]
     per_core = Comparison(
         "The same runs by processor time, which other load on the machine hardly touches",
         "tiles/core s",
@@ -257,6 +261,7 @@ def _measure_ratios(wall: Comparison, per_core: Comparison, best: str) -> dict[s
         "vs_openslide": wall.ratio(ONE_CORE),
         "vs_best_peer": wall.ratio(TWO_CORES, best),
         "vs_best_peer_one_core": wall.ratio(ONE_CORE, best),
+        "disk_vs_best_peer": wall.ratio(DISK, best),
         "share_of_limit": wall.ratio(ONE_CORE, LIMIT),
         "two_workers": wall.ratio(TWO_CORES, ONE_CORE),
         "vs_openslide_core_time": per_core.ratio(ONE_CORE),

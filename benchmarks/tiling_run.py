@@ -1,7 +1,8 @@
-"""Tile a slide with Normscope, or only decode its JPEG tiles: see `benchmarks.tiling`.
+"""Tile a slide with Normscope, or only decode its JPEG tiles, or write: see `benchmarks.tiling`.
 
-`python -m benchmarks.tiling_run normscope|limit WORKERS SLIDE ORIGINS.npy SIDE FOLDER [RUNS]`. One
-worker stays on one core, its threads included. Prints one line of JSON for each of the RUNS.
+`python -m benchmarks.tiling_run METHOD WORKERS SLIDE ORIGINS.npy SIDE FOLDER [RUNS]`, where METHOD
+is `normscope`, `limit` or `write`. One worker stays on one core, its threads included. Prints one
+line of JSON for each of the RUNS.
 """
 
 from __future__ import annotations
@@ -13,13 +14,16 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from itertools import repeat
 from pathlib import Path
 
 import imagecodecs
 import numpy as np
 import tifffile
 
+from pipeline.atomic_files import written_beside
 from pipeline.engines import MapWork, dask_engine, map_serially
+from pipeline.freed_memory import set_freed_memory
 from pipeline.ingest import ingest
 from pipeline.records import Slide
 from pipeline.slide_dataset import SlideSettings, make_reader, plan_slides
@@ -74,6 +78,13 @@ def decode(path: Path, origins_yx: list[list[int]], side_px: int) -> int:
     return len(origins_yx)
 
 
+def write(count: int, side_px: int, folder: Path) -> int:
+    """Write as many bytes as these tiles have, as fast as the disk takes them."""
+    chunk = memoryview(bytes(64 * side_px**2 * 3))
+    with written_beside(folder / "tiles", repeat(chunk, count // 64), is_large=True):
+        return count
+
+
 def measure_peak_mib() -> float:
     """Peak memory of this process; `getrusage` would count its parent's."""
     status = Path("/proc/self/status").read_text()
@@ -86,12 +97,15 @@ def main(
     """Do the work, and say how long it took."""
     if workers == "1":
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    set_freed_memory(is_kept=True)  # as workers do
     with _engine(int(workers)) as map_work:
         for _ in range(int(runs)):
             shutil.rmtree(folder, ignore_errors=True)
             began, core_began = time.perf_counter(), time.process_time()
             if method == "limit":
                 count = decode(Path(path), np.load(origins).tolist(), int(side))
+            elif method == "write":
+                count = write(len(np.load(origins)), int(side), Path(folder))
             else:
                 count = tile(Path(path), int(side), Path(folder), map_work)
             seconds, core_seconds = time.perf_counter() - began, time.process_time() - core_began

@@ -8,12 +8,12 @@ the same dataset. The only importer of dask.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import dask
 from dask.utils import funcname
@@ -172,8 +172,10 @@ class DaskMap:
 
     def describe(self) -> Workers:
         """The workers there are; at least one, as the client waits for the first."""
-        self.client.wait_for_workers(1)
-        found = self.client.scheduler_info(n_workers=-1)["workers"].values()
+        found: list[Mapping[str, Any]] = []
+        while not found:  # the first may have died since
+            self.client.wait_for_workers(1)
+            found = list(self.client.scheduler_info(n_workers=-1)["workers"].values())
         memory = min((w["memory_limit"] or MEMORY_LIMIT) // w["nthreads"] for w in found)
         return Workers(sum(worker["nthreads"] for worker in found), memory)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -54,7 +54,9 @@ def open_jpeg_tiles(path: Path, slide: OpenSlideReader, level: int) -> Iterator[
     Yields:
         The tiles; None where the format is another, or pixels are not OpenSlide's.
     """
-    if (layout := _prove_layout(_Question(path, _identify(path), level, slide))) is None:
+    status = path.stat()
+    identity = (status.st_ino, status.st_size, status.st_mtime_ns)
+    if (layout := _prove_layout(_Question(path, identity, level, slide))) is None:
         yield None
         return
     with path.open("rb", buffering=0) as file:
@@ -63,10 +65,9 @@ def open_jpeg_tiles(path: Path, slide: OpenSlideReader, level: int) -> Iterator[
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """Where the JPEG tiles of a level lie in their file, and how to decode them.
+    """Where the JPEG tiles of a level lie in their file, a size of 0 for a tile that there is not.
 
-    Offsets and sizes are in reading order, a size of 0 for a tile that there is not; `head` is what
-    a decoder sees in place of a tile's first marker.
+    `head` is what a decoder sees in place of a tile's first marker.
     """
 
     tile_shape_yx: tuple[int, int]
@@ -112,11 +113,6 @@ def _prove_layout(question: _Question) -> _Layout | None:
         return layout if _is_proved(JpegTiles(file.fileno(), layout), slide, level) else None
 
 
-def _identify(path: Path) -> tuple[int, ...]:
-    status = path.stat()
-    return status.st_ino, status.st_size, status.st_mtime_ns
-
-
 class JpegTiles:
     """The JPEG tiles of one level; coordinates are (y, x), in its pixels.
 
@@ -141,28 +137,34 @@ class JpegTiles:
 
     def read_regions(
         self, starts_yx: Sequence[tuple[int, int]], shape_yx: tuple[int, int]
-    ) -> Iterator[tuple[int, Pixels | None]]:
+    ) -> Iterator[Pixels | None]:
         """Read rectangles of one shape, which must lie inside the level.
 
-        They come in an order in which a tile serves all of its rectangles at once, so that it is
-        decoded once as long as the tiles that are needed again fit into the cache.
+        A tile is decoded once as long as those that are needed again fit into the cache.
 
         Args:
             starts_yx: Upper left corners.
             shape_yx: Height and width.
 
         Yields:
-            The index into `starts_yx`, and uint8 (height, width, 3), RGB, to be used before the
-            next is asked for; None in its place where a tile is missing or corrupt.
+            uint8 (height, width, 3), RGB, to be used before the next is asked for; None in its
+            place where a tile is missing or corrupt.
         """
         cuts = [self._cut(start_yx, shape_yx) for start_yx in starts_yx]
         awaited = Counter(number for cut in cuts for number, _, _ in cut)
-        for index in sorted(range(len(cuts)), key=lambda index: cuts[index][0][0]):
-            yield index, self._assemble(cuts[index], shape_yx)
-            for number, _, _ in cuts[index]:
+        self._expect(awaited)
+        for cut in cuts:
+            yield self._assemble(cut, shape_yx)
+            for number, _, _ in cut:
                 awaited[number] -= 1
                 if not awaited[number]:
                     self._drop(number)
+
+    def _expect(self, numbers: Iterable[int]) -> None:
+        """Have the disk read tiles in the order of the file, whatever order they are used in."""
+        places = sorted((self._layout.offsets[n], self._layout.sizes[n]) for n in numbers)
+        for place in places if hasattr(os, "posix_fadvise") else ():
+            os.posix_fadvise(self._descriptor, *place, os.POSIX_FADV_WILLNEED)
 
     def _cut(self, start_yx: tuple[int, int], shape_yx: tuple[int, int]) -> list[_Piece]:
         (y, x), (height, width) = start_yx, shape_yx
@@ -187,7 +189,6 @@ class JpegTiles:
         return region
 
     def _read_tile(self, number: int) -> Pixels | None:
-        """A tile from the cache or the file."""
         if number in self._kept:
             self._kept.move_to_end(number)
             return self._kept[number]
@@ -269,7 +270,7 @@ def _is_proved(tiles: JpegTiles, slide: OpenSlideReader, level: int) -> bool:
         start_yx, shape_yx = _place(tiles, slide, level, number)
         if min(shape_yx) < 1:
             continue
-        ((_, mine),) = tiles.read_regions([start_yx], shape_yx)
+        (mine,) = tiles.read_regions([start_yx], shape_yx)
         try:
             theirs = slide.read_region_yx(_to_level_0(slide, level, start_yx), level, shape_yx)
         except SourceError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -30,8 +30,7 @@ class SourceRead:
     """What a reader made of the rows of one source.
 
     Args:
-        images: uint8 (rows, H, W, C); whatever stands at unreadable rows is dropped. The reader may
-            use their memory again at the next read in the same thread.
+        images: uint8 (rows, H, W, C); whatever stands at unreadable rows is dropped.
         reasons: For each row why it is unreadable, or None.
         columns: Columns measured while reading, each (rows, ...).
         digest: SHA-256 of the source's bytes, hexadecimal.
@@ -63,6 +62,29 @@ class Reader(Protocol[S_contra]):
 
 
 @runtime_checkable
+class FillingReader(Reader[S_contra], Protocol[S_contra]):
+    """A reader of sources of many images, whose first can be used while it reads the others."""
+
+    def fill(
+        self, source: S_contra, rows: Mapping[str, Array], images: NDArray[np.uint8]
+    ) -> Iterator[SourceRead]:
+        """Read rows into memory that is given.
+
+        Args:
+            source: Where they come from.
+            rows: As for `read`.
+            images: uint8 (rows, H, W, C), to be filled from the first to the last.
+
+        Yields:
+            What was made of the next rows, whose images are those of `images`.
+
+        Raises:
+            SourceError: None of the rows that are left can be read.
+        """
+        ...
+
+
+@runtime_checkable
 class SharingReader(Reader[S_contra], Protocol[S_contra]):
     """A reader of sources of one image each, whose costly half serves others of its kind too.
 
@@ -84,6 +106,23 @@ class SharingReader(Reader[S_contra], Protocol[S_contra]):
             SourceError: It cannot be made.
         """
         ...
+
+
+def join_reads(images: NDArray[np.uint8], reads: Iterable[SourceRead]) -> SourceRead:
+    """Put together what a `FillingReader` yields.
+
+    Args:
+        images: What it fills.
+        reads: At least one, of rows that follow each other.
+    """
+    reasons: list[str | None] = []
+    columns: dict[str, list[Array]] = {}
+    for read in reads:
+        reasons += read.reasons
+        for name, values in read.columns.items():
+            columns.setdefault(name, []).append(values)
+    joined = {name: np.concatenate(values) for name, values in columns.items()}
+    return SourceRead(images, tuple(reasons), joined, read.digest)
 
 
 @dataclass(frozen=True)

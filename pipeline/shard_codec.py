@@ -8,7 +8,7 @@ Format: https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed/i
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final, cast
 
 import google_crc32c
@@ -39,12 +39,13 @@ _CRC_BYTES: Final = 4
 
 
 def encode_shard(
-    images: NDArray[np.uint8], *, chunk_images: int, shard_images: int
+    chunks: Iterable[NDArray[np.uint8]], *, chunk_images: int, shard_images: int
 ) -> Iterator[Part]:
     """Encode a shard.
 
     Args:
-        images: uint8 (n, H, W, C), at most `shard_images`; the last shard may have fewer.
+        chunks: uint8 (n, H, W, C) each, `shard_images` at most in all; the last shard may have
+            fewer.
         chunk_images: Images in a chunk; what the last one lacks is zeros.
         shard_images: Images in a full shard.
 
@@ -54,17 +55,20 @@ def encode_shard(
     """
     index = np.full((shard_images // chunk_images, 2), ABSENT, "<u8")
     offset = 0
-    for number, start in enumerate(range(0, len(images), chunk_images)):
-        chunk = images[start : start + chunk_images]
-        if missing := chunk_images - len(chunk):
-            chunk = np.concatenate([chunk, np.zeros((missing, *chunk.shape[1:]), np.uint8)])
-        parts = _encode_chunk(np.ascontiguousarray(chunk))
+    for number, chunk in enumerate(chunks):
+        parts = _encode_chunk(_pad(chunk, chunk_images))
         size = sum(map(len, parts))
         index[number] = offset, size
         offset += size
         yield from parts
     content = index.tobytes()
     yield content + _checksum(content)
+
+
+def _pad(chunk: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
+    if missing := count - len(chunk):
+        return np.concatenate([chunk, np.zeros((missing, *chunk.shape[1:]), np.uint8)])
+    return np.ascontiguousarray(chunk)
 
 
 def _encode_chunk(chunk: NDArray[np.uint8]) -> tuple[Part, ...]:

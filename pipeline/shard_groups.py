@@ -10,13 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from math import lcm
 from typing import Any, TypeAlias
 
 from pipeline.plan import Reader, SharingReader, SourceRead
 from pipeline.schema import Array
-from pipeline.shards import UNREADABLE, Commit, ShardTask, make_shard, mark_unreadable, read_or_mark
+from pipeline.shards import UNREADABLE, Commit, ShardTask, make_shard, mark_unreadable
 
 
 @dataclass(frozen=True)
@@ -136,7 +135,13 @@ class _TurnReader:
             decoded = self.readers[self.url].decode(source)
         except UNREADABLE as error:
             return {url: mark_unreadable(error, 1, self.shapes[url]) for url in urls}
-        return {
-            url: read_or_mark(partial(self.readers[url].prepare, decoded), 1, self.shapes[url])
-            for url in urls
-        }
+        return {url: _prepare_or_mark(self.readers[url], decoded, self.shapes[url]) for url in urls}
+
+
+def _prepare_or_mark(
+    reader: SharingReader[Any], decoded: Any, shape: tuple[int, int, int]
+) -> SourceRead:
+    try:
+        return reader.prepare(decoded)
+    except UNREADABLE as error:
+        return mark_unreadable(error, 1, shape)

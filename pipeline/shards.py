@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from hashlib import sha256
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import numpy as np
 from blake3 import blake3
@@ -17,12 +17,14 @@ from zarr import AsyncArray
 from zarr.api.asynchronous import open_group
 
 from pipeline.errors import AbsentError, SchemaError, SourceError
-from pipeline.plan import Plan, Reader, SourceRead
+from pipeline.freed_memory import KeptMemory
+from pipeline.image_writer import ImageWriter
+from pipeline.plan import FillingReader, Plan, Reader, SourceRead
 from pipeline.schema import SCHEMA_VERSION, Array, DatasetSpec, fill_value
-from pipeline.shard_codec import encode_shard
-from pipeline.storage import join, open_zarr_store, write_parts
+from pipeline.storage import join, open_zarr_store
 
 UNREADABLE: Final = (SourceError, AbsentError)
+_memory: Final = KeptMemory()
 
 
 @dataclass(frozen=True)
@@ -99,13 +101,13 @@ def _key_of_work(
         "columns": {name: str(dtype) for name, dtype in sorted(spec.columns.items())},
         "reader": repr(reader),
         "versions": [source.version for source in sources],
-        "rows": _digest(source_index, columns),
+        "rows": _digest(blake3(_view_bytes(source_index)), columns),
     }
     return sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def _digest(first: Array, columns: Mapping[str, Array]) -> str:
-    digest = blake3(_view_bytes(first))
+def _digest(digest: blake3, columns: Mapping[str, Array]) -> str:
+    """Go on with a digest, and end it."""
     for name, values in sorted(columns.items()):
         digest.update(name.encode())
         if values.dtype.kind in "TUO":
@@ -130,49 +132,78 @@ def make_shard(url: str, reader: Reader[Any], task: ShardTask) -> Commit:
     Returns:
         What was made; also kept in the dataset.
     """
-    count = len(task.source_index)
-    images = np.zeros((count, *task.spec.image_shape), np.uint8)  # takes no memory until it is used
-    columns = {name: _empty_column(task.spec, name, count) for name in task.spec.columns}
-    columns |= {name: np.array(values) for name, values in task.columns.items()}
-    columns["readable"] = np.zeros(count, bool)
-    unreadable: list[tuple[int, str]] = []
+    draft = _Draft.of(task)
+    writer = ImageWriter(draft.images, task.spec.chunk_images)
+    place = join(url, "image", "c", str(task.shard), "0", "0", "0")
+    with ThreadPoolExecutor(1, thread_name_prefix="image-writer") as thread:
+        written = thread.submit(writer.write, place, task.spec.shard_images)
+        try:
+            for read in _read(reader, task, draft.images):
+                writer.advance(draft.put(read))
+        except BaseException:
+            writer.abandon()
+            raise
+        return asyncio.run(_write_columns(url, task, draft, written.result))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Draft:
+    """What has been read of a shard; images that could not be are zeros."""
+
+    images: NDArray[np.uint8]
+    columns: Mapping[str, Array]
+    reasons: list[str | None]
+
+    @classmethod
+    def of(cls, task: ShardTask) -> Self:
+        count = len(task.source_index)
+        columns = {name: _empty_column(task.spec, name, count) for name in task.spec.columns}
+        columns |= {name: np.array(values) for name, values in task.columns.items()}
+        columns["readable"] = np.zeros(count, bool)
+        return cls(_memory.take((count, *task.spec.image_shape)), columns, [])
+
+    def put(self, read: SourceRead) -> int:
+        """Take what was read of the next rows; returns how many."""
+        count = len(read.reasons)
+        rows = slice(len(self.reasons), len(self.reasons) + count)
+        images = self.images[rows]
+        if not np.may_share_memory(images, read.images):
+            images[:] = read.images
+        readable = np.array([reason is None for reason in read.reasons])
+        if not readable.all():
+            images[~readable] = 0
+        self.columns["readable"][rows] = readable
+        self.columns["source_digest"][rows] = read.digest
+        for name, values in read.columns.items():
+            self.columns[name][rows] = values
+        self.reasons.extend(read.reasons)
+        return count
+
+
+def _read(reader: Reader[Any], task: ShardTask, images: NDArray[np.uint8]) -> Iterator[SourceRead]:
+    """Read a shard's rows in their order, piece by piece.
+
+    Raises:
+        StorageError: The storage is broken, which is no unreadable source.
+    """
     for source, begin, end in cut_sources(task):
         rows = {name: values[begin:end] for name, values in task.columns.items()}
-        read = read_or_mark(partial(reader.read, source, rows), end - begin, task.spec.image_shape)
-        readable = np.array([reason is None for reason in read.reasons])
-        pixels = read.images if readable.all() else _blank(read.images, readable)
-        if len(pixels) == count:  # most shards are of one source: no copy, nor twice the memory
-            images = pixels
-        else:
-            images[begin:end] = pixels
-        columns["readable"][begin:end] = readable
-        columns["source_digest"][begin:end] = read.digest
-        for name, values in read.columns.items():
-            columns[name][begin:end] = values
-        unreadable += [
-            (task.start + begin + row, reason)
-            for row, reason in enumerate(read.reasons)
-            if reason is not None
-        ]
-    return asyncio.run(_write_shard(url, task, images, columns, tuple(unreadable)))
+        left = end - begin
+        try:
+            if isinstance(reader, FillingReader):
+                for read in reader.fill(source, rows, images[begin:end]):
+                    left -= len(read.reasons)
+                    yield read
+            else:
+                yield reader.read(source, rows)
+        except UNREADABLE as error:
+            yield mark_unreadable(error, left, task.spec.image_shape)
 
 
-def _blank(images: NDArray[np.uint8], readable: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """A copy with zeros for what is not readable."""
-    blanked = images.copy()
-    blanked[~readable] = 0
-    return blanked
-
-
-async def _write_shard(
-    url: str,
-    task: ShardTask,
-    images: NDArray[np.uint8],
-    columns: Mapping[str, Array],
-    unreadable: tuple[tuple[int, str], ...],
+async def _write_columns(
+    url: str, task: ShardTask, draft: _Draft, wait_for_images: Callable[[], blake3]
 ) -> Commit:
-    """Write images and columns, and digest them meanwhile; the commit when they are there."""
-    spec = task.spec
+    """Write the columns while the last images are written, and the commit when all is there."""
     group = await open_group(open_zarr_store(url, read_only=False), mode="r+")
 
     async def write(name: str, where: slice, values: Array) -> None:
@@ -182,15 +213,14 @@ async def _write_shard(
         # Comparing every chunk with the fill value costs as much as compressing it.
         await array.with_config({"write_empty_chunks": True}).setitem(where, values)
 
-    parts = encode_shard(images, chunk_images=spec.chunk_images, shard_images=spec.shard_images)
-    place = join(url, "image", "c", str(task.shard), "0", "0", "0")
     rows = slice(task.start, task.stop)
-    digest, _, _ = await asyncio.gather(
-        asyncio.to_thread(_digest, images, columns),
-        asyncio.to_thread(write_parts, place, parts),
-        asyncio.gather(*(write(name, rows, values) for name, values in columns.items())),
+    digest, _ = await asyncio.gather(
+        asyncio.to_thread(wait_for_images),
+        asyncio.gather(*(write(name, rows, values) for name, values in draft.columns.items())),
     )
-    commit = Commit(task.shard, task.key, digest, unreadable)
+    reasons = enumerate(draft.reasons, task.start)
+    unreadable = tuple((row, reason) for row, reason in reasons if reason is not None)
+    commit = Commit(task.shard, task.key, _digest(digest, draft.columns), unreadable)
     await write("commit", slice(task.shard, task.shard + 1), np.array([commit.to_json()], object))
     return commit
 
@@ -206,22 +236,6 @@ def cut_sources(task: ShardTask) -> Iterator[tuple[Any, int, int]]:
     edges = np.flatnonzero(np.diff(task.source_index)) + 1
     for begin, end in zip([0, *edges], [*edges, len(task.source_index)], strict=True):
         yield task.sources[int(task.source_index[begin])], int(begin), int(end)
-
-
-def read_or_mark(
-    read: Callable[[], SourceRead], count: int, shape: tuple[int, int, int]
-) -> SourceRead:
-    """Read a source, or mark its rows unreadable; broken storage is no such case.
-
-    Args:
-        read: Reads it.
-        count: Its rows.
-        shape: (H, W, C) of an image.
-    """
-    try:
-        return read()
-    except UNREADABLE as error:
-        return mark_unreadable(error, count, shape)
 
 
 def mark_unreadable(error: Exception, count: int, shape: tuple[int, int, int]) -> SourceRead:

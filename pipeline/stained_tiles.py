@@ -7,14 +7,14 @@ that a slide's fit is part of its own rows and of no other's.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.plan import SourceRead
+from pipeline.plan import SourceRead, join_reads
 from pipeline.records import Slide
 from pipeline.schema import Array
 from pipeline.scratch import Scratch
@@ -34,7 +34,6 @@ STAIN_COLUMNS: Final[Mapping[str, np.dtype[Any]]] = {
 # A fit looks at so many pixels, of at least and at most so many tiles all over the slide.
 _FIT_PX: Final = 1 << 20
 _FIT_TILES: Final = (16, 256)
-_BATCH_TILES: Final = 64
 
 
 @dataclass(frozen=True)
@@ -62,15 +61,26 @@ class PlannedTileReader:
             SourceError: The slide cannot be opened, or has changed since it was planned.
             StorageError: The slide cannot be fetched.
         """
+        side = self.tiles.tile_size_px
+        images = np.empty((len(rows["origin_yx"]), side, side, 3), np.uint8)
+        return join_reads(images, self.fill(source, rows, images))
+
+    def fill(
+        self, source: Slide, rows: Mapping[str, Array], images: NDArray[np.uint8]
+    ) -> Iterator[SourceRead]:
+        """As `read`, into memory that is given: uint8 (n, side, side, 3)."""
+        fit = self._choose_fit(rows)
         with using_scratch(self.scratch):
-            read = self._choose_tiles(rows).read(source, rows)
+            for read in self._choose_tiles(rows).fill(source, rows, images):
+                if fit:
+                    read.images[:] = normalise_stains(read.images, fit)
+                yield read
+
+    def _choose_fit(self, rows: Mapping[str, Array]) -> StainFit | None:
         text = str(rows["stain_fit"][0]) if "stain_fit" in rows else ""
-        if text and self.stain != "none":
-            fit = StainFit(self.stain, decode_stains(text))
-            for start in range(0, len(read.images), _BATCH_TILES):
-                batch = read.images[start : start + _BATCH_TILES]
-                batch[:] = normalise_stains(batch, fit)
-        return read
+        if not text or self.stain == "none":
+            return None
+        return StainFit(self.stain, decode_stains(text))
 
     def _choose_tiles(self, rows: Mapping[str, Array]) -> SlideTileReader:
         """The reader, with the slide's own um/px where a user's table gives it."""

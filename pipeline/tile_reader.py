@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
-import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import repeat
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
@@ -16,7 +14,7 @@ from PIL import Image
 
 from pipeline.errors import SourceError
 from pipeline.jpeg_tiles import JpegTiles, open_jpeg_tiles
-from pipeline.plan import SourceRead
+from pipeline.plan import SourceRead, join_reads
 from pipeline.quality import QUALITY_COLUMNS, measure_quality
 from pipeline.records import Slide
 from pipeline.schema import Array
@@ -26,23 +24,7 @@ from pipeline.tiling import PairYX, choose_level, measure_tile_extent_yx
 
 Decoder: TypeAlias = Literal["jpeg", "openslide"]
 DECODER_COLUMN: Final = "decoder"
-_MEASURED_TOGETHER: Final = 8  # tiles
-
-
-class _Memory(threading.local):
-    """The images of a thread's last read: fresh memory can cost as much as a tile's decode."""
-
-    kept: NDArray[np.uint8] = np.empty(0, np.uint8)
-
-    def take(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-        """An array of whatever was there before, which ends the use of the one before."""
-        size = math.prod(shape)
-        if self.kept.size < size:
-            self.kept = np.empty(size, np.uint8)
-        return self.kept[:size].reshape(shape)
-
-
-_memory: Final = _Memory()
+_READ_TOGETHER: Final = 8  # tiles
 
 
 @dataclass(frozen=True)
@@ -60,16 +42,24 @@ class SlideTileReader:
     mpp_override_um: float | None = None
 
     def read(self, source: Slide, rows: Mapping[str, Array]) -> SourceRead:
-        """Read tiles of one slide.
+        """Read tiles of one slide into new memory; otherwise as `fill`."""
+        side = self.tile_size_px
+        images = np.empty((len(rows["origin_yx"]), side, side, 3), np.uint8)
+        return join_reads(images, self.fill(source, rows, images))
+
+    def fill(
+        self, source: Slide, rows: Mapping[str, Array], images: NDArray[np.uint8]
+    ) -> Iterator[SourceRead]:
+        """Read tiles of one slide into memory that is given.
 
         Args:
             source: The slide.
             rows: `origin_yx`, (n, 2) int64, level-0 pixels.
+            images: uint8 (n, `tile_size_px`, `tile_size_px`, 3).
 
-        Returns:
-            The tiles, in memory that the thread's next read uses again; their quality, which of
-            them are corrupt, and what decoded the slide: `jpeg` (`pipeline.jpeg_tiles`) or
-            `openslide`.
+        Yields:
+            The next few tiles; their quality, which of them are corrupt, and what decoded the
+            slide: `jpeg` (`pipeline.jpeg_tiles`) or `openslide`.
 
         Raises:
             SourceError: The slide cannot be opened, or has changed since it was planned.
@@ -79,35 +69,44 @@ class SlideTileReader:
             stage(source.url, source.version) as path,
             open_slide(path, item=source.url, mpp_override_um=self.mpp_override_um) as slide,
         ):
-            return self._read_tiles(path, slide, rows["origin_yx"])
+            yield from self._fill(path, slide, rows["origin_yx"], images)
 
-    def _read_tiles(
-        self, path: Path, slide: OpenSlideReader, origins_yx: NDArray[np.int64]
-    ) -> SourceRead:
+    def _fill(
+        self,
+        path: Path,
+        slide: OpenSlideReader,
+        origins_yx: NDArray[np.int64],
+        images: NDArray[np.uint8],
+    ) -> Iterator[SourceRead]:
         extent_yx = measure_tile_extent_yx(slide.mpp_yx, self.mpp_um, self.tile_size_px)
         level, shape_yx = choose_read(slide, extent_yx, self.tile_size_px)
-        side = self.tile_size_px
-        images = _memory.take((len(origins_yx), side, side, 3))
-        reasons: list[str | None] = [None] * len(origins_yx)
-        quality = np.full((len(origins_yx), len(QUALITY_COLUMNS)), np.nan, np.float32)
-
-        def fill(regions: Iterable[tuple[int, NDArray[np.uint8] | SourceError]]) -> Iterator[int]:
-            for row, region in regions:
-                if isinstance(region, SourceError):
-                    reasons[row] = str(region)
-                else:
-                    images[row] = resample(region, side)
-                    yield row
-
+        digest = digest_slide(path)
         with open_jpeg_tiles(path, slide, level) as tiles:
-            filled = fill(_read_regions(slide, tiles, origins_yx, level, shape_yx))
-            # Soon, while the tiles are in the processor's cache.
-            while rows := list(islice(filled, _MEASURED_TOGETHER)):
-                quality[rows] = measure_quality([images[row] for row in rows])
+            regions = _read_regions(slide, tiles, origins_yx, level, shape_yx)
             decoder: Decoder = "jpeg" if tiles else "openslide"
-        columns = dict(zip(QUALITY_COLUMNS, quality.T, strict=True))
-        columns[DECODER_COLUMN] = np.full(len(images), decoder, object)
-        return SourceRead(images, tuple(reasons), columns, digest_slide(path))
+            for start in range(0, len(images), _READ_TOGETHER):
+                few = images[start : start + _READ_TOGETHER]
+                reasons = tuple(_put(image, next(regions)) for image in few)
+                columns = _measure(few, reasons)
+                columns[DECODER_COLUMN] = np.full(len(few), decoder, object)
+                yield SourceRead(few, reasons, columns, digest)
+
+
+def _put(image: NDArray[np.uint8], region: NDArray[np.uint8] | SourceError) -> str | None:
+    """Bring a region into its place; or say why it could not be read."""
+    if isinstance(region, SourceError):
+        return str(region)
+    image[:] = resample(region, len(image))
+    return None
+
+
+def _measure(images: NDArray[np.uint8], reasons: Sequence[str | None]) -> dict[str, Array]:
+    """Quality of what could be read, while it is in the processor's cache."""
+    quality = np.full((len(images), len(QUALITY_COLUMNS)), np.nan, np.float32)
+    readable = [row for row, reason in enumerate(reasons) if reason is None]
+    if readable:
+        quality[readable] = measure_quality([images[row] for row in readable])
+    return dict(zip(QUALITY_COLUMNS, quality.T, strict=True))
 
 
 def _read_regions(
@@ -116,26 +115,16 @@ def _read_regions(
     origins_yx: NDArray[np.int64],
     level: int,
     shape_yx: PairYX,
-) -> Iterator[tuple[int, NDArray[np.uint8] | SourceError]]:
-    """Regions, or why they cannot be read, each with its row; in the order that reads fastest.
-
-    OpenSlide reads what the JPEG tiles do not give.
-    """
+) -> Iterator[NDArray[np.uint8] | SourceError]:
+    """Regions, or why they cannot be read. OpenSlide reads what the JPEG tiles do not give."""
     origins = [(y, x) for y, x in origins_yx.tolist()]
     starts = [slide.find_start_yx(origin_yx, level, shape_yx) for origin_yx in origins]
-    found: Iterable[tuple[int, NDArray[np.uint8] | None]] = (
-        tiles.read_regions(starts, shape_yx)
-        if tiles
-        else ((row, None) for row in range(len(starts)))
-    )
-    for row, region in found:
-        if region is not None:
-            yield row, region
-            continue
+    found = tiles.read_regions(starts, shape_yx) if tiles else repeat(None, len(starts))
+    for origin_yx, region in zip(origins, found, strict=True):
         try:
-            yield row, slide.read_region_yx(origins[row], level, shape_yx)
+            yield slide.read_region_yx(origin_yx, level, shape_yx) if region is None else region
         except SourceError as error:
-            yield row, error
+            yield error
 
 
 def choose_read(slide: SlideReader, extent_yx: PairYX, tile_size_px: int) -> tuple[int, PairYX]:

@@ -36,8 +36,8 @@ def read_both(
         starts = np.random.default_rng(3).integers(0, room + 1, (count, 2))
         starts = np.concatenate([starts, [(0, 0), (0, room[1]), (room[0], 0), tuple(room)]])
         places = [(int(y), int(x)) for y, x in starts]
-        for index, mine in tiles.read_regions(places, shape_yx):
-            origin_yx = jpeg_tiles._to_level_0(slide, level, places[index])
+        for place, mine in zip(places, tiles.read_regions(places, shape_yx), strict=True):
+            origin_yx = jpeg_tiles._to_level_0(slide, level, place)
             theirs: NDArray[np.uint8] | SourceError
             try:
                 theirs = slide.read_region_yx(origin_yx, level, shape_yx)
@@ -158,7 +158,7 @@ def test_other_real_slides_are_equal_or_left_to_openslide(shared_data: Path, sha
         with open_jpeg_tiles(path, slide, level) as tiles:
             height, width = slide.level_shapes_yx[level]
             if tiles is not None:
-                ((_, mine),) = tiles.read_regions([(0, 0)], (height, width))
+                (mine,) = tiles.read_regions([(0, 0)], (height, width))
                 np.testing.assert_array_equal(
                     mine, slide.read_region_yx((0, 0), level, (height, width))
                 )
@@ -232,7 +232,7 @@ def test_a_file_cut_off_after_opening_gives_no_pixels(tmp_path: Path) -> None:
         assert tiles is not None
         with path.open("r+b") as file:
             file.truncate(path.stat().st_size // 2)
-        assert list(tiles.read_regions([(300, 1100)], (20, 20))) == [(0, None)]
+        assert list(tiles.read_regions([(300, 1100)], (20, 20))) == [None]
 
 
 def test_every_tile_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,9 +248,8 @@ def test_every_tile_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with open_slide(path) as slide, open_jpeg_tiles(path, slide, 0) as tiles:
         assert tiles is not None
         monkeypatch.setattr(JpegTiles, "_decode", decode_and_tell)
-        read = [index for index, _ in tiles.read_regions(starts, (128, 128))]
+        assert sum(1 for _ in tiles.read_regions(starts, (128, 128))) == len(starts)
         assert not tiles._kept
-    assert sorted(read) == list(range(len(starts)))
     assert sorted(decoded) == list(range(24))
 
 
@@ -259,7 +258,7 @@ def test_the_cache_stays_within_its_bounds(tmp_path: Path) -> None:
     with open_slide(path) as slide, open_jpeg_tiles(path, slide, 0) as tiles:
         assert tiles is not None
         tiles._room = 3
-        ((_, whole),) = tiles.read_regions([(0, 0)], (1024, 1536))
+        (whole,) = tiles.read_regions([(0, 0)], (1024, 1536))
         assert len(tiles._kept) + len(tiles._spare) <= 4
         np.testing.assert_array_equal(whole, slide.read_region_yx((0, 0), 0, (1024, 1536)))
 

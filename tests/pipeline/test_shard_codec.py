@@ -22,7 +22,8 @@ def write(folder: Path, shards: list[NDArray[np.uint8]], count: int) -> zarr.Arr
     for number, images in enumerate(shards):
         path = folder / "c" / str(number) / "0" / "0" / "0"
         path.parent.mkdir(parents=True)
-        path.write_bytes(b"".join(encode_shard(images, chunk_images=2, shard_images=6)))
+        chunks = (images[start : start + 2] for start in range(0, len(images), 2))
+        path.write_bytes(b"".join(encode_shard(chunks, chunk_images=2, shard_images=6)))
     return array
 
 
