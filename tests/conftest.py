@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from flows.settings import Settings, prepare_environment
@@ -48,9 +49,14 @@ class S3Server:
 def _set_surroundings_aside() -> S3Server | None:
     """Empty the environment of what tests must not meet; the real S3 server, where one is named."""
     endpoint = os.environ.get("NORMSCOPE_TEST_S3")
-    keys = [os.environ.get(f"AWS_{name}", "") for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY")]
+    # Processes that pytest starts to share the tests begin with what is left here, so that the
+    # keys stay by another name.
+    keys = [
+        os.environ.setdefault(f"NORMSCOPE_TEST_{name}", os.environ.get(f"AWS_{name}", ""))
+        for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY")
+    ]
     for name in list(os.environ):
-        foreign = name.startswith(("AWS_", "PREFECT_", "MLFLOW_", "RAY_", "NORMSCOPE_"))
+        foreign = name.startswith(("AWS_", "PREFECT_", "MLFLOW_", "_MLFLOW_", "RAY_", "NORMSCOPE_"))
         if foreign and not name.startswith("NORMSCOPE_TEST_"):
             del os.environ[name]
     # No test may wait for the keys that a cloud's own machine would be given.
@@ -61,6 +67,18 @@ def _set_surroundings_aside() -> S3Server | None:
 
 
 _REAL_S3 = _set_surroundings_aside()
+
+# How quick an example is depends on what else the machine does.
+hypothesis.settings.register_profile(
+    "untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("untimed")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files of slow tests, so that processes that share the files end together."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 def pytest_unconfigure() -> None:

@@ -10,6 +10,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -138,13 +139,20 @@ def test_a_service_that_dies_names_its_log(made: MakeService, tmp_path: Path) ->
 
 
 def test_a_service_that_stays_silent_is_stopped(made: MakeService, tmp_path: Path) -> None:
-    silent = made("open('pid', 'w').write(str(os.getpid()))\nimport time; time.sleep(600)", 1.5)
+    pid_path = tmp_path / "pid"
+
+    def never_answers() -> bool:
+        wait_until(lambda: pid_path.exists() and bool(pid_path.read_text()))
+        return False
+
+    code = "open('pid', 'w').write(str(os.getpid()))\nimport time; time.sleep(600)"
+    silent = replace(made(code, 1.5), is_ready=never_answers)
     with (
         pytest.raises(ServiceError, match=r"did not answer at http://127\.0\.0\.1:\d+ within 2 s"),
         processes.running(silent, tmp_path),
     ):
         pass
-    assert is_gone(int((tmp_path / "pid").read_text()))
+    assert is_gone(int(pid_path.read_text()))
 
 
 def test_sigint_works_even_where_a_script_had_it_ignored(made: MakeService, tmp_path: Path) -> None:

@@ -168,7 +168,7 @@ def test_no_lesion_no_share() -> None:
     np.testing.assert_array_equal(fractions, [0.0, 0.0])
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 10_000), count=st.integers(3, 300))
 def test_shares_equal_a_full_resolution_rasterisation(seed: int, count: int) -> None:
     rng = np.random.default_rng(seed)

@@ -101,7 +101,9 @@ NOISE = np.random.default_rng(0).bytes(40_000)
 
 
 @pytest.mark.parametrize(
-    "data", [b"this is text", gzip.compress(b"this is text" * 99), pack({"a": NOISE})[:20_000]]
+    "data",
+    [b"this is text", gzip.compress(b"this is text" * 99), pack({"a": NOISE})[:20_000]],
+    ids=["text", "gzipped text", "cut short"],
 )
 def test_what_is_no_whole_archive_is_refused(tmp_path: Path, scratch: Scratch, data: bytes) -> None:
     path = tmp_path / "a.tar.gz"

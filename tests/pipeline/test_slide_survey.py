@@ -138,7 +138,7 @@ def test_where_not_every_lesion_is_outlined_no_tile_is_called_normal(tmp_path: P
     assert Label.NORMAL not in found.label
 
 
-@examples(max_examples=10, deadline=None)
+@examples(max_examples=10)
 @given(
     mpp_yx=st.sampled_from([(0.5, 0.25), (0.25, 0.5), (0.4, 0.25), (0.25, 0.25)]),
     box=st.tuples(

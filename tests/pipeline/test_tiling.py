@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pipeline.tiling import (
@@ -18,7 +18,6 @@ pairs = st.tuples(sides, sides)
 strides = st.tuples(st.integers(3, 90), st.integers(3, 90))
 
 
-@settings(deadline=None)
 @given(shape_yx=pairs, extent_yx=pairs, stride_yx=strides)
 def test_tiles_stay_inside_and_none_comes_twice(
     shape_yx: tuple[int, int], extent_yx: tuple[int, int], stride_yx: tuple[int, int]
@@ -35,7 +34,6 @@ def test_tiles_stay_inside_and_none_comes_twice(
     assert len(origins) == fitting[0] * fitting[1]
 
 
-@settings(deadline=None)
 @given(shape_yx=pairs, extent_yx=pairs, stride_yx=strides)
 def test_swapping_both_axes_swaps_the_tiles(
     shape_yx: tuple[int, int], extent_yx: tuple[int, int], stride_yx: tuple[int, int]
@@ -89,7 +87,6 @@ def test_level_minds_both_axes_of_an_anisotropic_pyramid() -> None:
     assert choose_level([(1, 1), (2, 8)], (2, 8)) == 1
 
 
-@settings(deadline=None)
 @given(
     data=st.data(),
     mask_yx=st.tuples(st.integers(1, 12), st.integers(1, 12)),

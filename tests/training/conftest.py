@@ -8,7 +8,7 @@ import pytest
 import torch
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True, scope="package")
 def _one_thread() -> Iterator[None]:
     """Toy networks gain nothing from threads, which on a busy machine wait for each other."""
     before = torch.get_num_threads()

@@ -1,6 +1,6 @@
 """Scoring on a real S3 server, killed at random: every image once, bytes as if undisturbed.
 
-`NORMSCOPE_TEST_KILLS` says how many runs there are to kill, 6 by default.
+`NORMSCOPE_TEST_KILLS` says how many runs there are to kill at least, 6 by default.
 """
 
 from __future__ import annotations
@@ -55,8 +55,10 @@ def test_kills_lose_and_double_nothing(real_s3_url: str, tmp_path: Path) -> None
             done.join()
             assert done.exitcode == 0
             seconds.append(time.monotonic() - began)
-        output, draw, kills = f"{real_s3_url}/killed", random.Random(5), 0  # noqa: S311 -- no secret
-        for number in range(RUNS):
+        output, draw = f"{real_s3_url}/killed", random.Random(5)  # noqa: S311 -- no secret
+        number = kills = 0
+        # Where the machine has become quicker since, many end before they are killed.
+        while number < RUNS or kills <= RUNS // 3:
             if storage.exists(f"{output}/manifest.json"):
                 output = f"{real_s3_url}/killed-{number}"  # it had ended: begin another
             run = context.Process(target=score, args=(*given, output))
@@ -65,11 +67,11 @@ def test_kills_lose_and_double_nothing(real_s3_url: str, tmp_path: Path) -> None
             kills += run.is_alive()
             run.kill()
             run.join()
+            number += 1
         final = context.Process(target=score, args=(*given, output))
         final.start()
         final.join()
     assert final.exitcode == 0
-    assert kills > RUNS // 3
     for name in ("scores.parquet", "scores.csv", "worklist.html", "manifest.json"):
         expected = storage.read_bytes(f"{real_s3_url}/undisturbed/{name}")
         assert storage.read_bytes(f"{output}/{name}") == expected, name
