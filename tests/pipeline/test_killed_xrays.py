@@ -32,6 +32,7 @@ def cluster() -> Iterator[LocalCluster]:
         dask.config.set(patience),
         LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as found,
     ):
+        found.adapt(minimum=2, maximum=2)  # a worker that died while starting is replaced
         yield found
 
 
