@@ -18,13 +18,9 @@ from pipeline.schema import open_dataset
 from pipeline.sources.synthetic import write_xrays
 from training.metrics import measure_auroc
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.s3,
-    pytest.mark.timeout(900),  # a minute's work; many times longer where others share the machine
-]
+pytestmark = [pytest.mark.slow, pytest.mark.s3]
 
-# Two resolutions of a small network on a few hundred images.
+# A minute's work: two resolutions of a small network on a few hundred images.
 CHANGES = {
     "growth__stabilize_iterations": "12",
     "growth__fade_in_iterations": "6",

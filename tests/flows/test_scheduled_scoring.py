@@ -35,8 +35,7 @@ from tests.flows.waves import make_dataset, paint
 from tests.training.registered import NAME, own_mlflow, register
 from training.registry import set_alias
 
-# Three runs in processes of their own, one after the other, on whatever machine this is.
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.slow
 
 # The form of `flows/prefect.yaml`, which has a test of its own: each night there, here twice a
 # minute, by a sixth field of seconds.
