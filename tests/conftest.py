@@ -62,6 +62,8 @@ def _set_surroundings_aside() -> S3Server | None:
     # No test may wait for the keys that a cloud's own machine would be given.
     os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.5"
+    # By default Ray's workers stand back behind whatever else runs: other tests, here.
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  # spelt by Ray
     prepare_environment(Settings(home=HOME))
     return S3Server(endpoint, *keys) if endpoint else None
 
