@@ -16,8 +16,8 @@ help: ## Show this list
 demo: $(VENV)/.installed ## The whole chain on planted anomalies, on this machine alone
 	$(BIN)/normscope demo
 
-# Much of a test's time goes by in waiting for servers; those that a file starts stay within it.
-# Slow files come first, in the order of collection, so that no process is left with them alone.
+# Tests wait a good part of their time, so processes share them: by files, as the tests of one share
+# its servers, and in the order of collection, which begins with the slow files.
 test: lint ## Everything that must hold: style, types, tests
 	$(BIN)/pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
