@@ -46,8 +46,9 @@ def ingest_slides(
     """Tile whole-slide images into a sealed dataset.
 
     Reads Camelyon16's official layout (training/normal, training/tumor, testing/images,
-    annotations), a folder or prefix of slides, or one slide. A review picture of every slide
-    goes to `review/` in the dataset. Run again after slides have been added, it keeps the order
+    annotations), a folder or prefix of slides, or one slide. A MIRAX slide is its `.mrxs` and
+    folder, a DICOM slide a folder of its own. A review picture of every slide goes to `review/`
+    in the dataset. Run again after slides have been added, it keeps the order
     of those that are there and makes only what is new.
 
     Args:

@@ -22,7 +22,7 @@ from typing import BinaryIO, Final
 
 from pipeline.errors import SourceError
 from pipeline.ranges import open_by_range
-from pipeline.scratch import Scratch
+from pipeline.scratch import Copy, Scratch
 from pipeline.storage import ObjectInfo, describe, read_range
 
 _ZIPPED: Final = (".tar.gz", ".tgz")
@@ -113,8 +113,8 @@ def _open_tar(info: ObjectInfo, scratch: Scratch) -> Iterator[BinaryIO]:
 def _unpacked(url: str, version: str, scratch: Scratch) -> Iterator[Path]:
     """An archive unpacked in the scratch folder."""
     key = sha256(f"unpacked\n{url}\n{version}".encode()).hexdigest()[:24]
-    fetch = partial(_inflate, url, version)
-    with scratch.hold(url, key, "archive.tar", _measure(url, version), fetch) as path:
+    copy = Copy("archive.tar", _measure(url, version), partial(_inflate, url, version))
+    with scratch.hold(url, key, copy) as path:
         yield path
 
 

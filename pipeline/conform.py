@@ -131,10 +131,17 @@ def _choose_modified(
 ) -> tuple[tuple[Scan, ...], tuple[ManifestEntry, ...]]:
     """Scans whose file was last modified in a period, and what to say of the others.
 
-    A table may name them all, so they are chosen once they are listed.
+    A table may name them all, so they are chosen once they are listed. Of a slide of several files
+    the last one counts.
     """
     if not period.is_bounded:
         return tuple(scans), ()
-    inside = {info.url for info in list_objects(url) if period.covers(info.modified_at)}
-    chosen = tuple(scan for scan in scans if scan.url in inside)
+    modified_at = {info.url: info.modified_at for info in list_objects(url)}
+
+    def is_inside(scan: Scan) -> bool:
+        urls = (scan.url, *(scan.companions if isinstance(scan, Slide) else ()))
+        times = [modified_at[url] for url in urls if url in modified_at]
+        return bool(times) and period.covers(max(times))
+
+    chosen = tuple(filter(is_inside, scans))
     return chosen, period.leave_out(len(scans) - len(chosen))

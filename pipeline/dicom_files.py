@@ -17,6 +17,8 @@ from typing import BinaryIO, Final
 import pydicom
 from pydicom import config
 from pydicom.dataset import Dataset
+from pydicom.filereader import read_partial
+from pydicom.tag import Tag
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from pipeline.errors import NormscopeError, SourceError
@@ -25,6 +27,9 @@ from pipeline.errors import NormscopeError, SourceError
 MAX_FILE_BYTES: Final = 512 * 2**20
 _PREFIX_BYTES: Final = 132  # a preamble of 128 bytes, then `DICM` (PS3.10, 7.1)
 _META_BYTES: Final = 4096
+_SERIES: Final = Tag("SeriesInstanceUID")
+_NO_DICOM: Final = "no DICOM file: `DICM` is not at byte 128"
+_DAMAGED: Final = "the DICOM elements are cut off or damaged"
 _EXPORT: Final = "Export it again as a DICOM file (PS3.10), or leave it out"
 
 config.settings.reading_validation_mode = config.IGNORE
@@ -68,12 +73,27 @@ def parse_header(file: BinaryIO, name: str, tags: Collection[int]) -> Dataset:
     return _parse(file, start, name, tags=list(tags))
 
 
+def parse_series_uid(start: bytes, name: str) -> str:
+    """The series that a DICOM file belongs to, from its first bytes.
+
+    Nothing behind it is looked at: a slide's file may describe a hundred thousand frames there.
+
+    Raises:
+        SourceError: As `parse_dicom`, or there is none.
+    """
+    if not is_dicom(start):
+        raise SourceError(name, _NO_DICOM, _EXPORT)
+    with refusing(name, _DAMAGED, _EXPORT):
+        dataset = read_partial(BytesIO(start), lambda tag, *_: tag > _SERIES)
+        return str(dataset.SeriesInstanceUID)
+
+
 def _parse(file: BinaryIO, start: bytes, name: str, *, tags: list[int] | None) -> Dataset:
     if not is_dicom(start):
-        raise SourceError(name, "no DICOM file: `DICM` is not at byte 128", _EXPORT)
+        raise SourceError(name, _NO_DICOM, _EXPORT)
     if DeflatedExplicitVRLittleEndian.encode() in start:
         _check_inflated(file, start, name)
-    with refusing(name, "the DICOM elements are cut off or damaged", _EXPORT):
+    with refusing(name, _DAMAGED, _EXPORT):
         dataset = pydicom.dcmread(file, stop_before_pixels=tags is not None, specific_tags=tags)
         if not dataset.file_meta.get("TransferSyntaxUID"):
             raise SourceError(name, "no transfer syntax in the meta header", _EXPORT)

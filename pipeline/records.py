@@ -31,11 +31,12 @@ class Slide:
 
     Args:
         slide_id: Unique in the dataset; the group of all its tiles.
-        url: Where the file lies: plain path, `file://` or `s3://`.
-        version: Changes when the file does (size and time, or the object's ETag).
+        url: Where the file lies that OpenSlide is given: plain path, `file://` or `s3://`.
+        version: Changes when one of its files does (size and time, or the object's ETag).
         label: Of the slide as a whole.
         split: The official split, or None where there is none.
         annotation_url: Its lesion polygons (ASAP XML), or None.
+        companions: URLs of its other files, where it is several; they lie below `url`'s folder.
     """
 
     slide_id: str
@@ -44,6 +45,7 @@ class Slide:
     label: Label = Label.UNKNOWN
     split: Split | None = None
     annotation_url: str | None = None
+    companions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

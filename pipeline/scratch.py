@@ -1,9 +1,9 @@
 """A scratch folder of bounded size: files held while in use, evicted by last use.
 
-Any number of threads and processes of one node share a folder. Each file has a lock (`flock`,
-which the kernel lets go of when a process is killed): exclusive while it is fetched, so that
-nothing is fetched twice at once; shared while it is read, so that nothing in use is evicted. Room
-for a file is taken on the disk before the first byte is fetched.
+Any number of threads and processes of one node share a folder. Each file, or the files that belong
+together, has a lock (`flock`, which the kernel lets go of when a process is killed): exclusive
+while it is fetched, so that nothing is fetched twice at once; shared while it is read, so that
+nothing in use is evicted. Room is taken on the disk before the first byte is fetched.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,21 @@ from pipeline.errors import SettingsError, StorageError
 GIB: Final = 1 << 30
 _POLL_S: Final = 0.2
 DEFAULT_FOLDER: Final = Path(tempfile.gettempdir(), "normscope-scratch")
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A file to hold.
+
+    Args:
+        name: Its path in its folder, whose suffix readers go by.
+        size_bytes: Its size.
+        fetch: Fills a file that is there already, of this size.
+    """
+
+    name: str
+    size_bytes: int
+    fetch: Callable[[Path], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,47 +58,51 @@ class Scratch:
 
     @contextmanager
     def hold(
-        self, item: str, key: str, name: str, size_bytes: int, fetch: Callable[[Path], None]
+        self, item: str, key: str, copy: Copy, companions: Sequence[Copy] = ()
     ) -> Iterator[Path]:
         """Give a file, fetched where it is not there, and keep it for as long as the block runs.
 
         Args:
             item: What it is a copy of, for errors.
             key: Of the content: the same key is the same bytes.
-            name: The file's name, whose suffix readers go by.
-            size_bytes: Its size.
-            fetch: Fills a file that is there already, of this size.
+            copy: The file.
+            companions: What is to lie with it, fetched, kept and evicted together with it.
 
         Raises:
-            SettingsError: It is larger than the whole scratch folder may be.
-            StorageError: There is no room for it, or the disk fails.
+            SettingsError: They are larger than the whole scratch folder may be.
+            StorageError: There is no room for them, or the disk fails.
         """
-        path = self.folder / key / name
+        path = self.folder / key / copy.name
         with self._open_lock(item, f"{key}.lock") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH)
             while not path.exists():
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 if not path.exists():
-                    self._fill(item, path, size_bytes, fetch)
+                    self._fill(item, self.folder / key, copy, companions)
                 # The kernel lets go in between: it may be evicted again before it is ours.
                 fcntl.flock(lock, fcntl.LOCK_SH)
             os.utime(lock)
             yield path
 
-    def _fill(self, item: str, path: Path, size_bytes: int, fetch: Callable[[Path], None]) -> None:
-        part = path.with_name(f"{path.name}.part")
+    def _fill(self, item: str, folder: Path, copy: Copy, companions: Sequence[Copy]) -> None:
+        """Fetch all files; the first gets its name last, by which all are known to be there."""
+        part = folder / f"{copy.name}.part"
+        copies = {folder / other.name: other for other in companions} | {part: copy}
         try:
-            shutil.rmtree(path.parent, ignore_errors=True)  # what a killed process left
-            self._reserve(item, part, size_bytes)
-            fetch(part)
-            part.replace(path)
+            shutil.rmtree(folder, ignore_errors=True)  # what a killed process left
+            self._reserve(item, {path: other.size_bytes for path, other in copies.items()})
+            for path, other in copies.items():
+                other.fetch(path)
+            part.replace(folder / copy.name)
         except OSError as error:
             raise self._refuse(item, str(error)) from error
         finally:
-            part.unlink(missing_ok=True)
+            if not (folder / copy.name).exists():
+                shutil.rmtree(folder, ignore_errors=True)
 
-    def _reserve(self, item: str, part: Path, size_bytes: int) -> None:
-        """Take room on the disk for a file, evicting others and waiting for those in use."""
+    def _reserve(self, item: str, sizes_bytes: Mapping[Path, int]) -> None:
+        """Take room on the disk for some files, evicting others and waiting for those in use."""
+        size_bytes = sum(sizes_bytes.values())
         if size_bytes > self.max_bytes:
             raise SettingsError(
                 item,
@@ -96,7 +115,7 @@ class Scratch:
             with self._open_lock(item, "scratch.lock") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 in_use_bytes = self._make_room(size_bytes)
-                if in_use_bytes is None and _allocate(part, size_bytes):
+                if in_use_bytes is None and _allocate(sizes_bytes):
                     return
             if not in_use_bytes:
                 free = shutil.disk_usage(self.folder).free
@@ -150,8 +169,8 @@ def _measure(folder: Path) -> int:
     """Bytes of a file's folder, which others may be renaming or deleting."""
     total = 0
     with suppress(FileNotFoundError):
-        for path in folder.iterdir():
-            total += path.stat().st_size
+        for path in folder.rglob("*"):
+            total += path.stat().st_size if path.is_file() else 0
     return total
 
 
@@ -165,11 +184,20 @@ def _lock_of(folder: Path) -> Path:
 
 
 def _evict(folder: Path) -> bool:
-    """Delete a file's folder unless somebody uses it; its empty lock stays."""
+    """Delete a file's folder unless somebody uses it; its empty lock stays.
+
+    It loses its name first: a process that is killed here must not leave half of its files.
+    """
+    gone = folder.with_suffix(".gone")
     lock = os.open(_lock_of(folder), os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder != gone:
+            shutil.rmtree(gone, ignore_errors=True)
+            folder.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
+    except FileNotFoundError:
+        return True  # its fetch has failed meanwhile
     except BlockingIOError:
         return False
     finally:
@@ -177,15 +205,17 @@ def _evict(folder: Path) -> bool:
     return True
 
 
-def _allocate(path: Path, size_bytes: int) -> bool:
-    """Take the room for a file on the disk; False where the disk has none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _allocate(sizes_bytes: Mapping[Path, int]) -> bool:
+    """Take the room for some files on the disk; False, and none taken, where it has too little."""
     try:
-        with path.open("wb") as file:
-            if size_bytes:
-                os.posix_fallocate(file.fileno(), 0, size_bytes)
+        for path, size_bytes in sizes_bytes.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("wb") as file:
+                if size_bytes:
+                    os.posix_fallocate(file.fileno(), 0, size_bytes)
     except OSError as error:
-        path.unlink(missing_ok=True)
+        for path in sizes_bytes:
+            path.unlink(missing_ok=True)
         if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
             raise
         return False

@@ -87,7 +87,7 @@ def survey_slide(
         StorageError: One of them cannot be fetched.
     """
     with (
-        stage(slide.url, slide.version) as path,
+        stage(slide.url, slide.version, slide.companions) as path,
         open_slide(path, item=slide.url, mpp_override_um=settings.mpp_override_um) as reader,
     ):
         thumbnail = read_thumbnail(reader, _mask_side_px(reader, settings.mask_mpp_um))

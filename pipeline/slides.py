@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
@@ -14,6 +15,7 @@ import openslide
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.companions import find_companions, require_whole
 from pipeline.errors import SourceError
 from pipeline.mpp import MppSource, find_mpp
 
@@ -60,7 +62,8 @@ def open_slide(
     """Open a slide of any format that OpenSlide reads, and close it again.
 
     Args:
-        path: A local file.
+        path: A local file; of a slide of several files, see `pipeline.companions`, any DICOM file
+            or the `.mrxs`.
         item: The name to use in errors, e.g. the URL that the file was staged from.
         mpp_override_um: um per level-0 pixel, both axes, in place of what the file says.
 
@@ -68,9 +71,10 @@ def open_slide(
         The open slide. It belongs to one thread.
 
     Raises:
-        SourceError: OpenSlide refuses the file, none of its pixels can be read, or its um/px is
-            absent or impossible.
+        SourceError: OpenSlide refuses the file, none of its pixels can be read, its um/px is
+            absent or impossible, or one of several files is missing.
     """
+    require_whole(path, item or str(path))
     reader = OpenSlideReader(path, item=item or str(path), mpp_override_um=mpp_override_um)
     try:
         reader.require_readable()
@@ -230,7 +234,7 @@ class OpenSlideReader:
 
 
 def digest_slide(path: Path) -> str:
-    """Identify a slide's content in constant memory and time.
+    """Identify a slide's content, that of all its files, in constant memory.
 
     Files up to 4 MiB count whole. Of larger ones 64 blocks of 64 KiB count, evenly spaced from
     the first byte to the last, and the size: a download that broke off, another scan or another
@@ -239,6 +243,13 @@ def digest_slide(path: Path) -> str:
     Returns:
         SHA-256 in hexadecimal.
     """
+    if not (companions := find_companions(path)):
+        return _digest_file(path)
+    files = [(file.name, _digest_file(file)) for file in (path, *companions)]
+    return sha256(json.dumps(files).encode()).hexdigest()
+
+
+def _digest_file(path: Path) -> str:
     size = path.stat().st_size
     digest = sha256(size.to_bytes(8, "big"))
     last = max(0, size - _DIGEST_BLOCK_BYTES)

@@ -6,10 +6,10 @@ The only importer of boto3, whose transfer manager does the parallel ranged down
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import partial
+from functools import cache, partial
 from hashlib import file_digest, md5, sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -20,8 +20,9 @@ from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from s3transfer.exceptions import RetriesExceededError, S3DownloadFailedError
 
+from pipeline.companions import join_versions
 from pipeline.errors import AbsentError, DeniedError, SourceError, StorageError
-from pipeline.scratch import Scratch
+from pipeline.scratch import Copy, Scratch
 from pipeline.storage import (
     BUCKET_REMEDY,
     CREDENTIALS_REMEDY,
@@ -91,7 +92,7 @@ def using_scratch(scratch: Scratch) -> Iterator[None]:
 
 
 @contextmanager
-def stage(url: str, version: str) -> Iterator[Path]:
+def stage(url: str, version: str, companions: Sequence[str] = ()) -> Iterator[Path]:
     """A local file with the bytes of `url`, for libraries that only read files.
 
     A local file is given in place. An object on S3 is fetched by boto3's parallel ranged
@@ -100,38 +101,57 @@ def stage(url: str, version: str) -> Iterator[Path]:
 
     Args:
         url: Of the file.
-        version: As listed; a file that has changed since is refused.
+        version: As listed, by `companions.join_versions`; what has changed since is refused.
+        companions: URLs of files that its reader looks for beside it or in a folder there; they
+            are fetched, kept and evicted together with it.
 
     Raises:
-        SourceError: It has changed.
+        SourceError: One of the files has changed, or a companion is gone.
         AbsentError: It is gone.
-        SettingsError: It is larger than the scratch folder may be.
-        StorageError: It cannot be fetched, or there is no room for it.
+        SettingsError: The files are larger than the scratch folder may be.
+        StorageError: They cannot be fetched, or there is no room for them.
     """
     place = parse(url)
-    now = describe(url)
-    if now.version != version:
-        raise _changed(url, version, now.version)
+    files = [describe(url), *(_describe_companion(url, companion) for companion in companions)]
+    if (now := join_versions(files)) != version:
+        raise _changed(url, version, now)
     if place.scheme == "file":
         yield Path(place.key)
         return
     key = sha256(f"{url}\n{version}".encode()).hexdigest()[:24]
+    folder = url[: -len(name_of(url))]
+    connect = cache(partial(_s3_client, attempts=_DOWNLOAD_ATTEMPTS))
+    copies = [
+        Copy(info.url.removeprefix(folder), info.size_bytes, partial(_fetch, info, connect))
+        for info in files
+    ]
     scratch = _SCRATCH.get() or Scratch()
-    with scratch.hold(url, key, name_of(url), now.size_bytes, partial(_fetch, now)) as path:
+    with scratch.hold(url, key, copies[0], copies[1:]) as path:
         yield path
+
+
+def _describe_companion(url: str, companion: str) -> ObjectInfo:
+    try:
+        return describe(companion)
+    except AbsentError as error:
+        raise SourceError(
+            url,
+            f"one of its files is missing since it was listed: {companion}",
+            "Copy it there again, or list the slides again",
+        ) from error
 
 
 def _changed(url: str, listed: str, found: str) -> SourceError:
     return SourceError(url, f"changed since it was listed ({listed} -> {found})", "Run again")
 
 
-def _fetch(info: ObjectInfo, path: Path) -> None:
+def _fetch(info: ObjectInfo, connect: Callable[[], S3Client], path: Path) -> None:
     """Fill a file with the object's bytes, and prove that they are its."""
     place = parse(info.url)
     if place.scheme == "memory":
         path.write_bytes(read_bytes(info.url))
         return
-    client = _s3_client(attempts=_DOWNLOAD_ATTEMPTS)
+    client = connect()
     try:
         with path.open("r+b") as file:
             client.download_fileobj(place.root, place.key, file, Config=_PARALLEL)

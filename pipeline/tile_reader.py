@@ -66,7 +66,7 @@ class SlideTileReader:
             StorageError: The slide cannot be fetched.
         """
         with (
-            stage(source.url, source.version) as path,
+            stage(source.url, source.version, source.companions) as path,
             open_slide(path, item=source.url, mpp_override_um=self.mpp_override_um) as slide,
         ):
             yield from self._fill(path, slide, rows["origin_yx"], images)

@@ -29,16 +29,12 @@ from typing import Final
 
 from pipeline.errors import SourceError
 from pipeline.records import Label, ManifestEntry, Slide, Split
+from pipeline.sources.slide_files import SLIDE_SUFFIXES, ListedFile, list_files
 from pipeline.sources.slide_tables import Erratum, read_errata, read_mpp
-from pipeline.storage import ObjectInfo, list_objects, name_of, read_bytes
+from pipeline.storage import name_of, read_bytes
 
 logger = logging.getLogger(__name__)
 
-# What OpenSlide reads from one file, https://openslide.org/formats/. A MIRAX slide is a file and
-# a folder beside it; DICOM slides are many files and not taken.
-SLIDE_SUFFIXES: Final = frozenset(
-    {".tif", ".tiff", ".svs", ".ndpi", ".scn", ".mrxs", ".bif", ".svslide", ".czi"}
-)
 _ANNOTATION_SUFFIXES: Final = frozenset({".xml", ".geojson"})
 _OFFICIAL_NAME: Final = re.compile(r"(normal|tumor|test)_\d+", re.IGNORECASE)
 _OFFICIAL: Final[Mapping[str, tuple[Label, Split]]] = {
@@ -51,18 +47,6 @@ _LABEL_WORDS: Final[Mapping[str, Label]] = {
     "tumor": Label.ANOMALOUS,
     "tumour": Label.ANOMALOUS,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class _File:
-    """A listed file; `path` is relative to the folder that was asked for."""
-
-    info: ObjectInfo
-    path: PurePosixPath
-
-    @property
-    def stem(self) -> str:
-        return self.path.stem
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +74,8 @@ def list_slides(
     """List the slides below a folder or prefix, or one slide.
 
     Args:
-        url: A folder, an S3 prefix, or one slide file.
+        url: A folder, an S3 prefix, or one slide file. Slides of several files are taken too: see
+            `pipeline.companions`.
         labels: URL of a CSV table with the columns `slide` (file name without suffix) and `label`
             (`normal` or `tumor`); it outweighs the official names. None looks for the official
             `reference.csv`.
@@ -101,9 +86,7 @@ def list_slides(
         SourceError: There is no slide, or a table cannot be used.
         StorageError: The URL cannot be read.
     """
-    files = [_File(info, _relative(info.url, url)) for info in list_objects(url)]
-    is_single = len(files) == 1 and files[0].info.url == url
-    found = files if is_single else [file for file in files if _is_slide(file.path)]
+    files, found = list_files(url)
     if not found:
         raise SourceError(
             url, f"no slide among {len(files)} files", f"Slides end in {_listed(SLIDE_SUFFIXES)}"
@@ -137,12 +120,12 @@ def list_slides(
     )
 
 
-def _find_erratum(file: _File, erratum_of: Mapping[str, Erratum]) -> Erratum | None:
+def _find_erratum(file: ListedFile, erratum_of: Mapping[str, Erratum]) -> Erratum | None:
     is_official = _OFFICIAL_NAME.fullmatch(file.stem)
     return erratum_of.get(file.stem.lower()) if is_official else None
 
 
-def _exclude(file: _File, erratum_of: Mapping[str, Erratum]) -> ManifestEntry | None:
+def _exclude(file: ListedFile, erratum_of: Mapping[str, Erratum]) -> ManifestEntry | None:
     erratum = _find_erratum(file, erratum_of)
     if erratum is None or erratum.state != "excluded":
         return None
@@ -153,7 +136,7 @@ def _exclude(file: _File, erratum_of: Mapping[str, Erratum]) -> ManifestEntry | 
 
 def _find_orphans(
     stems: Collection[str],
-    annotations: Mapping[str, Sequence[_File]],
+    annotations: Mapping[str, Sequence[ListedFile]],
     tables: Mapping[str, Collection[str]],
 ) -> Iterator[ManifestEntry]:
     """What speaks of slides that are not there; `tables` are names by kind of table."""
@@ -168,56 +151,50 @@ def _find_orphans(
             yield ManifestEntry(name, "skipped", f"in the {kind} table, but no such slide file")
 
 
-def _relative(url: str, root: str) -> PurePosixPath:
-    return PurePosixPath(name_of(url) if url == root else url[len(root.rstrip("/")) + 1 :])
-
-
-def _is_slide(path: PurePosixPath) -> bool:
-    # The official masks are slide files too: `tumor_001_mask.tif`.
-    is_mask = path.stem.lower().endswith("_mask") or "masks" in path.parts[:-1]
-    return path.suffix.lower() in SLIDE_SUFFIXES and not is_mask
-
-
 def _describe(
-    file: _File, slide_id: str, label_of: Mapping[str, Label], annotations: Sequence[_File]
+    file: ListedFile,
+    slide_id: str,
+    label_of: Mapping[str, Label],
+    annotations: Sequence[ListedFile],
 ) -> Slide:
     official = _OFFICIAL_NAME.fullmatch(file.stem)
     label, split = _OFFICIAL[official[1].lower()] if official else (Label.UNKNOWN, None)
     return Slide(
         slide_id=slide_id,
         url=file.info.url,
-        version=file.info.version,
+        version=file.version,
         label=label_of.get(file.stem, label),
         split=split,
         annotation_url=_nearest(file, annotations),
+        companions=file.companion_urls,
     )
 
 
-def _nearest(file: _File, annotations: Sequence[_File]) -> str | None:
+def _nearest(file: ListedFile, annotations: Sequence[ListedFile]) -> str | None:
     """Of annotations of the slide's name the one that shares most of its folders."""
 
-    def count_shared(other: _File) -> int:
+    def count_shared(other: ListedFile) -> int:
         pairs = zip(file.path.parts, other.path.parts, strict=False)
         return next((i for i, (a, b) in enumerate(pairs) if a != b), 0)
 
     return max(annotations, key=count_shared).info.url if annotations else None
 
 
-def _group_annotations(files: Iterable[_File]) -> dict[str, list[_File]]:
-    groups: dict[str, list[_File]] = defaultdict(list)
+def _group_annotations(files: Iterable[ListedFile]) -> dict[str, list[ListedFile]]:
+    groups: dict[str, list[ListedFile]] = defaultdict(list)
     for file in files:
         if file.path.suffix.lower() in _ANNOTATION_SUFFIXES:
             groups[file.stem].append(file)
     return groups
 
 
-def _name_uniquely(files: Sequence[_File]) -> list[str]:
+def _name_uniquely(files: Sequence[ListedFile]) -> list[str]:
     """Stems; where two files share one, their whole relative paths."""
     counts = Counter(file.stem for file in files)
     return [file.stem if counts[file.stem] == 1 else "_".join(file.path.parts) for file in files]
 
 
-def _read_labels(files: Iterable[_File], table_url: str | None) -> dict[str, Label]:
+def _read_labels(files: Iterable[ListedFile], table_url: str | None) -> dict[str, Label]:
     official = [file.info.url for file in files if file.path.name == "reference.csv"]
     urls = [table_url] if table_url else official
     return {name: label for url in urls for name, label in _parse_labels(url).items()}

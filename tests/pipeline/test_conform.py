@@ -16,7 +16,8 @@ from pipeline.image_dataset import ImageSettings
 from pipeline.period import Period
 from pipeline.privacy import PseudonymKey
 from pipeline.schema import open_dataset
-from tests.pipeline.made_slides import SETTINGS, write_slide
+from tests.pipeline.made_companions import write_dicom_slide
+from tests.pipeline.made_slides import BOXES, SETTINGS, SHAPE, paint_tissue, write_slide
 from tests.pipeline.sources.test_xrays import write_films
 
 KEY = PseudonymKey(bytes(range(32)))
@@ -43,6 +44,18 @@ def test_of_slides_those_of_the_period_are_tiled(tmp_path: Path) -> None:
     assert set(open_dataset(report.url).column("group_id").tolist()) == {"new"}
     left_out = [entry for entry in report.manifest if entry.state == "skipped"]
     assert [entry.reason[:11] for entry in left_out] == ["2 left out:"]
+
+
+def test_a_slide_is_as_new_as_the_last_of_its_files(tmp_path: Path) -> None:
+    pixels = paint_tissue(SHAPE, BOXES)
+    age(*write_dicom_slide(tmp_path / "in" / "old", pixels))
+    age(write_dicom_slide(tmp_path / "in" / "grown", pixels, series="1.2.3.2")[0])
+    parameters = SETTINGS.model_dump(mode="json")
+    report = ingest_alike(
+        str(tmp_path / "in"), str(tmp_path / "out"), parameters, map_serially, name="x",
+        period=SINCE,
+    )  # fmt: skip
+    assert set(open_dataset(report.url).column("group_id").tolist()) == {"grown"}
 
 
 def test_rows_of_images_outside_the_period_are_not_called_absent(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import SettingsError, StorageError
-from pipeline.scratch import Scratch
+from pipeline.scratch import Copy, Scratch
 
 
 def fill(path: Path, content: bytes = b"slide") -> None:
@@ -22,7 +22,9 @@ def fill(path: Path, content: bytes = b"slide") -> None:
 
 def use(scratch: Scratch, key: str, size_bytes: int) -> None:
     content = key.encode() * size_bytes
-    with scratch.hold(key, key, f"{key}.tif", size_bytes, partial(fill, content=content)) as path:
+    with scratch.hold(
+        key, key, Copy(f"{key}.tif", size_bytes, partial(fill, content=content))
+    ) as path:
         assert path.read_bytes() == content
         assert path.name == f"{key}.tif"
 
@@ -44,7 +46,7 @@ def test_what_was_used_longest_ago_makes_room(tmp_path: Path) -> None:
 
 def test_nothing_in_use_is_evicted(tmp_path: Path) -> None:
     scratch = Scratch(tmp_path, max_bytes=100, patience_s=0.3)
-    with scratch.hold("a", "a", "a.tif", 60, partial(fill, content=bytes(60))) as path:
+    with scratch.hold("a", "a", Copy("a.tif", 60, partial(fill, content=bytes(60)))) as path:
         with pytest.raises(StorageError, match=r"b: no room.*60 bytes needed, 60 of 100 in use"):
             use(scratch, "b", 60)
         assert path.exists()
@@ -58,7 +60,7 @@ def test_waits_until_others_are_done(tmp_path: Path) -> None:
     is_held, may_go = threading.Event(), threading.Event()
 
     def hold_a() -> None:
-        with scratch.hold("a", "a", "a.tif", 60, partial(fill, content=bytes(60))):
+        with scratch.hold("a", "a", Copy("a.tif", 60, partial(fill, content=bytes(60)))):
             is_held.set()
             may_go.wait(30)
 
@@ -85,7 +87,7 @@ def hold_in_threads(folder: Path, log: Path) -> None:
     scratch = Scratch(folder, max_bytes=100)
 
     def hold(_: int) -> bytes:
-        with scratch.hold("a", "a", "a.tif", 5, partial(fetch_slowly, log=log)) as path:
+        with scratch.hold("a", "a", Copy("a.tif", 5, partial(fetch_slowly, log=log))) as path:
             return path.read_bytes()
 
     with ThreadPoolExecutor(4) as pool:
@@ -134,7 +136,35 @@ def test_a_fetch_that_broke_off_is_begun_anew(tmp_path: Path) -> None:
         raise StorageError("a", "away", "Run again")
 
     scratch = Scratch(tmp_path, max_bytes=100)
-    with pytest.raises(StorageError, match="away"), scratch.hold("a", "a", "a.tif", 9, break_off):
+    with (
+        pytest.raises(StorageError, match="away"),
+        scratch.hold("a", "a", Copy("a.tif", 9, break_off)),
+    ):
         pass
     assert held(tmp_path) == set()
     use(scratch, "a", 9)
+
+
+def test_of_files_that_belong_together_all_are_there_or_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scratch = Scratch(tmp_path / "scratch", max_bytes=100)
+    companions = [Copy(f"a/{name}", 20, partial(fill, content=name.encode())) for name in "bc"]
+
+    def read_all() -> list[bytes]:
+        with scratch.hold("a", "a", Copy("a.mrxs", 20, fill), companions) as path:
+            return [(path.parent / "a" / name).read_bytes() for name in "bc"]
+
+    def be_killed(folder: Path, **_: bool) -> None:
+        for path in folder.glob("a/b"):
+            path.unlink()
+            raise KeyboardInterrupt
+
+    assert read_all() == [b"b", b"c"]
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", be_killed)
+        with pytest.raises(KeyboardInterrupt):
+            use(scratch, "x", 100)
+    assert read_all() == [b"b", b"c"]
+    use(scratch, "x", 100)  # what was left behind is counted, and goes
+    assert held(scratch.folder) == {"x"}
