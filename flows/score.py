@@ -38,6 +38,7 @@ def score(
     *,
     model_name: str,
     labels: str | None = None,
+    mpp_table: str | None = None,
     splits: list[Split] | None = None,
     top_heatmaps: int = 200,
     reduced_precision: bool = False,
@@ -58,6 +59,7 @@ def score(
         output: Where the results go: a path or an `s3://` URL.
         model_name: Registered name, e.g. pcam-anomaly.
         labels: Label table of the scans, where there is one: then the AUROC is reported.
+        mpp_table: CSV table (slide, mpp_um): micrometres per pixel of single slides.
         splits: Of a dataset, which to score; test by default.
         top_heatmaps: So many of the strangest get a heatmap and a picture in the worklist.
         reduced_precision: Features in bfloat16: about twice as fast on processors that have it,
@@ -80,11 +82,12 @@ def score(
         with open_engine(settings) as map_work, progress("Images") as advance:
             resumable(ingest_alike)(
                 source, dataset, champion.ingest.parameters, map_work,
-                name=name_of(source), labels=labels, key=open_key(settings),
+                name=name_of(source), labels=labels, mpp_table=mpp_table, key=open_key(settings),
                 period=period, on_progress=advance,
             )  # fmt: skip
     else:
         _require_unbounded(period, source)
+        _require_no_mpp_table(mpp_table, source)
         splits = ["test"] if splits is None else splits
     with _open_workers(settings, workers, use_gpu) as map_work, progress("Scores") as advance:
         report = resumable(score_dataset)(
@@ -103,6 +106,14 @@ def _require_unbounded(period: Period, dataset: str) -> None:
         raise SettingsError(
             "since, until", f"{dataset} is a sealed dataset, which does not keep when scans were "
             "modified", "Give the folder of scans as source, or leave both out",
+        )  # fmt: skip
+
+
+def _require_no_mpp_table(mpp_table: str | None, dataset: str) -> None:
+    if mpp_table:
+        raise SettingsError(
+            "mpp_table", f"{dataset} is a sealed dataset, whose tiles are cut already",
+            "Give the folder of slides as source, or leave it out",
         )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from pipeline import slide_dataset
 from pipeline.engines import MapWork
-from pipeline.errors import SchemaError
+from pipeline.errors import SchemaError, SettingsError
 from pipeline.image_dataset import ImageSettings
 from pipeline.image_ingest import ingest_images
 from pipeline.ingest import IngestReport, ingest
@@ -19,7 +19,7 @@ from pipeline.privacy import PseudonymKey
 from pipeline.records import ManifestEntry, Progress, Slide, SourceImage, ignore_progress
 from pipeline.schema import open_dataset
 from pipeline.slide_dataset import SlideSettings
-from pipeline.sources.camelyon16 import list_slides
+from pipeline.sources.camelyon16 import SlideListing, list_slides
 from pipeline.sources.images import list_images
 from pipeline.sources.listings import ImageListing, plain_url
 from pipeline.sources.pseudonyms import list_privately, name_source
@@ -52,6 +52,7 @@ def ingest_alike(
     *,
     name: str,
     labels: str | None = None,
+    mpp_table: str | None = None,
     key: PseudonymKey | None = None,
     period: Period = ALWAYS,
     on_progress: Progress = ignore_progress,
@@ -66,21 +67,28 @@ def ingest_alike(
         name: Of the new dataset's source; replaced where radiographs get pseudonyms, as their
             folder may name a person too.
         labels: URL of a label table, where it is known what the scans show.
+        mpp_table: Of slides: see `slide_tables.read_mpp`. It outweighs the other dataset's
+            `mpp_override_um`.
         key: Of the pseudonyms of radiographs; DICOM files cannot do without.
         period: Only files last modified then are taken; the manifest says how many were not.
         on_progress: Called with images done and in all.
 
     Raises:
         SourceError: There is nothing to ingest.
-        SettingsError: There are DICOM files and no key.
+        SettingsError: There are DICOM files and no key, or images and an `mpp_table`.
     """
     if "tile_size_px" in parameters:
-        plan, reader = _plan_slides(source, parameters, map_work, name, labels, period)
+        listing = list_slides(source, labels=labels, mpp_table=mpp_table)
+        plan, reader = _plan_slides(source, listing, parameters, map_work, name, period)
+    elif mpp_table:
+        raise SettingsError(
+            mpp_table, "an mpp_table is of slides, these are images", "Leave it out"
+        )
     else:
         settings = ImageSettings.model_validate(parameters)
-        name, listing = _list_images(source, settings, labels, key, map_work, name, period)
+        name, images = _list_images(source, settings, labels, key, map_work, name, period)
         return ingest_images(
-            dataset, listing, settings, map_work, source=name, on_progress=on_progress
+            dataset, images, settings, map_work, source=name, on_progress=on_progress
         )
     return ingest(dataset, plan, reader, map_work, on_progress=on_progress)
 
@@ -111,18 +119,18 @@ def _list_images(
 
 def _plan_slides(
     source: str,
+    listing: SlideListing,
     parameters: Mapping[str, Any],
     map_work: MapWork,
     name: str,
-    labels: str | None,
     period: Period,
 ) -> tuple[Plan, Any]:
     settings = SlideSettings.model_validate(parameters)
-    listing = list_slides(source, labels=labels)
     slides, left_out = _choose_modified(listing.slides, source, period)
     plan = slide_dataset.plan_slides(
-        slides, settings, map_work, source=name, rejected=(*left_out, *listing.rejected)
-    )
+        slides, settings, map_work, source=name, rejected=(*left_out, *listing.rejected),
+        mpp_um=listing.mpp_um, partly_annotated=listing.partly_annotated,
+    )  # fmt: skip
     return plan, slide_dataset.make_reader(settings)
 
 

@@ -19,9 +19,24 @@ from flows.feedback import feedback
 from flows.lineage import lineage
 from flows.score import score
 from pipeline import storage
+from pipeline.engines import map_serially
 from pipeline.errors import SettingsError
+from pipeline.ingest import ingest
+from pipeline.records import Label, Split
+from pipeline.schema import open_dataset
+from pipeline.slide_dataset import make_reader
 from tests.flows.waves import make_dataset as make_waves
 from tests.flows.waves import paint
+from tests.pipeline.made_slides import (
+    BOXES,
+    SETTINGS,
+    SHAPE,
+    list_slide,
+    paint_tissue,
+    plan_of,
+    write_pyramid,
+    write_slide,
+)
 from tests.training.registered import NAME, own_mlflow, register
 from tests.training.toys import make_dataset
 from training.ledger import read_entries
@@ -98,6 +113,31 @@ def test_a_range_of_dates_is_scored_alone_and_again_alike(
     assert first.content["since"] == "2026-01-01T18:00:00+00:00"
     assert first.content["until"] == "2026-02-01T00:00:00+00:00"
     assert "since" not in last.content
+
+
+def test_slides_that_do_not_say_their_mpp_are_scored_with_a_table(tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(update={"tile_size_px": 40})
+    splits: tuple[Split, ...] = ("train", "validation")
+    learned = [
+        list_slide(write_slide(tmp_path, split), label=Label.NORMAL, split=split)
+        for split in splits
+    ]
+    known, output = str(tmp_path / "known"), str(tmp_path / "out")
+    ingest(known, plan_of(learned, settings), make_reader(settings), map_serially)
+    (tmp_path / "in").mkdir()
+    write_pyramid(tmp_path / "in" / "silent.tif", paint_tissue(SHAPE, BOXES), mpp_yx=None)
+    (tmp_path / "mpp.csv").write_text("slide,mpp_um\nsilent,0.5\n")
+    where: dict[str, Any] = {"model_name": NAME, "ledgers": str(tmp_path / "ledgers")}
+    with own_mlflow(tmp_path):
+        set_alias(NAME, "champion", register(open_dataset(known)).version)
+        mpp_table = str(tmp_path / "mpp.csv")
+        report = score(str(tmp_path / "in"), output, mpp_table=mpp_table, **where)
+        with pytest.raises(SettingsError, match="whose tiles are cut already"):
+            score(known, output, mpp_table=mpp_table, **where)
+    made = open_dataset(f"{output}/dataset")
+    assert set(made.column("mpp_source").tolist()) == {"user table"}
+    assert (made.column("mpp_yx") == 0.5).all()
+    assert report.scored_count == made.image_count > 0
 
 
 def test_verdicts_become_labels(tmp_path: Path) -> None:

@@ -11,13 +11,21 @@ from PIL import Image
 
 from pipeline.conform import ingest_alike
 from pipeline.engines import map_serially
-from pipeline.errors import SourceError
+from pipeline.errors import SettingsError, SourceError
 from pipeline.image_dataset import ImageSettings
 from pipeline.period import Period
 from pipeline.privacy import PseudonymKey
+from pipeline.records import Label
 from pipeline.schema import open_dataset
 from tests.pipeline.made_companions import write_dicom_slide
-from tests.pipeline.made_slides import BOXES, SETTINGS, SHAPE, paint_tissue, write_slide
+from tests.pipeline.made_slides import (
+    BOXES,
+    SETTINGS,
+    SHAPE,
+    paint_tissue,
+    write_asap,
+    write_slide,
+)
 from tests.pipeline.sources.test_xrays import write_films
 
 KEY = PseudonymKey(bytes(range(32)))
@@ -56,6 +64,28 @@ def test_a_slide_is_as_new_as_the_last_of_its_files(tmp_path: Path) -> None:
         period=SINCE,
     )  # fmt: skip
     assert set(open_dataset(report.url).column("group_id").tolist()) == {"grown"}
+
+
+def test_tiles_beside_the_outlines_of_a_partly_annotated_slide_are_unknown(tmp_path: Path) -> None:
+    for name in ("tumor_010", "tumor_011"):  # the published errata speak of the first
+        write_slide(tmp_path, name)
+        write_asap(tmp_path / f"{name}.xml", [("Tumor", [(64, 64), (192, 64), (192, 192)])])
+    report = ingest_alike(
+        str(tmp_path), str(tmp_path / "out"), SETTINGS.model_dump(mode="json"), map_serially,
+        name="x",
+    )  # fmt: skip
+    made = open_dataset(report.url)
+    is_partly = made.column("group_id") == "tumor_010"
+    assert Label.NORMAL not in made.column("label")[is_partly]
+    assert Label.NORMAL in made.column("label")[~is_partly]
+
+
+def test_an_mpp_table_of_images_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"mpp\.csv: an mpp_table is of slides"):
+        ingest_alike(
+            str(tmp_path), str(tmp_path / "out"), TILES, map_serially, name="x",
+            mpp_table="mpp.csv",
+        )  # fmt: skip
 
 
 def test_rows_of_images_outside_the_period_are_not_called_absent(tmp_path: Path) -> None:
