@@ -72,12 +72,12 @@ def make_dataset(slide: Slide, folder: Path) -> str:
 
 @both
 def test_a_slide_on_s3_gives_what_it_gives_on_disk(
-    write: Write, moto_url: str, tmp_path: Path
+    write: Write, s3_url: str, tmp_path: Path
 ) -> None:
     files = write(tmp_path / "in")
     local = list_one(str(tmp_path / "in"))
     assert [local.url, *local.companions] == [str(path) for path in files]
-    remote = list_one(upload(tmp_path / "in", f"{moto_url}/in"))
+    remote = list_one(upload(tmp_path / "in", f"{s3_url}/in"))
     assert remote.slide_id == local.slide_id == "1.2.7"
     assert make_dataset(remote, tmp_path / "a") == make_dataset(local, tmp_path / "b")
     assert not (tmp_path / "b" / "scratch").exists()
