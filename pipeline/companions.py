@@ -12,15 +12,17 @@ from collections.abc import Sequence
 from configparser import ConfigParser
 from configparser import Error as IniError
 from hashlib import sha256
-from pathlib import Path, PurePath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Final, TypeVar
 
 from pipeline.dicom_files import parse_series_uid
 from pipeline.errors import SourceError
-from pipeline.storage import ObjectInfo
+from pipeline.records import Slide
+from pipeline.storage import ObjectInfo, name_of, read_bytes, read_range
 
 DICOM_SUFFIX: Final = ".dcm"
 _MIRAX_SUFFIX: Final = ".mrxs"
+_INDEX: Final = "Slidedat.ini"
 _WHOLE_REMEDY: Final = "Copy the slide again with all its files, or leave it out"
 _DICOM_START_BYTES: Final = 1 << 18  # the series stands near the beginning
 
@@ -62,44 +64,36 @@ def find_companions(path: Path) -> tuple[Path, ...]:
     )
 
 
-def require_whole(path: Path, item: str) -> None:
-    """Check that a slide on this disk has all its files, and only its own.
+def require_whole(slide: Slide) -> None:
+    """Check, before it is fetched, that a slide has all its files, and only its own.
 
     OpenSlide notices an absent MIRAX file only when it comes to it; of several series in a folder
     it takes one, and of one series the files that it can read.
 
-    Args:
-        path: The file that OpenSlide is given.
-        item: The slide's name, for errors.
-
     Raises:
         SourceError: A file of it is absent or unreadable, or the folder holds several series.
+        StorageError: A file cannot be reached.
     """
-    try:
-        if path.suffix == _MIRAX_SUFFIX:
-            _require_mirax(path, item)
-        elif is_dicom_part(path):
-            _require_one_series(path, item)
-    except OSError as error:
-        raise SourceError(item, f"cannot be read ({error})", _WHOLE_REMEDY) from error
+    path = PurePosixPath(slide.url)
+    if path.suffix.lower() == _MIRAX_SUFFIX:
+        _require_mirax(slide, path.stem)
+    elif is_dicom_part(path):
+        _require_one_series(slide)
 
 
-def _require_mirax(path: Path, item: str) -> None:
-    folder = path.with_suffix("")
-    absent = [name for name in _name_mirax_files(folder) if not (folder / name).is_file()]
-    if absent:
+def _require_mirax(slide: Slide, folder: str) -> None:
+    found = {name_of(url): url for url in slide.companions}
+    wanted = _name_mirax_files(read_bytes(found[_INDEX])) if _INDEX in found else [_INDEX]
+    if absent := [name for name in wanted if name not in found]:
         more = f" and {len(absent) - 1} more are" if len(absent) > 1 else " is"
-        raise SourceError(item, f"its file {folder.name}/{absent[0]}{more} missing", _WHOLE_REMEDY)
+        raise SourceError(slide.url, f"its file {folder}/{absent[0]}{more} missing", _WHOLE_REMEDY)
 
 
-def _name_mirax_files(folder: Path) -> list[str]:
+def _name_mirax_files(index: bytes) -> list[str]:
     """The files that a MIRAX slide says it has; OpenSlide judges an index that makes no sense."""
-    index = folder / "Slidedat.ini"
-    if not index.is_file():
-        return [index.name]
     found = ConfigParser(interpolation=None, strict=False, allow_no_value=True)
     try:
-        found.read_string(index.read_text("utf-8-sig", errors="replace"))
+        found.read_string(index.decode("utf-8-sig", errors="replace"))
     except IniError:
         return []
     data = dict(found.items("DATAFILE")) if found.has_section("DATAFILE") else {}
@@ -107,16 +101,16 @@ def _name_mirax_files(folder: Path) -> list[str]:
     return [name for name in (found.get("HIERARCHICAL", "INDEXFILE", fallback=""), *names) if name]
 
 
-def _require_one_series(path: Path, item: str) -> None:
+def _require_one_series(slide: Slide) -> None:
     series: dict[str, str] = {}  # and a file of each
-    for file in (path, *find_companions(path)):
-        with file.open("rb") as opened:
-            start = opened.read(_DICOM_START_BYTES)
-        series.setdefault(parse_series_uid(start, f"{item}, {file.name}"), file.name)
+    for url in (slide.url, *slide.companions):
+        start = read_range(url, 0, _DICOM_START_BYTES)
+        series.setdefault(parse_series_uid(start, url), name_of(url))
     if len(series) > 1:
+        first, second, *_ = series.values()
         raise SourceError(
-            item,
-            f"its folder holds {len(series)} DICOM series ({' and '.join(series.values())} are of "
-            "different ones)",
+            slide.url,
+            f"its folder holds {len(series)} DICOM series ({first} and {second} are of different "
+            "ones)",
             "Give every series a folder of its own",
         )

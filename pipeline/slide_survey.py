@@ -13,6 +13,7 @@ from shapely.geometry.base import BaseGeometry
 
 from pipeline import storage
 from pipeline.annotations import outline_lesions, parse_annotations
+from pipeline.companions import require_whole
 from pipeline.errors import SourceError
 from pipeline.mpp import MppSource
 from pipeline.records import Label, Slide
@@ -86,6 +87,7 @@ def survey_slide(
         SourceError: The slide or its annotations cannot be used.
         StorageError: One of them cannot be fetched.
     """
+    require_whole(slide)
     with (
         stage(slide.url, slide.version, slide.companions) as path,
         open_slide(path, item=slide.url, mpp_override_um=settings.mpp_override_um) as reader,

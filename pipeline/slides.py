@@ -15,7 +15,7 @@ import openslide
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.companions import find_companions, require_whole
+from pipeline.companions import find_companions
 from pipeline.errors import SourceError
 from pipeline.mpp import MppSource, find_mpp
 
@@ -71,10 +71,9 @@ def open_slide(
         The open slide. It belongs to one thread.
 
     Raises:
-        SourceError: OpenSlide refuses the file, none of its pixels can be read, its um/px is
-            absent or impossible, or one of several files is missing.
+        SourceError: OpenSlide refuses the file, none of its pixels can be read, or its um/px is
+            absent or impossible.
     """
-    require_whole(path, item or str(path))
     reader = OpenSlideReader(path, item=item or str(path), mpp_override_um=mpp_override_um)
     try:
         reader.require_readable()

@@ -19,6 +19,7 @@ from pipeline.records import Slide
 from pipeline.schema import open_dataset
 from pipeline.scratch import Scratch
 from pipeline.slide_dataset import make_reader, plan_slides
+from pipeline.slide_survey import survey_slide
 from pipeline.slides import digest_slide, open_slide
 from pipeline.sources.camelyon16 import list_slides
 from pipeline.staging import stage, using_scratch
@@ -42,6 +43,15 @@ def write_dicom(folder: Path) -> list[Path]:
 
 def write_mrxs(folder: Path) -> list[Path]:
     return write_mirax(folder / "1.2.7.mrxs", paint_tissue(SHAPE, BOXES))
+
+
+def write_mixed(folder: Path) -> None:
+    """Files of two series in one folder."""
+    pixels = paint_tissue(SHAPE, BOXES)
+    write_dicom_slide(folder / "mixed", pixels)
+    _, second = write_dicom_slide(folder / "other", pixels, series="1.2.3.2")
+    second.replace(folder / "mixed" / "2.dcm")
+    shutil.rmtree(folder / "other")
 
 
 both = pytest.mark.parametrize("write", [write_dicom, write_mrxs])
@@ -148,12 +158,8 @@ def test_an_absent_file_of_a_mirax_slide_is_named(name: str, tmp_path: Path) -> 
 
 
 def test_a_folder_of_two_dicom_series_is_refused_and_the_rest_goes_on(tmp_path: Path) -> None:
-    pixels = paint_tissue(SHAPE, BOXES)
-    write_dicom_slide(tmp_path / "good", pixels)
-    _, second = write_dicom_slide(tmp_path / "other", pixels, series="1.2.3.2")
-    write_dicom_slide(tmp_path / "mixed", pixels)
-    second.replace(tmp_path / "mixed" / "2.dcm")
-    shutil.rmtree(tmp_path / "other")
+    write_dicom_slide(tmp_path / "good", paint_tissue(SHAPE, BOXES))
+    write_mixed(tmp_path)
     slides = list_slides(str(tmp_path)).slides
     assert [slide.slide_id for slide in slides] == ["good", "mixed"]
     plan = plan_slides(slides, SETTINGS, map_serially, source="made")
@@ -163,10 +169,19 @@ def test_a_folder_of_two_dicom_series_is_refused_and_the_rest_goes_on(tmp_path: 
 
 
 def test_a_damaged_dicom_level_is_not_passed_over(tmp_path: Path) -> None:
-    first, second = write_dicom(tmp_path)
+    _, second = write_dicom(tmp_path)
     second.write_bytes(second.read_bytes()[:300])
-    with pytest.raises(SourceError, match=r"0\.dcm, 1\.dcm: the DICOM elements"), open_slide(first):
-        pass
+    with pytest.raises(SourceError, match=r"/1\.dcm: the DICOM elements are cut off"):
+        survey_slide(list_one(str(tmp_path)), SETTINGS)
+
+
+def test_what_is_not_one_slide_is_not_fetched(moto_url: str, tmp_path: Path) -> None:
+    write_mixed(tmp_path)
+    slide = list_one(upload(tmp_path, f"{moto_url}/in"))
+    scratch = Scratch(tmp_path / "scratch")
+    with using_scratch(scratch), pytest.raises(SourceError, match="2 DICOM series"):
+        survey_slide(slide, SETTINGS)
+    assert not scratch.folder.exists()
 
 
 @both
