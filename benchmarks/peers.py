@@ -15,11 +15,15 @@ from typing import Any
 from flows.settings import Settings
 
 
-def make_environment(requirements: Sequence[str], cache: Path | None = None) -> Path:
+def make_environment(
+    requirements: Sequence[str], cache: Path | None = None, *, unpinned: Sequence[str] = ()
+) -> Path:
     """An environment with some packages in it, made once and kept.
 
     Args:
         requirements: What pip is to install, with versions, e.g. `tiffslide==2.5.1`.
+        unpinned: Likewise, but over whatever versions they ask for of others, which
+            `requirements` must then name: for peers that hold on to old ones.
         cache: Where environments are kept; `peers` below the home folder by default.
 
     Returns:
@@ -28,7 +32,8 @@ def make_environment(requirements: Sequence[str], cache: Path | None = None) -> 
     Raises:
         RuntimeError: pip could not install them; the message says what it said.
     """
-    wanted = json.dumps([sys.version_info[:2], sorted(requirements)])
+    apart = [sorted(unpinned)] if unpinned else []
+    wanted = json.dumps([sys.version_info[:2], sorted(requirements), *apart])
     cache = cache or Settings().home / "peers"
     folder = cache.absolute() / hashlib.sha256(wanted.encode()).hexdigest()[:16]
     python, stamp = folder / "bin" / "python", folder / "installed.json"
@@ -36,15 +41,21 @@ def make_environment(requirements: Sequence[str], cache: Path | None = None) -> 
         return python
     shutil.rmtree(folder, ignore_errors=True)
     venv.create(folder, with_pip=True)
-    if requirements:
-        command = [str(python), "-m", "pip", "install", "--quiet", *requirements]
-        done = subprocess.run(  # noqa: S603  # pip, with what a benchmark asks for
-            command, capture_output=True, text=True, check=False
-        )
-        if done.returncode != 0:
-            raise RuntimeError(f"cannot install {', '.join(requirements)}: {done.stderr[-1000:]}")
+    _install(python, requirements)
+    _install(python, unpinned, "--no-deps")
     stamp.write_text(wanted)
     return python
+
+
+def _install(python: Path, requirements: Sequence[str], *options: str) -> None:
+    if not requirements:
+        return
+    command = [str(python), "-m", "pip", "install", "--quiet", *options, *requirements]
+    done = subprocess.run(  # noqa: S603  # pip, with what a benchmark asks for
+        command, capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        raise RuntimeError(f"cannot install {', '.join(requirements)}: {done.stderr[-1000:]}")
 
 
 def run_peer(python: Path, script: Path, *arguments: str, timeout_s: float = 600) -> Any:

@@ -32,6 +32,7 @@ from PIL import Image
 
 from benchmarks.harness import Comparison, Method, Outcome, compare, run_benchmark
 from benchmarks.peers import make_environment, run_peer
+from benchmarks.tiling_libraries import OPENSLIDE_REQUIREMENTS, PEERS
 from benchmarks.tiling_run import MPP_UM, list_slide, make_settings
 from pipeline.engines import map_serially
 from pipeline.slide_dataset import plan_slides
@@ -46,21 +47,6 @@ SCRIPT: Final = Path(__file__).with_name("tiling_peer.py")
 OPENSLIDE, LIMIT = "OpenSlide", "limit: each JPEG tile once"
 DISK = "limit: the disk, writing"
 ONE_CORE, TWO_CORES = "Normscope, sealed, 1 core", "Normscope, sealed, 2 workers"
-
-# Library, as `tiling_peer.py` calls it -> its name and what its environment holds.
-PEERS: Final = {
-    "tiffslide": ("tiffslide", ("tiffslide==3.0.1",)),
-    "cucim": ("cuCIM on the CPU", ("cucim-cu12==26.10.0",)),
-    "fastslide": ("fastslide", ("fastslide==0.8.1", "numpy==2.4.6")),
-    "histoprep": ("HistoPrep", ("histoprep==2.0.5", "openslide-bin==4.0.1.2")),
-    "pyvips": ("pyvips", ("pyvips[binary]==3.2.0", "numpy==2.4.6")),
-    "tifffile": ("tifffile, imagecodecs", ("tifffile==2026.3.3", "imagecodecs==2026.3.6")),
-}
-OPENSLIDE_REQUIREMENTS: Final = (
-    "openslide-python==1.4.7",
-    "openslide-bin==4.0.1.2",
-    "numpy==2.4.6",
-)
 
 
 @dataclass(slots=True)
@@ -145,7 +131,7 @@ def _run_peer(bench: Bench, library: str, python: Path) -> float:
         python, SCRIPT, library, str(bench.slide), str(bench.origins), str(TILE_PX),
         str(bench.probes(library)),
     )  # fmt: skip
-    return bench.note(PEERS.get(library, (OPENSLIDE,))[0], found)
+    return bench.note(PEERS[library].name if library in PEERS else OPENSLIDE, found)
 
 
 def _run_own(bench: Bench, name: str, method: str, workers: int, runs: int = 1) -> float:
@@ -164,14 +150,18 @@ def _run_own(bench: Bench, name: str, method: str, workers: int, runs: int = 1) 
     return bench.note(name, found)
 
 
-def _install_peers() -> tuple[dict[str, Path], list[str]]:
-    """Library -> its Python, and a note for each that does not install."""
+def _install_peers(quick: bool) -> tuple[dict[str, Path], list[str]]:
+    """Library -> its Python, and a note for each that is not installed."""
     pythons, notes = {}, []
-    for library, (name, requirements) in PEERS.items():
+    for library, peer in PEERS.items():
+        if quick and peer.is_large:
+            notes.append(f"{peer.name}, whose environment takes minutes to make, is left out of "
+                         "the quick run.")  # fmt: skip
+            continue
         try:
-            pythons[library] = make_environment(requirements)
+            pythons[library] = make_environment(peer.requirements, unpinned=peer.unpinned)
         except RuntimeError as error:
-            notes.append(f"{name} is left out: {str(error)[-200:]}")
+            notes.append(f"{peer.name} is left out: {str(error)[-200:]}")
     return pythons, notes
 
 
@@ -179,7 +169,7 @@ def _try_peers(bench: Bench, pythons: dict[str, Path]) -> tuple[list[str], list[
     """Peers that can read the slide, and how their pixels compare with OpenSlide's."""
     judge, working, notes = np.load(bench.probes("openslide")), [], []
     for library, python in pythons.items():
-        name = PEERS[library][0]
+        name = PEERS[library].name
         try:
             _run_peer(bench, library, python)
         except RuntimeError as error:
@@ -202,7 +192,7 @@ def measure(quick: bool) -> Outcome:
         np.save(bench.origins, plan.columns["origin_yx"])
         judge = make_environment(OPENSLIDE_REQUIREMENTS)
         _run_peer(bench, "openslide", judge)
-        pythons, missing = _install_peers()
+        pythons, missing = _install_peers(quick)
         working, notes = _try_peers(bench, pythons)
         return _compare(
             bench, judge, {w: pythons[w] for w in working}, bits, [*missing, *notes], quick
@@ -226,7 +216,7 @@ def _compare(
         f"{count} tissue tiles of {TILE_PX} px, level 0, side by side",
         [
             peer(OPENSLIDE, "openslide", judge),
-            *(peer(PEERS[library][0], library, python) for library, python in pythons.items()),
+            *(peer(PEERS[library].name, library, python) for library, python in pythons.items()),
             Method(LIMIT, lambda: _run_own(bench, LIMIT, "limit", 1), count),
             Method(DISK, lambda: _run_own(bench, DISK, "write", 1), count),
             Method(ONE_CORE, lambda: _run_own(bench, ONE_CORE, "normscope", 1, runs=2), count),
@@ -243,14 +233,12 @@ def _compare(
         {name: [count / seconds for seconds in bench.core_s[name]] for name in names},
         OPENSLIDE,
     )
-    best = max((PEERS[library][0] for library in pythons), key=comparison.rate)
+    best = max((PEERS[library].name for library in pythons), key=comparison.rate)
     metrics = _measure_ratios(comparison, per_core, best)
     metrics["peak_memory_mib"] = bench.peaks_mib[ONE_CORE]
     told = [
         f"Level 0 takes {bits:.2f} bits a pixel. The fastest peer is {best}.",
         "peak_memory_mib is that of the one-core process: libraries, a shard and its encoding.",
-        "Left out: TIAToolbox, which brings a deep-learning stack of several GB, and histolab,",
-        "which compiles an old NumPy from source.",
         *notes,
     ]
     return Outcome([comparison, per_core], metrics, told)

@@ -55,6 +55,18 @@ def load_histoprep(path: str) -> Read:
     return lambda y, x, side: slide.read_region((x, y, side, side), level=0)
 
 
+def load_histolab(path: str) -> Read:
+    """Tiles as histolab's own tilers extract them."""
+    coordinates = import_module("histolab.types").CoordinatePair
+    slide = import_module("histolab.slide").Slide(path, processed_path="unused")
+    # It wants the last pixel to be inside the slide, hence -1.
+    return lambda y, x, side: np.asarray(
+        slide.extract_tile(
+            coordinates(x, y, x + side - 1, y + side - 1), (side, side), level=0
+        ).image
+    )
+
+
 def load_tiatoolbox(path: str) -> Read:
     """TIAToolbox's reader for this kind of file."""
     slide = import_module("tiatoolbox.wsicore.wsireader").WSIReader.open(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -45,3 +46,18 @@ def test_what_cannot_be_installed_is_named(tmp_path: Path) -> None:
         make_environment([absent], cache=tmp_path)
     # Half an environment must not be taken for a whole one.
     assert not list(tmp_path.rglob("installed.json"))
+
+
+def test_a_peer_may_be_installed_over_what_it_asks_for(tmp_path: Path) -> None:
+    wheel = tmp_path / "picky-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as file:
+        file.writestr("picky.py", "")
+        facts = "Metadata-Version: 2.1\nName: picky\nVersion: 1.0\n"
+        asked = "Requires-Dist: absent @ file:///absent-1.0-py3-none-any.whl\n"
+        file.writestr("picky-1.0.dist-info/METADATA", facts + asked)
+        file.writestr("picky-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        file.writestr("picky-1.0.dist-info/RECORD", "")
+    python = make_environment([], cache=tmp_path, unpinned=[f"picky @ {wheel.as_uri()}"])
+    script = tmp_path / "look.py"
+    script.write_text("import picky; print(1)")
+    assert run_peer(python, script) == 1
