@@ -10,7 +10,8 @@ kind is the disk's, for as many bytes as the tiles have.
 
 `vs_openslide` and `share_of_limit` are Normscope on one core; `vs_best_peer` is Normscope with a
 worker on each of two cores, as it comes, and `vs_best_peer_one_core` on one. `disk_vs_best_peer` is
-the most that the disk would allow: its rate of writing against that peer's of reading.
+the most that the disk would allow: its rate of writing against that peer's of reading;
+`two_workers_limit` is what a second core gains for the bare decode.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ PAINTING_YX: Final = (4096, 8192)
 LEVELS: Final = 6  # down to about 8 um/px, which tissue is looked for at
 SCRIPT: Final = Path(__file__).with_name("tiling_peer.py")
 OPENSLIDE, LIMIT = "OpenSlide", "limit: each JPEG tile once"
-DISK = "limit: the disk, writing"
+TWO_LIMITS, DISK = "limit, half on each of 2 cores", "limit: the disk, writing"
 ONE_CORE, TWO_CORES = "Normscope, sealed, 1 core", "Normscope, sealed, 2 workers"
 
 
@@ -218,15 +219,16 @@ def _compare(
             peer(OPENSLIDE, "openslide", judge),
             *(peer(PEERS[library].name, library, python) for library, python in pythons.items()),
             Method(LIMIT, lambda: _run_own(bench, LIMIT, "limit", 1), count),
+            Method(TWO_LIMITS, lambda: _run_own(bench, TWO_LIMITS, "limit", 2, runs=2), count),
             Method(DISK, lambda: _run_own(bench, DISK, "write", 1), count),
-            Method(ONE_CORE, lambda: _run_own(bench, ONE_CORE, "normscope", 1, runs=2), count),
-            Method(TWO_CORES, lambda: _run_own(bench, TWO_CORES, "normscope", 2, runs=2), count),
+            Method(ONE_CORE, lambda: _run_own(bench, ONE_CORE, "normscope", 1, runs=3), count),
+            Method(TWO_CORES, lambda: _run_own(bench, TWO_CORES, "normscope", 2, runs=3), count),
         ],
         unit="tiles/s",
         rounds=3 if quick else 5,
         warm_ups=0,
     )
-    names = [name for name in comparison.rates if name not in (TWO_CORES, DISK)]
+    names = [name for name in comparison.rates if name not in (TWO_CORES, TWO_LIMITS, DISK)]
     per_core = Comparison(
         "The same runs by processor time, which other load on the machine hardly touches",
         "tiles/core s",
@@ -252,6 +254,7 @@ def _measure_ratios(wall: Comparison, per_core: Comparison, best: str) -> dict[s
         "disk_vs_best_peer": wall.ratio(DISK, best),
         "share_of_limit": wall.ratio(ONE_CORE, LIMIT),
         "two_workers": wall.ratio(TWO_CORES, ONE_CORE),
+        "two_workers_limit": wall.ratio(TWO_LIMITS, LIMIT),
         "vs_openslide_core_time": per_core.ratio(ONE_CORE),
         "vs_best_peer_core_time": per_core.ratio(ONE_CORE, best),
         "share_of_limit_core_time": per_core.ratio(ONE_CORE, LIMIT),

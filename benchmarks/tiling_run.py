@@ -14,12 +14,14 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from itertools import repeat
 from pathlib import Path
 
 import imagecodecs
 import numpy as np
 import tifffile
+from numpy.typing import NDArray
 
 from pipeline.atomic_files import written_beside
 from pipeline.engines import MapWork, dask_engine, map_serially
@@ -58,7 +60,7 @@ def tile(path: Path, side_px: int, folder: Path, map_work: MapWork) -> int:
     return report.image_count
 
 
-def decode(path: Path, origins_yx: list[list[int]], side_px: int) -> int:
+def decode(path: Path, side_px: int, origins_yx: NDArray[np.int64]) -> int:
     """Decode every JPEG tile of level 0 that a tile touches once, and do nothing else."""
     with tifffile.TiffFile(path) as tiff:
         page = tiff.pages.first
@@ -66,7 +68,7 @@ def decode(path: Path, origins_yx: list[list[int]], side_px: int) -> int:
     across = -(-page.imagewidth // width)
     numbers = {
         row * across + column
-        for y, x in origins_yx
+        for y, x in origins_yx.tolist()
         for row in range(y // height, (y + side_px - 1) // height + 1)
         for column in range(x // width, (x + side_px - 1) // width + 1)
     }
@@ -103,7 +105,8 @@ def main(
             shutil.rmtree(folder, ignore_errors=True)
             began, core_began = time.perf_counter(), time.process_time()
             if method == "limit":
-                count = decode(Path(path), np.load(origins).tolist(), int(side))
+                parts = np.array_split(np.load(origins), int(workers))
+                count = sum(map_work(partial(decode, Path(path), int(side)), parts))
             elif method == "write":
                 count = write(len(np.load(origins)), int(side), Path(folder))
             else:

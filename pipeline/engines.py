@@ -202,9 +202,14 @@ def _cluster(address: str | None, workers: int, memory_limit: str) -> Iterator[s
     if address:
         yield address
         return
+    settings = {
+        "distributed.scheduler.allowed-failures": _DEATHS_OF_AN_ITEM,
+        # Looking into the threads every 10 ms takes a twentieth of the work's own time.
+        "distributed.worker.profile.enabled": False,
+    }
     # Processes are spawned, not forked: obstore hangs in a forked child.
     with (
-        dask.config.set({"distributed.scheduler.allowed-failures": _DEATHS_OF_AN_ITEM}),
+        dask.config.set(settings),
         LocalCluster(
             n_workers=workers,
             threads_per_worker=1,
