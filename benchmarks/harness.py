@@ -15,8 +15,9 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from multiprocessing import active_children
 from pathlib import Path
 from statistics import median
@@ -118,7 +119,29 @@ def on_one_core() -> Iterator[None]:
         os.sched_setaffinity(0, cores)
 
 
-def processor_seconds() -> float:
+def compare_by_clock_and_processor(
+    title: str, methods: Sequence[Method], *, unit: str, rounds: int
+) -> tuple[Comparison, Comparison]:
+    """As `compare`; and the same calls by processor time, which other load changes less."""
+    spent: dict[str, list[float]] = {method.name: [] for method in methods}
+
+    def run_and_note(method: Method) -> float | None:
+        began = _processor_seconds()
+        seconds = method.run()
+        spent[method.name].append(_processor_seconds() - began)
+        return seconds
+
+    noted = [replace(method, run=partial(run_and_note, method)) for method in methods]
+    by_clock = compare(title, noted, unit=unit, rounds=rounds)
+    rates = {
+        method.name: [method.units / seconds for seconds in spent[method.name][-rounds:]]
+        for method in methods
+    }
+    same = "The same by processor time, which others on the machine change less"
+    return by_clock, Comparison(same, f"{unit} of a core", rates, by_clock.reference)
+
+
+def _processor_seconds() -> float:
     """Spent so far by this process and by the workers of its loader; by no server beside them."""
     workers = [psutil.Process(child.pid).cpu_times() for child in active_children()]
     return time.process_time() + sum(times.user + times.system for times in workers)

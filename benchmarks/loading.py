@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -36,8 +36,7 @@ from benchmarks.harness import (
     Comparison,
     Method,
     Outcome,
-    compare,
-    processor_seconds,
+    compare_by_clock_and_processor,
     run_benchmark,
 )
 from benchmarks.scoring import JpegFolder
@@ -195,31 +194,14 @@ def _compare(paths: list[Path], disk: str, s3: str, rounds: int) -> tuple[Compar
         num_workers=2,
         persistent_workers=True,
     )
-    spent: dict[str, list[float]] = {}
-    methods = [_method(REFERENCE, partial(load_epoch, theirs), len(paths), spent)]
+    methods = [Method(REFERENCE, partial(load_epoch, theirs), len(paths))]
     for name, url, cache_bytes in ((DISK, disk, 0), (S3, s3, 0), (HELD, disk, 2**32)):
         ours = OurLoader(url, cache_bytes=cache_bytes)
         # Ours is fast: several epochs, so that all take about as long.
-        methods.append(_method(name, partial(ours.load, 4 * batches), 4 * len(paths), spent))
-    by_clock = compare("Batches of 128 for training", methods, unit="images/s", rounds=rounds)
-    rates = {
-        method.name: [method.units / seconds for seconds in spent[method.name][-rounds:]]
-        for method in methods
-    }
-    return by_clock, Comparison(
-        "The same by processor time", "images/s of a core", rates, REFERENCE
+        methods.append(Method(name, partial(ours.load, 4 * batches), 4 * len(paths)))
+    return compare_by_clock_and_processor(
+        "Batches of 128 for training", methods, unit="images/s", rounds=rounds
     )
-
-
-def _method(
-    name: str, load: Callable[[], None], images: int, spent: dict[str, list[float]]
-) -> Method:
-    def run() -> None:
-        began = processor_seconds()
-        load()
-        spent.setdefault(name, []).append(processor_seconds() - began)
-
-    return Method(name, run, images)
 
 
 def _conclude(by_clock: Comparison, by_processor: Comparison, note: str) -> Outcome:

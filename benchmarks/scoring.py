@@ -31,8 +31,7 @@ from benchmarks.harness import (
     Comparison,
     Method,
     Outcome,
-    compare,
-    processor_seconds,
+    compare_by_clock_and_processor,
     run_benchmark,
 )
 from benchmarks.storage import SHAPE, SHARD_IMAGES, Painter, make_plan, paint_shard
@@ -201,17 +200,13 @@ def _compare(
         "ours, reduced": partial(score_rows, reduced, dataset, rows),
         "bare forward pass": partial(bare.detect, images),
     }
-    spent: dict[str, list[float]] = {name: [] for name in ways}
-    by_clock = compare(
+    speeds = compare_by_clock_and_processor(
         f"Scoring {len(rows):,} images of 64 px, VGG19 to relu4_2, CPU",
-        [Method(name, partial(_run, way, spent[name]), len(rows)) for name, way in ways.items()],
+        [Method(name, partial(_run, way), len(rows)) for name, way in ways.items()],
         unit="images/s",
         rounds=rounds,
     )
-    rates = {name: [len(rows) / each for each in all_[-rounds:]] for name, all_ in spent.items()}
-    title = "The same by processor time, which others on the machine change less"
-    by_processor = Comparison(title, "images/s of a core", rates, by_clock.reference)
-    return (by_clock, by_processor), (exact, near)
+    return speeds, (exact, near)
 
 
 def _conclude(
@@ -244,10 +239,9 @@ def _conclude(
     return Outcome((by_clock, by_processor), metrics, notes)
 
 
-def _run(way: Callable[[], object], spent: list[float]) -> None:
-    began = processor_seconds()
+def _run(way: Callable[[], object]) -> None:
+    """Do the work, whose result is no number of seconds."""
     way()
-    spent.append(processor_seconds() - began)
 
 
 def measure_memory(folder: Path, count: int) -> float:

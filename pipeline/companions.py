@@ -50,7 +50,7 @@ def join_versions(files: Sequence[ObjectInfo]) -> str:
     """The version of a slide: that of its file, or one that changes when any of several does."""
     if len(files) == 1:
         return files[0].version
-    facts = [(info.url.rpartition("/")[2], info.version) for info in files]
+    facts = [(name_of(info.url), info.version) for info in files]
     return sha256(json.dumps(facts).encode()).hexdigest()
 
 

@@ -80,17 +80,14 @@ def ingest_alike(
     if "tile_size_px" in parameters:
         listing = list_slides(source, labels=labels, mpp_table=mpp_table)
         plan, reader = _plan_slides(source, listing, parameters, map_work, name, period)
-    elif mpp_table:
+        return ingest(dataset, plan, reader, map_work, on_progress=on_progress)
+    if mpp_table:
         raise SettingsError(
             mpp_table, "an mpp_table is of slides, these are images", "Leave it out"
         )
-    else:
-        settings = ImageSettings.model_validate(parameters)
-        name, images = _list_images(source, settings, labels, key, map_work, name, period)
-        return ingest_images(
-            dataset, images, settings, map_work, source=name, on_progress=on_progress
-        )
-    return ingest(dataset, plan, reader, map_work, on_progress=on_progress)
+    settings = ImageSettings.model_validate(parameters)
+    name, images = _list_images(source, settings, labels, key, map_work, name, period)
+    return ingest_images(dataset, images, settings, map_work, source=name, on_progress=on_progress)
 
 
 def _list_images(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -42,6 +42,7 @@ class SourceRead:
     digest: str
 
 
+S = TypeVar("S", bound=Source)
 S_contra = TypeVar("S_contra", bound=Source, contravariant=True)
 
 
@@ -108,16 +109,24 @@ class SharingReader(Reader[S_contra], Protocol[S_contra]):
         ...
 
 
-def join_reads(images: NDArray[np.uint8], reads: Iterable[SourceRead]) -> SourceRead:
-    """Put together what a `FillingReader` yields.
+def read_whole(
+    reader: FillingReader[S], source: S, rows: Mapping[str, Array], *, shape: tuple[int, ...]
+) -> SourceRead:
+    """What `read` of a `FillingReader` gives: new memory, filled, and its pieces put together.
 
     Args:
-        images: What it fills.
-        reads: At least one, of rows that follow each other.
+        reader: Fills it.
+        source: Where the rows come from.
+        rows: As for `Reader.read`.
+        shape: Of the images: (rows, H, W, C).
+
+    Raises:
+        SourceError: Rows are left that cannot be read.
     """
+    images = np.empty(shape, np.uint8)
     reasons: list[str | None] = []
     columns: dict[str, list[Array]] = {}
-    for read in reads:
+    for read in reader.fill(source, rows, images):
         reasons += read.reasons
         for name, values in read.columns.items():
             columns.setdefault(name, []).append(values)

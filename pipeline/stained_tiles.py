@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.plan import SourceRead, join_reads
+from pipeline.plan import SourceRead, read_whole
 from pipeline.records import Slide
 from pipeline.schema import Array
 from pipeline.scratch import Scratch
@@ -62,8 +62,7 @@ class PlannedTileReader:
             StorageError: The slide cannot be fetched.
         """
         side = self.tiles.tile_size_px
-        images = np.empty((len(rows["origin_yx"]), side, side, 3), np.uint8)
-        return join_reads(images, self.fill(source, rows, images))
+        return read_whole(self, source, rows, shape=(len(rows["origin_yx"]), side, side, 3))
 
     def fill(
         self, source: Slide, rows: Mapping[str, Array], images: NDArray[np.uint8]

@@ -14,7 +14,7 @@ from PIL import Image
 
 from pipeline.errors import SourceError
 from pipeline.jpeg_tiles import JpegTiles, open_jpeg_tiles
-from pipeline.plan import SourceRead, join_reads
+from pipeline.plan import SourceRead, read_whole
 from pipeline.quality import QUALITY_COLUMNS, measure_quality
 from pipeline.records import Slide
 from pipeline.schema import Array
@@ -44,8 +44,7 @@ class SlideTileReader:
     def read(self, source: Slide, rows: Mapping[str, Array]) -> SourceRead:
         """Read tiles of one slide into new memory; otherwise as `fill`."""
         side = self.tile_size_px
-        images = np.empty((len(rows["origin_yx"]), side, side, 3), np.uint8)
-        return join_reads(images, self.fill(source, rows, images))
+        return read_whole(self, source, rows, shape=(len(rows["origin_yx"]), side, side, 3))
 
     def fill(
         self, source: Slide, rows: Mapping[str, Array], images: NDArray[np.uint8]

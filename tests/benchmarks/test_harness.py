@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import harness
 from benchmarks.harness import Comparison, Method, Outcome, compare, run_benchmark
 
 
@@ -39,6 +40,17 @@ def test_medians_ignore_one_bad_round() -> None:
 def test_without_seconds_of_its_own_the_whole_call_counts() -> None:
     comparison = compare("Nothing", [Method("none", lambda: None, 1.0)], unit="x/s", rounds=1)
     assert comparison.rate("none") > 0
+
+
+def test_processor_time_is_compared_for_the_same_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 100.0, 100.0, 103.0, 103.0, 107.0])  # the warm-up takes longest
+    monkeypatch.setattr(harness, "_processor_seconds", lambda: next(clock))
+    by_clock, by_processor = harness.compare_by_clock_and_processor(
+        "Work", [Method("ours", lambda: 2.0, units=12)], unit="x/s", rounds=2
+    )
+    assert by_clock.rates == {"ours": [6.0, 6.0]}
+    assert by_processor.rates == {"ours": [4.0, 3.0]}
+    assert by_processor.unit == "x/s of a core"
 
 
 def test_the_json_has_the_agreed_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

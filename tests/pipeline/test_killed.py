@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import subprocess
@@ -11,12 +10,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import dask
 import pytest
 from distributed import LocalCluster
 
 from pipeline.schema import open_dataset
 from tests.conftest import ROOT
+from tests.pipeline.clusters import kill_a_worker, running_cluster
 from tests.pipeline.killed import run
 from tests.pipeline.made_slides import write_slide
 
@@ -25,13 +24,7 @@ WORKER_KILLS, DRIVER_KILLS = 10, 5
 
 @pytest.fixture
 def cluster() -> Iterator[LocalCluster]:
-    """Two workers that are started again when they die, as on a real cluster."""
-    patience = {"distributed.scheduler.allowed-failures": WORKER_KILLS}
-    with (
-        dask.config.set(patience),
-        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as found,
-    ):
-        found.adapt(minimum=2, maximum=2)
+    with running_cluster(allowed_failures=WORKER_KILLS) as found:
         yield found
 
 
@@ -48,17 +41,6 @@ def content_of(folder: Path) -> dict[str, bytes]:
 
 def count_commits(dataset: Path) -> int:
     return len([path for path in dataset.glob("commit/c/*") if path.name.isdecimal()])
-
-
-def kill_a_worker(cluster: LocalCluster, chance: random.Random) -> bool:
-    pids = [nanny.pid for nanny in cluster.workers.values() if nanny.pid]
-    if not pids:
-        return False
-    try:
-        os.kill(chance.choice(pids), signal.SIGKILL)
-    except ProcessLookupError:  # dead already, and not yet missed
-        return False
-    return True
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import subprocess
@@ -11,13 +10,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import dask
 import pytest
 from distributed import LocalCluster
 
 from pipeline.schema import open_dataset
 from pipeline.sources.synthetic_xrays import write_xrays
 from tests.conftest import ROOT
+from tests.pipeline.clusters import kill_a_worker, running_cluster
 from tests.pipeline.killed_xrays import run
 from tests.pipeline.test_ingest import content_of
 
@@ -26,25 +25,8 @@ WORKER_KILLS, DRIVER_KILLS = 6, 3
 
 @pytest.fixture
 def cluster() -> Iterator[LocalCluster]:
-    """Two workers that are started again when they die, as on a real cluster."""
-    patience = {"distributed.scheduler.allowed-failures": WORKER_KILLS}
-    with (
-        dask.config.set(patience),
-        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as found,
-    ):
-        found.adapt(minimum=2, maximum=2)  # a worker that died while starting is replaced
+    with running_cluster(allowed_failures=WORKER_KILLS) as found:
         yield found
-
-
-def kill_a_worker(cluster: LocalCluster, chance: random.Random) -> bool:
-    pids = [nanny.pid for nanny in cluster.workers.values() if nanny.pid]
-    if not pids:
-        return False
-    try:
-        os.kill(chance.choice(pids), signal.SIGKILL)
-    except ProcessLookupError:  # dead already, and not yet missed
-        return False
-    return True
 
 
 @pytest.mark.slow
