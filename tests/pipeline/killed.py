@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
-from pipeline.engines import dask_engine
+from pipeline.engines import MapWork
 from pipeline.ingest import ingest
 from pipeline.schema import read_group_order
 from pipeline.slide_dataset import make_reader, plan_slides
 from pipeline.slide_settings import SlideSettings
 from pipeline.sources.camelyon16 import list_slides
+from tests.pipeline.clusters import drive
 
 # Many small shards, so that there is always one to be killed in.
 SETTINGS = SlideSettings(
@@ -19,18 +19,16 @@ SETTINGS = SlideSettings(
 )
 
 
-def run(source: Path, dataset: Path, address: str | None) -> None:
+def run(source: Path, dataset: Path, engine: MapWork) -> None:
     """Plan and write the dataset, as `normscope ingest slides` does."""
     url = str(dataset)
-    with dask_engine(address=address, workers=1) as engine:
-        plan = plan_slides(
-            list_slides(str(source)).slides, SETTINGS, engine, source="made",
-            known_order=read_group_order(url), review_url=f"{url}/review",
-            survey_url=f"{url}/survey",
-        )  # fmt: skip
-        ingest(url, plan, make_reader(SETTINGS), engine)
+    plan = plan_slides(
+        list_slides(str(source)).slides, SETTINGS, engine, source="made",
+        known_order=read_group_order(url), review_url=f"{url}/review",
+        survey_url=f"{url}/survey",
+    )  # fmt: skip
+    ingest(url, plan, make_reader(SETTINGS), engine)
 
 
 if __name__ == "__main__":
-    run(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
-    os._exit(0)  # a client whose workers are killed under it need not say farewell
+    drive(run, *sys.argv[1:])
