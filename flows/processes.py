@@ -26,6 +26,9 @@ STAMP: Final = "NORMSCOPE_SERVICE"
 PATIENCE_S: Final = 15.0
 """How long a process may take to end before it is killed."""
 
+DEATH_S: Final = 15.0
+"""How long a killed process may take to be gone."""
+
 # A process started with `&` by a script ignores SIGINT, and so do its children: a Prefect worker
 # then lives on after SIGTERM. `--with-parent` has Linux end the service when its owner dies.
 _LAUNCHER: Final = """
@@ -211,10 +214,10 @@ def _members(record: Record) -> list[psutil.Process]:
 def _end(record: Record) -> bool:
     """Ask a service's processes to end and kill those that do not; whether there were any."""
     members = alive = _members(record)
-    for number in (signal.SIGTERM, signal.SIGKILL):
+    for number, patience_s in ((signal.SIGTERM, PATIENCE_S), (signal.SIGKILL, DEATH_S)):
         for process in sorted(alive, key=lambda member: member.pid):
             _send(process, number)
-        _, alive = psutil.wait_procs(alive, timeout=PATIENCE_S)
+        _, alive = psutil.wait_procs(alive, timeout=patience_s)
     if record.scratch is not None:
         shutil.rmtree(record.scratch, ignore_errors=True)
     return bool(members)
