@@ -25,7 +25,7 @@ from pipeline.stain import StainFit
 from pipeline.stained_tiles import fit_slide
 from pipeline.thumbnails import read_thumbnail
 from pipeline.tile_choice import account_for_tissue, choose_tiles, label_tiles, lay_over_tissue
-from pipeline.tiling import PairYX, measure_tile_extent_yx, order_in_bands
+from pipeline.tiling import PairYX, measure_tile_extent_yx, order_along_z
 from pipeline.tissue import MaskMethod, find_tissue
 
 _MASK_SIDE_LIMIT_PX: Final = 8192
@@ -40,7 +40,7 @@ class SlideSurvey:
         mpp_yx: um per level-0 pixel.
         mpp_source: Where that is from.
         mask_method: How tissue was told from glass.
-        origins_yx: (n, 2) int64, the tiles to read, level-0 pixels, by `tiling.order_in_bands`.
+        origins_yx: (n, 2) int64, the tiles to read, level-0 pixels, by `tiling.order_along_z`.
         tissue_fraction: (n,) float32.
         lesion_fraction: (n,) float32; NaN where nobody annotated.
         label: (n,) int8, of `records.Label`.
@@ -100,7 +100,7 @@ def survey_slide(
     lesions = _read_lesions(slide, shape_yx, settings)
     grid = lay_over_tissue(mask, shape_yx, extent_yx, stride_yx)
     choice = choose_tiles(slide, grid, lesions, extent_yx, settings, is_partly_annotated)
-    order = order_in_bands(grid.origins_yx[choice.chosen], extent_yx)
+    order = order_along_z(grid.origins_yx[choice.chosen], extent_yx)
     choice = replace(
         choice, chosen=choice.chosen[order], lesion_fraction=choice.lesion_fraction[order]
     )

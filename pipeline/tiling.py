@@ -18,7 +18,6 @@ PairYX: TypeAlias = tuple[int, int]
 _LEVEL_TOLERANCE: Final = 0.02
 # Scanners miss their nominal um/px by a few percent (0.2527 for 0.25): that is no enlargement.
 _ENLARGEMENT_TOLERANCE: Final = 0.05
-_BAND_TILES: Final = 16
 
 
 def measure_tile_extent_yx(
@@ -65,22 +64,28 @@ def lay_tiles(slide_shape_yx: PairYX, extent_yx: PairYX, stride_yx: PairYX) -> N
     return np.stack(np.meshgrid(ys, xs, indexing="ij"), axis=-1).reshape(-1, 2)
 
 
-def order_in_bands(origins_yx: NDArray[np.int64], extent_yx: PairYX) -> NDArray[np.int64]:
-    """An order in which tiles that follow each other lie together, whatever the slide's width.
+def order_along_z(origins_yx: NDArray[np.int64], extent_yx: PairYX) -> NDArray[np.int64]:
+    """Z-order, in which tiles that follow each other lie together, whatever the slide's width.
 
-    The slide is cut into bands of 16 tiles, and each band is followed column by column. Row by row,
-    a shard would be a few long rows, and share the file's own tiles with the shards around it: on
-    a slide of Camelyon16's size that decodes a quarter more of them, in bands 3 percent more.
+    Squares of 2 x 2 tiles follow each other in squares of 4 x 4, and these in larger ones (Morton,
+    A computer oriented geodetic data base, IBM 1966). A tile of the file is still in the
+    processor's cache when the next needs it, and few are needed by two shards: of JPEG tiles twice
+    as wide as ours, row by row decodes a quarter more on a slide of Camelyon16's size, Z-order less
+    than one percent.
 
     Args:
-        origins_yx: (n, 2), level-0 pixels.
+        origins_yx: (n, 2), level-0 pixels, none negative.
         extent_yx: Of a tile, level-0 pixels.
 
     Returns:
-        (n,) indices of the tiles.
+        (n,) indices of the tiles; row by row where several begin in the same place of the grid.
     """
+    rows, columns = (origins_yx // extent_yx).T
+    place = np.zeros(len(origins_yx), np.int64)
+    for bit in range(int(origins_yx.max(initial=0)).bit_length()):
+        place |= (columns >> bit & 1) << 2 * bit | (rows >> bit & 1) << 2 * bit + 1
     y, x = origins_yx.T
-    return np.lexsort((y, x, y // (_BAND_TILES * extent_yx[0])))
+    return np.lexsort((x, y, place))
 
 
 def choose_level(

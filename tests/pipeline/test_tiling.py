@@ -10,7 +10,7 @@ from pipeline.tiling import (
     lay_tiles,
     measure_mask_fractions,
     measure_tile_extent_yx,
-    order_in_bands,
+    order_along_z,
 )
 
 sides = st.integers(1, 400)
@@ -125,12 +125,18 @@ def test_nothing_is_covered_outside_of_the_slide() -> None:
     np.testing.assert_allclose(measured, [10 * 10 / (20 * 40)])
 
 
-def test_tiles_are_ordered_column_by_column_in_bands_of_sixteen() -> None:
-    origins = lay_tiles((40 * 10 + 3, 5 * 30), (10, 30), (10, 30))
-    ordered = origins[order_in_bands(origins, (10, 30))]
+def test_tiles_are_ordered_by_squares_of_squares() -> None:
+    origins = lay_tiles((5 * 10 + 3, 6 * 30 + 2), (10, 30), (10, 30))
+    ordered = origins[order_along_z(origins, (10, 30))]
     assert sorted(map(tuple, ordered.tolist())) == sorted(map(tuple, origins.tolist()))
-    first, second = ordered[: 16 * 5], ordered[16 * 5 : 32 * 5]
-    assert first[:16].tolist() == [[10 * row, 0] for row in range(16)]
-    assert first[16:18].tolist() == [[0, 30], [10, 30]]
-    assert (second[:, 0] >= 160).all()
-    assert (second[:, 0] < 320).all()
+    cells = ordered // (10, 30)
+    assert cells[:6].tolist() == [[0, 0], [0, 1], [1, 0], [1, 1], [0, 2], [0, 3]]
+    assert cells[:16].max(axis=0).tolist() == [3, 3]
+    # The grid is cut off at the right: what there is of the next square, then the one below.
+    assert cells[16:24].min(axis=0).tolist() == [0, 4]
+    assert cells[24:28].tolist() == [[4, 0], [4, 1], [4, 2], [4, 3]]
+
+
+def test_overlapping_tiles_of_one_cell_go_row_by_row() -> None:
+    origins = np.array([[13, 8], [0, 9], [3, 1], [3, 0], [12, 2]])
+    assert order_along_z(origins, (10, 20)).tolist() == [1, 3, 2, 4, 0]
