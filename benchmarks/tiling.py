@@ -43,6 +43,8 @@ TILE_PX: Final = 256
 JPEG_TILE_PX: Final = 512
 JPEG_QUALITY: Final = 80
 PAINTING_YX: Final = (4096, 8192)
+# So many paintings that two workers have as many shards each: 4, and 14 in the whole run.
+REPEATS_YX: Final = {True: (7, 2), False: (13, 4)}
 LEVELS: Final = 6  # down to about 8 um/px, which tissue is looked for at
 SCRIPT: Final = Path(__file__).with_name("tiling_peer.py")
 OPENSLIDE, LIMIT = "OpenSlide", "limit: each JPEG tile once"
@@ -187,7 +189,7 @@ def measure(quick: bool) -> Outcome:
     """Compare all methods on one slide."""
     with tempfile.TemporaryDirectory(prefix="normscope-tiling-") as folder:
         bench = Bench(Path(folder))
-        bits = write_slide(bench.slide, (4, 4) if quick else (8, 4))
+        bits = write_slide(bench.slide, REPEATS_YX[quick])
         slides = [list_slide(bench.slide)]
         plan = plan_slides(slides, make_settings(TILE_PX), map_serially, source="benchmark")
         np.save(bench.origins, plan.columns["origin_yx"])
@@ -195,9 +197,7 @@ def measure(quick: bool) -> Outcome:
         _run_peer(bench, "openslide", judge)
         pythons, missing = _install_peers(quick)
         working, notes = _try_peers(bench, pythons)
-        return _compare(
-            bench, judge, {w: pythons[w] for w in working}, bits, [*missing, *notes], quick
-        )
+        return _compare(bench, judge, {w: pythons[w] for w in working}, bits, [*missing, *notes])
 
 
 def _compare(
@@ -206,7 +206,6 @@ def _compare(
     pythons: dict[str, Path],
     bits: float,
     notes: list[str],
-    quick: bool,
 ) -> Outcome:
     count = len(np.load(bench.origins))
 
@@ -218,14 +217,14 @@ def _compare(
         [
             peer(OPENSLIDE, "openslide", judge),
             *(peer(PEERS[library].name, library, python) for library, python in pythons.items()),
-            Method(LIMIT, lambda: _run_own(bench, LIMIT, "limit", 1), count),
+            Method(LIMIT, lambda: _run_own(bench, LIMIT, "limit", 1, runs=2), count),
             Method(TWO_LIMITS, lambda: _run_own(bench, TWO_LIMITS, "limit", 2, runs=2), count),
             Method(DISK, lambda: _run_own(bench, DISK, "write", 1), count),
             Method(ONE_CORE, lambda: _run_own(bench, ONE_CORE, "normscope", 1, runs=3), count),
             Method(TWO_CORES, lambda: _run_own(bench, TWO_CORES, "normscope", 2, runs=3), count),
         ],
         unit="tiles/s",
-        rounds=3 if quick else 5,
+        rounds=3,
         warm_ups=0,
     )
     names = [name for name in comparison.rates if name not in (TWO_CORES, TWO_LIMITS, DISK)]

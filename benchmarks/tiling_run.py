@@ -101,16 +101,16 @@ def main(
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     set_freed_memory(is_kept=True)  # as workers do
     with _engine(int(workers)) as map_work:
-        for _ in range(int(runs)):
-            shutil.rmtree(folder, ignore_errors=True)
+        for run in range(int(runs)):
+            place = Path(folder) / str(run)
             began, core_began = time.perf_counter(), time.process_time()
             if method == "limit":
                 parts = np.array_split(np.load(origins), int(workers))
                 count = sum(map_work(partial(decode, Path(path), int(side)), parts))
             elif method == "write":
-                count = write(len(np.load(origins)), int(side), Path(folder))
+                count = write(len(np.load(origins)), int(side), place)
             else:
-                count = tile(Path(path), int(side), Path(folder), map_work)
+                count = tile(Path(path), int(side), place, map_work)
             seconds, core_seconds = time.perf_counter() - began, time.process_time() - core_began
             result = {
                 "seconds": seconds,
@@ -119,6 +119,8 @@ def main(
                 "peak_memory_mib": measure_peak_mib(),
             }
             print(json.dumps(result), flush=True)
+    # Not before: a file system looks at each place of a file just deleted when it makes one.
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -102,9 +102,9 @@ def _put(image: NDArray[np.uint8], region: NDArray[np.uint8] | SourceError) -> s
 def _measure(images: NDArray[np.uint8], reasons: Sequence[str | None]) -> dict[str, Array]:
     """Quality of what could be read, while it is in the processor's cache."""
     quality = np.full((len(images), len(QUALITY_COLUMNS)), np.nan, np.float32)
-    readable = [row for row, reason in enumerate(reasons) if reason is None]
-    if readable:
-        quality[readable] = measure_quality([images[row] for row in readable])
+    readable = np.array([reason is None for reason in reasons])
+    if readable.any():
+        quality[readable] = measure_quality(images if readable.all() else images[readable])
     return dict(zip(QUALITY_COLUMNS, quality.T, strict=True))
 
 

@@ -35,7 +35,7 @@ def halve(tile: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def test_tiles_are_measured_each_by_itself_at_half_or_a_quarter_of_its_size() -> None:
-    tiles = [texture(), gaussian_filter(texture(), (1, 1, 0)), texture()[::-1] // 4]
+    tiles = np.stack([texture(), gaussian_filter(texture(), (1, 1, 0)), texture()[::-1] // 4])
     for tile, found in zip(tiles, measure_quality(tiles), strict=True):
         half = halve(tile)
         quarter = halve(half)
