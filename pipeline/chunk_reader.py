@@ -9,6 +9,7 @@ Format: https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed/i
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Callable
 from functools import partial
@@ -27,6 +28,9 @@ from pipeline.storage import describe, join, read_range
 
 # Its annotations know no arrays.
 _decode: Final[Callable[..., object]] = cast("Callable[..., object]", imagecodecs.blosc_decode)
+# Blosc's header, of which these count here: flags, bytes unpacked and packed.
+_HEADER: Final = struct.Struct("<2xBxI4xI")
+_STORED: Final = 0x02
 _REMEDY: Final = "Ingest it again: what is whole is kept"
 
 
@@ -34,7 +38,7 @@ class ReadChunk(Protocol):
     """Read a chunk by its number; any number of threads may do so at once."""
 
     def __call__(self, chunk: int) -> NDArray[np.uint8]:
-        """Images (n, H, W, C) of a chunk, fewer at the end of the dataset."""
+        """Images (n, H, W, C) of a chunk, fewer at the end of the dataset; not to be written to."""
         ...
 
 
@@ -95,9 +99,8 @@ class _ShardReader:
         count = min(self._shape[0], self._image_count - chunk * self._shape[0])
         if offset == ABSENT:
             return np.zeros((count, *self._shape[1:]), np.uint8)
-        images = np.empty(self._shape, np.uint8)
-        _decompress(url, read_range(url, offset, offset + size), images.reshape(-1))
-        return images[:count]
+        data = read_range(url, offset, offset + size)
+        return _unpack(url, data, math.prod(self._shape)).reshape(self._shape)[:count]
 
     def _read_index(self, url: str) -> NDArray[np.uint64]:
         size = describe(url).size_bytes
@@ -108,14 +111,18 @@ class _ShardReader:
             raise SchemaError(url, str(error), _REMEDY) from error
 
 
-def _decompress(url: str, data: bytes, target: NDArray[np.uint8]) -> None:
+def _unpack(url: str, data: bytes, expected_size: int) -> NDArray[np.uint8]:
     # Blosc believes its own header (c-blosc, README_CHUNK_FORMAT), and would read beyond a cut.
-    _, size, _, packed_size = struct.unpack_from("<4I", data.ljust(16, b"\0"))
-    if (size, packed_size) != (len(target), len(data)):
+    flags, size, packed_size = _HEADER.unpack_from(data.ljust(_HEADER.size, b"\0"))
+    if (size, packed_size) != (expected_size, len(data)):
         problem = f"a chunk of the shard is {len(data)} bytes of {packed_size}, or of another size"
         raise SchemaError(url, problem, _REMEDY)
+    if flags & _STORED and packed_size == _HEADER.size + size:  # nothing to unpack: no copy
+        return np.frombuffer(data, np.uint8, offset=_HEADER.size)
+    unpacked = np.empty(size, np.uint8)
     try:
         # One thread each: other threads read other chunks meanwhile.
-        _decode(data, numthreads=1, out=target)
+        _decode(data, numthreads=1, out=unpacked)
     except imagecodecs.BloscError as error:
         raise SchemaError(url, f"a chunk of the shard is damaged ({error})", _REMEDY) from error
+    return unpacked

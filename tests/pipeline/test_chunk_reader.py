@@ -13,6 +13,7 @@ from zarr.codecs import ZstdCodec
 from pipeline.chunk_reader import open_chunks
 from pipeline.errors import SchemaError
 from pipeline.schema import Dataset, open_dataset
+from pipeline.shard_codec import encode_shard
 from pipeline.storage import read_bytes, write_bytes
 from tests.training.toys import make_dataset
 
@@ -38,6 +39,19 @@ def test_chunks_are_those_that_zarr_reads(store_url: str) -> None:
     np.testing.assert_array_equal(np.concatenate(chunks[:CHUNKS]), expected)
     np.testing.assert_array_equal(np.concatenate(chunks[CHUNKS:]), expected)
     assert expected.any()
+
+
+def test_chunks_that_do_not_compress_are_those_that_zarr_reads(tmp_path: Path) -> None:
+    dataset = make(str(tmp_path / "one"))
+    noise = np.random.default_rng(0).integers(0, 256, (16, *dataset.image_shape), dtype=np.uint8)
+    noise[4:8] = 7  # between the others one that does
+    chunks = noise.reshape(4, 4, *dataset.image_shape)
+    write_bytes(shard_of(dataset, 0), b"".join(
+        encode_shard(chunks, chunk_images=4, shard_images=16)
+    ))  # fmt: skip
+    read = open_chunks(dataset)
+    np.testing.assert_array_equal(np.concatenate([read(chunk) for chunk in range(4)]), noise)
+    np.testing.assert_array_equal(dataset.read_images(0, 16), noise)
 
 
 def test_zarr_is_left_out_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
