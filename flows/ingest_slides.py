@@ -15,6 +15,7 @@ from flows.reports import publish
 from flows.review import publish_reviews
 from flows.settings import load_settings
 from flows.tasks import resumable
+from pipeline.destination import require_destination
 from pipeline.ingest import IngestReport, ingest
 from pipeline.schema import read_group_order
 from pipeline.scratch import DEFAULT_FOLDER, GIB, Scratch
@@ -75,6 +76,7 @@ def ingest_slides(
         max_tiles_per_slide=max_tiles_per_slide, stain=stain, mpp_override_um=mpp_override_um,
         seed=seed,
     )  # fmt: skip
+    require_destination(dataset)
     bounded = Scratch(Path(scratch or DEFAULT_FOLDER), int(scratch_gib * GIB))
     listing = list_slides(source, labels=labels, errata=errata, mpp_table=mpp_table)
     with open_engine(load_settings()) as map_work:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -44,6 +45,11 @@ def written_beside(
         yield temporary
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def is_temporary(name: str, target: str) -> bool:
+    """Whether a file's name is that of a temporary one for the target, e.g. of a killed writer."""
+    return re.fullmatch(rf"\.{re.escape(target)}\.\w{{8}}", name) is not None
 
 
 def _write_past_cache(descriptor: int, parts: Iterable[Part]) -> bytes:

@@ -15,11 +15,20 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from hashlib import sha256
-from typing import Any, Final, Self
+from typing import Any, Self
 
 import numpy as np
 
 from pipeline import storage
+from pipeline.destination import (
+    MANIFEST,
+    drop_arrays,
+    is_laid_out,
+    lacks_dataset,
+    require_destination,
+    sweep,
+    write_changed,
+)
 from pipeline.engines import MapWork
 from pipeline.errors import SchemaError, SourceError, StorageError
 from pipeline.manifest import account_for, write_manifest
@@ -27,13 +36,9 @@ from pipeline.plan import Plan, Reader
 from pipeline.preflight import check_before_spending
 from pipeline.quarantine import make_without_deadly
 from pipeline.records import ManifestEntry, Progress, ignore_progress
-from pipeline.schema import JSON, DatasetSpec, open_dataset, write_documents
+from pipeline.schema import JSON, open_dataset, write_documents
 from pipeline.shard_groups import ShardWork, cut_groups, make_group
 from pipeline.shards import Commit, cut_shards
-from pipeline.staging import require_reachable
-
-# What the planning of slides keeps beside the arrays.
-_OF_SLIDES: Final = ("review/", "survey/")
 
 
 @dataclass(frozen=True)
@@ -83,18 +88,23 @@ class Target:
 
 @dataclass(frozen=True)
 class _Draft:
-    """A dataset on its way: the shards that it has, and those that it lacks."""
+    """A dataset on its way: the shards that it has, and those that it lacks.
+
+    It `is_changed` where it lacks some, or an earlier run has made more.
+    """
 
     target: Target
     commits: dict[int, Commit]
     pending: tuple[ShardWork, ...]
+    documents: Mapping[str, bytes]
+    is_changed: bool
 
     @classmethod
     def begin(cls, target: Target) -> Self:
         """Look what an earlier run has left."""
         url, reader = target.url, target.reader
+        require_destination(url)
         _require_images(url, target.plan)
-        require_reachable(url)
         before = _read_commits(url)
         tasks = list(cut_shards(target.plan, reader))
         commits = {
@@ -102,14 +112,22 @@ class _Draft:
             for task in tasks
             if task.shard in before and before[task.shard].key == task.key
         }
-        pending = (ShardWork(url, reader, task) for task in tasks if task.shard not in commits)
-        return cls(target, commits, tuple(pending))
+        pending = [ShardWork(url, reader, task) for task in tasks if task.shard not in commits]
+        documents = write_documents(target.plan.spec, None)
+        is_changed = bool(pending) or not is_laid_out(url, documents)
+        return cls(target, commits, tuple(pending), documents, is_changed)
+
+    def lay_out(self) -> None:
+        """Declare the arrays, so that shards can be written."""
+        if self.is_changed:
+            drop_arrays(self.target.url, self.documents)
+            write_changed(self.target.url, self.documents)
 
     def seal(self, began: float) -> IngestReport:
         """Finish the dataset, whose shards are all there."""
         url, plan = self.target.url, self.target.plan
-        if self.pending:
-            _sweep(url, plan.spec)
+        if self.is_changed:
+            sweep(url, self.documents, plan.spec.shard_count)
         ordered = [self.commits[shard] for shard in range(plan.spec.shard_count)]
         fingerprint = _seal(url, plan, ordered)
         unreadable = dict(pair for commit in ordered for pair in commit.unreadable)
@@ -120,7 +138,7 @@ class _Draft:
             url, fingerprint, plan.spec.image_count, len(unreadable), len(self.pending),
             len(ordered) - len(self.pending), manifest, time.monotonic() - began,
         )  # fmt: skip
-        write_manifest(storage.join(url, "manifest.json"), manifest, sealed_at=datetime.now(UTC))
+        write_manifest(storage.join(url, MANIFEST), manifest, sealed_at=datetime.now(UTC))
         return report
 
 
@@ -144,7 +162,8 @@ def ingest(
     Raises:
         StorageError: The destination cannot be written.
         SourceError: The plan is empty.
-        SettingsError: A shard needs more memory than a worker has.
+        SettingsError: Something else lies at the destination, or a shard needs more memory than a
+            worker has.
     """
     target = Target(url, plan, reader)
     (report,) = ingest_together([target], map_work, on_progress=on_progress)
@@ -174,8 +193,7 @@ def ingest_together(
     if groups:
         check_before_spending(groups, map_work)
     for draft in drafts.values():
-        if draft.pending:
-            _write_changed(draft.target.url, write_documents(draft.target.plan.spec, None))
+        draft.lay_out()
     lacking = {(work.url, work.task.shard): len(work.task.source_index) for work in works}
     total = sum(target.plan.spec.image_count for target in targets)
     on_progress(total - sum(lacking.values()), total)
@@ -188,11 +206,18 @@ def ingest_together(
 
 
 def _require_images(url: str, plan: Plan) -> None:
-    if plan.spec.image_count == 0:
-        reason = plan.rejected[0].reason if plan.rejected else "nothing was listed"
-        raise SourceError(
-            url, f"no image to write ({reason})", "Check the source's URL and filters"
-        )
+    """Refuse an empty plan; what became of every item is told where no dataset stands."""
+    if plan.spec.image_count:
+        return
+    told, remedy = "nothing was listed", "Check the source's URL and filters"
+    if plan.rejected:
+        first, count = plan.rejected[0], len(plan.rejected)
+        told = f"none of {count} items gives one, e.g. {first.item}: {first.reason}"
+        if lacks_dataset(url):
+            manifest = storage.join(url, MANIFEST)
+            write_manifest(manifest, plan.rejected, ended_at=datetime.now(UTC))
+            remedy = f"{manifest} names them all"
+    raise SourceError(url, f"no image to write ({told})", remedy)
 
 
 def _add_note(entry: ManifestEntry, notes: Mapping[str, str]) -> ManifestEntry:
@@ -207,32 +232,6 @@ def _read_commits(url: str) -> dict[int, Commit]:
     except SchemaError:
         return {}
     return {shard: Commit.from_json(shard, text) for shard, text in enumerate(texts) if text}
-
-
-def _write_changed(url: str, documents: Mapping[str, bytes]) -> None:
-    """Write metadata documents, leaving alone what is already so.
-
-    The root comes first, so that a dataset is unsealed before anything else in it changes; when
-    sealing, only the root differs.
-    """
-    for key, data in sorted(documents.items(), key=lambda item: item[0].count("/")):
-        target = storage.join(url, key)
-        if not storage.exists(target) or storage.read_bytes(target) != data:
-            storage.write_bytes(target, data)
-
-
-def _sweep(url: str, spec: DatasetSpec) -> None:
-    """Delete what no reader would see: shards beyond the end, leftovers of a killed writer."""
-    kept = {*write_documents(spec, None), "manifest.json"}
-    last = spec.shard_count
-    for info in storage.list_objects(url):
-        key = info.url[len(url.rstrip("/")) + 1 :]
-        array, _, chunk = key.partition("/c/")
-        places = chunk.split("/")
-        is_chunk = f"{array}/zarr.json" in kept and all(place.isdecimal() for place in places)
-        is_shard = is_chunk and int(places[0]) < last
-        if key not in kept and not is_shard and not key.startswith(_OF_SLIDES):
-            storage.delete(info.url)
 
 
 def _seal(url: str, plan: Plan, commits: Sequence[Commit]) -> str:
@@ -260,7 +259,7 @@ def _seal(url: str, plan: Plan, commits: Sequence[Commit]) -> str:
         "coverage": settle_coverage(plan, unreadable),
         "unreadable_count": len(unreadable),
     }
-    _write_changed(url, write_documents(plan.spec, seal))
+    write_changed(url, write_documents(plan.spec, seal))
     return fingerprint
 
 

@@ -127,12 +127,12 @@ class Scratch:
             time.sleep(_POLL_S)
 
     def _make_room(self, size_bytes: int) -> int | None:
-        """Evict the files that were used longest ago until there is room.
+        """Evict the files that were used longest ago until there is room; others' are left alone.
 
         Returns:
             None where there is room, else how many bytes are in use.
         """
-        used = {path: _measure(path) for path in self.folder.iterdir() if path.is_dir()}
+        used = {path: _measure(path) for path in self.folder.iterdir() if _is_held(path)}
         by_last_use = sorted(used, key=lambda path: (_last_use(path), path.name))
         for path in by_last_use:
             if self._has_room(sum(used.values()), size_bytes):
@@ -163,6 +163,11 @@ class Scratch:
             f"no room in the scratch folder {self.folder} ({problem})",
             "Free space there, or name another scratch folder",
         )
+
+
+def _is_held(path: Path) -> bool:
+    """Whether this is a file's folder, which has a lock beside it, or what is left of one."""
+    return path.is_dir() and _lock_of(path.with_suffix("")).exists()
 
 
 def _measure(folder: Path) -> int:

@@ -5,6 +5,7 @@ The only importer of boto3, whose transfer manager does the parallel ranged down
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -48,12 +49,14 @@ _SCRATCH: Final[ContextVar[Scratch | None]] = ContextVar("scratch", default=None
 
 
 def require_reachable(url: str) -> None:
-    """Check, before work is spent, that a URL's bucket exists and lets us in.
+    """Check, before work is spent, that a URL's bucket exists and lets us in, or its folder does.
 
     Raises:
         StorageError: It does not, with what to do about it.
     """
     place = parse(url)
+    if place.scheme == "file":
+        _require_writable(url, Path(place.key))
     if place.scheme != "s3":
         return
     try:
@@ -69,6 +72,18 @@ def require_reachable(url: str) -> None:
         raise StorageError(
             url, f"S3 does not answer ({error})", "Check AWS_ENDPOINT_URL and the server"
         ) from error
+
+
+def _require_writable(url: str, folder: Path) -> None:
+    """Whether a folder can be written, or made: the first that there is on the way up tells."""
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise StorageError(url, f"{folder} is a file", "Choose a folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise DeniedError(
+            url, f"{folder} cannot be written to", "Choose another, or ask for rights"
+        )
 
 
 def _s3_client(attempts: int = 3) -> S3Client:

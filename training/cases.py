@@ -31,6 +31,8 @@ from training.worklist import (
 
 HEATMAPS: Final = "heatmaps"
 CAPTURES: Final = "dicom"
+# How `heatmap_name` ends, and what a killed writer leaves of one.
+_OF_IMAGE: Final = re.compile(r"-[0-9a-f]{10}(\.png|\.dcm)?$")
 _EMBEDDED_SIDE_PX: Final = 128  # of heatmaps in the page, which the browser enlarges smoothly
 _HEATMAP_BATCH: Final = 64
 _USUAL_PERCENTILE: Final = 50.0
@@ -173,7 +175,8 @@ def remove_stale_heatmaps(
     kept = {PurePosixPath(name_heatmap(scored, place, model)).stem for place in range(count)}
     for folder in (HEATMAPS, CAPTURES):
         for info in storage.list_objects(storage.join(output_url, folder) + "/"):
-            if PurePosixPath(storage.name_of(info.url)).stem not in kept:
+            stem = PurePosixPath(storage.name_of(info.url)).stem
+            if stem not in kept and _OF_IMAGE.search(stem):  # others' files are left alone
                 storage.delete(info.url)
 
 

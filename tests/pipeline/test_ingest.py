@@ -121,7 +121,7 @@ def test_interrupted_ingest_is_refused_then_finished_to_the_same_bytes(tmp_path:
     (tmp_path / "out" / "image" / "c" / "3" / "left#1").write_bytes(b"by a killed writer")
     with pytest.raises(SchemaError, match="not sealed"):
         open_dataset(url)
-    (tmp_path / "out" / "image" / "c" / "3" / "left#1").rename(tmp_path / "out" / "left#1")
+    (tmp_path / "out" / ".manifest.json.a1b2c3d4").write_bytes(b"by another")
     report = ingest(url, plan, MadeReader(), map_serially)
     assert (report.shards_made, report.shards_kept) == (2, 2)
     assert content_of(url) == content_of(reference)
@@ -199,7 +199,10 @@ def test_an_empty_plan_says_why(tmp_path: Path) -> None:
     )
     with pytest.raises(SourceError, match="it is text"):
         ingest(str(tmp_path / "out"), empty, MadeReader(), map_serially)
-    assert not (tmp_path / "out").exists()
+    (entry,) = read_manifest(str(tmp_path / "out" / "manifest.json"))
+    assert entry.item == "z"
+    ingest(str(tmp_path / "out"), plan, MadeReader(), map_serially)  # which is no hindrance
+    assert open_dataset(str(tmp_path / "out")).image_count == 1
 
 
 def test_no_dataset_and_another_schema_are_refused(tmp_path: Path) -> None:

@@ -44,6 +44,15 @@ def test_what_was_used_longest_ago_makes_room(tmp_path: Path) -> None:
     assert held(tmp_path) == {"d"}
 
 
+def test_folders_of_others_are_neither_counted_nor_evicted(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "one.jpg").write_bytes(bytes(90))
+    scratch = Scratch(tmp_path, max_bytes=100)
+    for key in ("a", "b", "c"):
+        use(scratch, key, 60)
+    assert held(tmp_path) == {"one", "c"}
+
+
 def test_nothing_in_use_is_evicted(tmp_path: Path) -> None:
     scratch = Scratch(tmp_path, max_bytes=100, patience_s=0.3)
     with scratch.hold("a", "a", Copy("a.tif", 60, partial(fill, content=bytes(60)))) as path:
