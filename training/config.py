@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Final, Literal, Self, TypeAlias
 
@@ -175,6 +176,32 @@ class ImageSettings(_Frozen):
     flips_at_random: bool = False
 
 
+class QualitySettings(_Frozen):
+    """Which tiles are learnt from, by a dataset's quality columns; without a limit, all.
+
+    What is left out stays in the dataset, is validated on and scored.
+
+    Attributes:
+        min_laplacian_variance: Blurred tiles have less.
+        max_saturation: Tiles of one strong colour have more, 0 to 1.
+        max_blank_fraction: Of bare glass, 0 to 1.
+        max_pen_fraction: Of ink, 0 to 1.
+    """
+
+    min_laplacian_variance: NonNegativeFloat | None = None
+    max_saturation: NonNegativeFloat | None = None
+    max_blank_fraction: NonNegativeFloat | None = None
+    max_pen_fraction: NonNegativeFloat | None = None
+
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        """For each column that has a limit, the least and the greatest value."""
+        given = self.model_dump(exclude_none=True)
+        return {
+            name[4:]: (limit, math.inf) if name.startswith("min_") else (-math.inf, limit)
+            for name, limit in given.items()
+        }
+
+
 class TrainSettings(_Frozen):
     """A whole training.
 
@@ -203,6 +230,7 @@ class TrainSettings(_Frozen):
     adversarial: AdversarialSettings = AdversarialSettings()
     optimiser: OptimiserSettings = OptimiserSettings()
     images: ImageSettings = ImageSettings()
+    quality: QualitySettings = QualitySettings()
     seed: int = 0
     precision: Literal["fp32", "bf16_features", "bf16"] = "fp32"
     acceleration: AccelerationSettings = AccelerationSettings()

@@ -6,6 +6,7 @@ the host's or the device's, or read as they come.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final, NamedTuple
@@ -35,6 +36,8 @@ from training.sample_order import BUFFER_CHUNKS, SampleOrder, divide_batch
 _CACHED_CHUNKS: Final = 4 * BUFFER_CHUNKS
 _HOST: Final = torch.device("cpu")
 
+logger = logging.getLogger(__name__)
+
 Rows = NDArray[np.int64]
 Samples = NDArray[np.int64]
 Images = NDArray[np.uint8]
@@ -44,15 +47,24 @@ def check_trainable(dataset: Dataset, settings: TrainSettings) -> None:
     """Refuse a dataset that these settings cannot be trained on.
 
     Raises:
-        SchemaError: A group is in two splits, or there is no normal image to train on.
-        SettingsError: Its images are smaller than the settings ask for.
+        SchemaError: A group is in two splits, there is no normal image to train on, or no column
+            of a quality that is limited.
+        SettingsError: Its images are smaller than the settings ask for, or none is good enough.
     """
     prove_disjoint(dataset.column("group_id"), dataset.column("split"), item=dataset.url)
-    if not len(choose_rows(dataset, "train", Label.NORMAL)):
+    if not (count := len(choose_rows(dataset, "train", Label.NORMAL))):
         raise SchemaError(
             dataset.url,
             "no readable normal image (label 0) in split `train`",
             "Ingest a source that has some, or divide it otherwise",
+        )
+    kept = len(choose_training_rows(dataset, settings))
+    if kept < count:
+        logger.info("quality: %d of %d normal images are learnt from", kept, count)
+    if not kept:
+        limits = ", ".join(f"{name} {limit}" for name, limit in settings.quality if limit)
+        raise SettingsError(
+            "quality", f"{limits}: none of {count} normal images is left", "Loosen the limits"
         )
     height, width, _ = dataset.image_shape
     for name, wanted in (
@@ -67,6 +79,15 @@ def check_trainable(dataset: Dataset, settings: TrainSettings) -> None:
             )
 
 
+def choose_training_rows(dataset: Dataset, settings: TrainSettings) -> Rows:
+    """Rows that are learnt from, ascending: normals of split `train`, as good as is asked for."""
+    rows = choose_rows(dataset, "train", Label.NORMAL)
+    for column, (least, greatest) in settings.quality.ranges().items():
+        values = dataset.column(column)[rows]
+        rows = rows[~((values < least) | (values > greatest))]  # what is unknown stays
+    return rows
+
+
 def choose_rows(dataset: Dataset, split: Split, label: Label, limit: int | None = None) -> Rows:
     """Readable rows of a split with a label, ascending; evenly spaced if more than `limit`."""
     chosen = np.flatnonzero(
@@ -74,9 +95,14 @@ def choose_rows(dataset: Dataset, split: Split, label: Label, limit: int | None 
         & (dataset.column("label") == label)
         & dataset.column("readable")
     )
-    if limit is not None and len(chosen) > limit:
-        chosen = chosen[np.linspace(0, len(chosen) - 1, limit).round().astype(np.int64)]
-    return chosen.astype(np.int64)
+    return space_evenly(chosen.astype(np.int64), limit)
+
+
+def space_evenly(rows: Rows, limit: int | None) -> Rows:
+    """As many of the rows as the limit says, the first and the last among them."""
+    if limit is None or len(rows) <= limit:
+        return rows
+    return rows[np.linspace(0, len(rows) - 1, limit).round().astype(np.int64)]
 
 
 class _Share(NamedTuple):
@@ -103,7 +129,7 @@ class TrainingImages:
     def __init__(
         self, dataset: Dataset, settings: TrainSettings, device: torch.device = _HOST
     ) -> None:
-        self._rows = rows = choose_rows(dataset, "train", Label.NORMAL)
+        self._rows = rows = choose_training_rows(dataset, settings)
         self.image_count = len(rows)
         self._order = SampleOrder(rows, chunk_images=dataset.chunk_images, seed=settings.seed)
         where = settings.acceleration.images_on_device

@@ -14,10 +14,9 @@ import safetensors.torch
 from torch import Tensor, nn
 
 from pipeline import storage
-from pipeline.records import Label
 from pipeline.schema import Dataset
 from training.config import MEASURE, TrainSettings
-from training.data import choose_rows, read_centres, split_batches, to_tensor
+from training.data import choose_training_rows, read_centres, space_evenly, split_batches, to_tensor
 from training.models.vgg import VggFeatures, measure_statistics
 from training.models.vgg_weights import load_vgg
 
@@ -62,7 +61,7 @@ def _contiguous(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _sample_batches(settings: TrainSettings, dataset: Dataset) -> Iterator[Tensor]:
     """Normal training images at the final resolution, evenly spaced over the dataset."""
-    rows = choose_rows(dataset, "train", Label.NORMAL, settings.loss.statistics_images)
+    rows = space_evenly(choose_training_rows(dataset, settings), settings.loss.statistics_images)
     final = settings.growth.final_resolution
     for images in split_batches(read_centres(dataset, rows, settings.images), _BATCH):
         yield to_tensor(images, resolution=final)

@@ -16,7 +16,13 @@ from pipeline.records import Label
 from tests.training.toys import HEIGHT, WIDTH, make_dataset, make_settings
 from training.augmentation import Views, draw_views, locate_pixels, take_views
 from training.config import ImageSettings
-from training.data import TrainingImages, check_trainable, choose_rows, to_tensor
+from training.data import (
+    TrainingImages,
+    check_trainable,
+    choose_rows,
+    choose_training_rows,
+    to_tensor,
+)
 from training.image_cache import HeldImages, HostImages, StreamedImages, fits_on_device, open_images
 from training.sample_order import BUFFER_CHUNKS, SampleOrder, divide_batch, order_rows
 
@@ -32,6 +38,31 @@ def test_rows_are_readable_normals_of_their_split() -> None:
     anomalies = choose_rows(dataset, "validation", Label.ANOMALOUS)
     assert anomalies.tolist() == [48, 49, 50, 51, 52, 53, 54, 55]
     assert choose_rows(dataset, "validation", Label.ANOMALOUS, 3).tolist() == [48, 52, 55]
+
+
+def test_what_is_not_good_enough_is_not_learnt_from_and_stays() -> None:
+    count = np.arange(56, dtype=np.float32)
+    pen_fraction = (55 - count) / np.float32(55)
+    pen_fraction[20:22] = np.nan  # nobody knows
+    measured = {"laplacian_variance": count, "pen_fraction": pen_fraction}
+    dataset = make_dataset("memory://data/quality", measured=measured)
+    settings = make_settings(quality={"min_laplacian_variance": 12, "max_pen_fraction": 0.51})
+    check_trainable(dataset, settings)
+    kept = [row for row in (20, 21, *range(27, 40)) if row % 10 != 7]
+    assert choose_training_rows(dataset, settings).tolist() == kept
+    assert TrainingImages(dataset, settings).image_count == len(kept)
+    assert len(choose_training_rows(dataset, make_settings())) == 36
+    validated = choose_rows(dataset, "validation", Label.NORMAL)
+    assert validated.tolist() == [40, 41, 42, 43, 44, 45, 46]
+
+
+def test_quality_that_nothing_has_or_nobody_measured_is_refused() -> None:
+    blur = {"laplacian_variance": np.linspace(5, 6, 56, dtype=np.float32)}
+    dataset = make_dataset("memory://data/blurred", measured=blur)
+    with pytest.raises(SettingsError, match=r"min_laplacian_variance 7\.0: none of 36 normal"):
+        check_trainable(dataset, make_settings(quality={"min_laplacian_variance": 7}))
+    with pytest.raises(SchemaError, match="no column 'pen_fraction'"):
+        check_trainable(dataset, make_settings(quality={"max_pen_fraction": 0.1}))
 
 
 def test_an_epoch_holds_every_row_once_and_stays_within_windows() -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.engines import map_serially
 from pipeline.ingest import ingest
@@ -53,10 +54,11 @@ def make_dataset(
     leaks: bool = False,
     contrast: float = 1.0,
     more: Mapping[str, str] | None = None,
+    measured: Mapping[str, NDArray[np.float32]] | None = None,
 ) -> Dataset:
     """Normals to train on, normals and as many anomalies to validate; every tenth unreadable.
 
-    `more` adds columns of text, the same in every row.
+    `more` adds columns of text, the same in every row, `measured` such of numbers.
     """
     split = np.array(["train"] * normals + ["validation"] * (2 * validation), object)
     label = np.repeat(np.array([0, 0, 1], np.int8), [normals, validation, validation])
@@ -71,7 +73,11 @@ def make_dataset(
         image_count=count,
         shard_images=16,
         chunk_images=4,
-        columns={**BASE_COLUMNS, **dict.fromkeys(more or {}, BASE_COLUMNS["image_id"])},
+        columns={
+            **BASE_COLUMNS,
+            **dict.fromkeys(more or {}, BASE_COLUMNS["image_id"]),
+            **dict.fromkeys(measured or {}, np.dtype("float32")),
+        },
         mpp_um=None,
         parameters={"normals": normals},
         code_version="1",
@@ -82,6 +88,7 @@ def make_dataset(
         "split": split,
         "label": label,
         **{name: np.full(count, text, object) for name, text in (more or {}).items()},
+        **(measured or {}),
     }
     plan = Plan(spec, (ToySource("toys"),), np.zeros(count, np.int32), columns, (), None, None)
     ingest(url, plan, ToyReader(channels, contrast), map_serially)
