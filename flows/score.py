@@ -24,6 +24,7 @@ from pipeline.period import Period
 from pipeline.records import Split
 from pipeline.storage import join, name_of
 from training.champions import record_scoring
+from training.ray_cluster import Share
 from training.ray_engine import ray_engine
 from training.reduced_precision import reduce_precision
 from training.registry import load_champion
@@ -43,7 +44,7 @@ def score(
     top_heatmaps: int = 200,
     reduced_precision: bool = False,
     workers: Annotated[int, Field(ge=1)] = 1,
-    use_gpu: bool = False,
+    gpus_per_worker: Annotated[float, Field(ge=0, le=1)] = 0,
     since: datetime | None = None,
     until: datetime | None = None,
     ledgers: str | None = None,
@@ -66,7 +67,7 @@ def score(
             scores differ by some thousandths; the page says so.
         workers: Processes that score together, on the Ray cluster of `RAY_ADDRESS` or one that is
             started here; 1 scores in this process.
-        use_gpu: Whether each of them has a GPU.
+        gpus_per_worker: 1 for a GPU for each of them; with a part of one several share it.
         since: Only scans whose file was last modified then or later; UTC where no zone is given.
             The results are of these alone, so give a range an output of its own.
         until: Only scans whose file was last modified before.
@@ -89,7 +90,10 @@ def score(
         _require_unbounded(period, source)
         _require_no_mpp_table(mpp_table, source)
         splits = ["test"] if splits is None else splits
-    with _open_workers(settings, workers, use_gpu) as map_work, progress("Scores") as advance:
+    with (
+        _open_workers(settings, workers, gpus_per_worker) as map_work,
+        progress("Scores") as advance,
+    ):
         report = resumable(score_dataset)(
             dataset, reduce_precision(champion) if reduced_precision else champion, output,
             splits=splits, top_heatmaps=top_heatmaps, map_work=map_work, notes=period.notes,
@@ -118,9 +122,9 @@ def _require_no_mpp_table(mpp_table: str | None, dataset: str) -> None:
 
 
 def _open_workers(
-    settings: Settings, workers: int, use_gpu: bool
+    settings: Settings, workers: int, gpus: float
 ) -> AbstractContextManager[MapWork | None]:
     """Workers of Ray, or none where this process is enough."""
-    if workers == 1 and not use_gpu:
+    if workers == 1 and not gpus:
         return nullcontext()
-    return ray_engine(settings.ray_address, workers=workers, uses_gpu=use_gpu)
+    return ray_engine(settings.ray_address, workers=workers, share=Share(gpus=gpus))

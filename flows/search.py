@@ -14,6 +14,7 @@ from flows.tasks import resumable
 from pipeline.storage import join
 from training import search as tuning
 from training.presets import Preset, load_preset
+from training.ray_cluster import Share
 
 
 @flow(name="search")
@@ -26,8 +27,9 @@ def search(
     model_name: str | None = None,
     run_name: str | None = None,
     storage: str | None = None,
-    use_gpu: bool = False,
-    seed: int = 0,
+    cpus_per_worker: Annotated[float, Field(gt=0)] = 1,
+    gpus_per_worker: Annotated[float, Field(ge=0, le=1)] = 0,
+    seed: Annotated[int, Field(ge=0)] = 0,
     changes: dict[str, str] | None = None,
 ) -> tuning.SearchResult:
     """Choose hyperparameters by the few labelled anomalies of the validation split.
@@ -45,7 +47,8 @@ def search(
             default.
         run_name: Of the search; made from the flow run's by default.
         storage: Where Ray Tune keeps its record, a path or `s3://`; the home folder by default.
-        use_gpu: Whether each trial has a GPU.
+        cpus_per_worker: Cores of each trial.
+        gpus_per_worker: 1 for a GPU for each trial; with a part of one several share it.
         seed: Of the trials and of what they draw.
         changes: Settings that differ from the preset, as in `normscope train`.
     """
@@ -59,7 +62,7 @@ def search(
         run_name=run_name or f"search-{runtime.flow_run.name}",
         trials=trials,
         model_name=model_name,
-        uses_gpu=use_gpu,
+        share=Share(cpus_per_worker, gpus_per_worker),
         ray_address=settings.ray_address,
     )
     return publish(found)

@@ -14,6 +14,7 @@ from flows.settings import load_settings
 from flows.tasks import resumable
 from pipeline.storage import join
 from training.presets import Preset, load_preset
+from training.ray_cluster import Placement, Share
 from training.train import TrainedModel, train_and_register
 
 
@@ -28,8 +29,10 @@ def train(
     storage: str | None = None,
     workers: Annotated[int, Field(ge=1)] = 1,
     min_workers: Annotated[int, Field(ge=1)] | None = None,
-    use_gpu: bool = False,
-    seed: int = 0,
+    cpus_per_worker: Annotated[float, Field(gt=0)] = 1,
+    gpus_per_worker: Annotated[float, Field(ge=0, le=1)] = 0,
+    placement: Placement = "PACK",
+    seed: Annotated[int, Field(ge=0)] = 0,
     changes: dict[str, str] | None = None,
 ) -> TrainedModel:
     """Train on a dataset's normal images and register the result as challenger.
@@ -50,7 +53,10 @@ def train(
         workers: Processes that train together.
         min_workers: With how many to go on where the cluster has lost some; as many as `workers`
             by default.
-        use_gpu: Whether each has a GPU.
+        cpus_per_worker: Cores of each.
+        gpus_per_worker: 1 for a GPU each; with a part of one, e.g. 0.5, several share it.
+        placement: Workers on few nodes (PACK, STRICT_PACK for one) or on many (SPREAD,
+            STRICT_SPREAD for one each).
         seed: Of weights, order and augmentation.
         changes: Settings that differ from the preset, a dotted path with `__` for the dot:
             `--changes.optimiser__learning_rate 1e-4`. Two to four times as fast, at losses within
@@ -72,7 +78,7 @@ def train(
             model_name=model_name,
             workers=workers,
             min_workers=min_workers,
-            uses_gpu=use_gpu,
+            share=Share(cpus_per_worker, gpus_per_worker, placement),
             ray_address=settings.ray_address,
             on_progress=advance,
         )

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch._dynamo.exc import BackendCompilerFailed
+from torch._dynamo.exc import ShortenTraceback
+from torch._functorch import config as lowering
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from pipeline.freed_memory import set_freed_memory
@@ -55,12 +56,14 @@ def set_tf32(*, is_allowed: bool) -> None:
     """
     precision = "tf32" if is_allowed else "ieee"
     torch.backends.cudnn.conv.fp32_precision = precision  # type: ignore[attr-defined] # torch's stub lacks it
+    torch.backends.cudnn.rnn.fp32_precision = precision  # type: ignore[attr-defined] # the same
     torch.backends.cuda.matmul.fp32_precision = precision
 
 
 def leave_tf32() -> None:
     """Let PyTorch choose again, as in a process that never called `set_tf32`."""
     torch.backends.cudnn.conv.fp32_precision = "tf32"  # type: ignore[attr-defined] # torch's stub lacks it
+    torch.backends.cudnn.rnn.fp32_precision = "tf32"  # type: ignore[attr-defined] # the same
     torch.backends.cuda.matmul.fp32_precision = "none"
 
 
@@ -107,10 +110,16 @@ class TargetCache:
         self._image_count = image_count
         self._forget(stage_index=-1)
 
+    def _forget(self, stage_index: int) -> None:
+        self._stage_index = stage_index
+        self._is_too_large = False
+        self._is_known = np.zeros(self._image_count, bool)
+        self._kept: dict[str, Tensor] = {}
+
     def look_up(
         self, places: Places, growth: GrowthState, compute: Callable[[], Features]
     ) -> Features | None:
-        """Features of a batch; None where an augmentation or a fade moves them.
+        """Features of a batch; None where an augmentation or a fade moves them, or they are many.
 
         Args:
             places: (n,) which of the training images they are.
@@ -121,6 +130,8 @@ class TargetCache:
             return None
         if growth.stage_index != self._stage_index:
             self._forget(growth.stage_index)
+        if self._is_too_large:
+            return None
         if self._is_known[places].all():
             return {
                 name: kept[_on_device(places, kept.device)] for name, kept in self._kept.items()
@@ -128,14 +139,10 @@ class TargetCache:
         with torch.no_grad():
             found = compute()
         needed = sum(values[0].nbytes for values in found.values()) * self._image_count
-        if needed <= self._limit_bytes:
+        self._is_too_large = needed > self._limit_bytes
+        if not self._is_too_large:
             self._keep(places, found)
         return found
-
-    def _forget(self, stage_index: int) -> None:
-        self._stage_index = stage_index
-        self._is_known = np.zeros(self._image_count, bool)
-        self._kept: dict[str, Tensor] = {}
 
     def _keep(self, places: Places, found: Features) -> None:
         for name, values in found.items():
@@ -172,8 +179,10 @@ class CompiledObjective:
             # A number would be compiled in, and every step of a fade compiled anew.
             alpha = torch.full((), float(alpha), device=target.device)
         try:
-            return self._run(target, alpha, target_features)
-        except BackendCompilerFailed as error:
+            # The backward pass too: compiled in `backward`, it would fail where nobody expects it.
+            with lowering.patch(force_non_lazy_backward_lowering=True):
+                return self._run(target, alpha, target_features)
+        except ShortenTraceback as error:  # no compiler, no Triton, too old a GPU for it
             if self._run is self._objective:
                 raise
             reason = str(error).strip().splitlines()[0]

@@ -11,6 +11,7 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     model_validator,
@@ -27,7 +28,7 @@ WhereHeld: TypeAlias = Literal["auto", "always", "never"]
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class NetworkSettings(_Frozen):
@@ -81,7 +82,7 @@ class LossSettings(_Frozen):
     is_relative: bool = True
     blends_in_fade: bool = True
     vgg_weights: str = "download"
-    vgg_seed: int = 0
+    vgg_seed: NonNegativeInt = 0
     vgg_width: PositiveInt = 64
     feature_statistics: str | None = MEASURE
     statistics_images: PositiveInt = 512
@@ -231,7 +232,7 @@ class TrainSettings(_Frozen):
     optimiser: OptimiserSettings = OptimiserSettings()
     images: ImageSettings = ImageSettings()
     quality: QualitySettings = QualitySettings()
-    seed: int = 0
+    seed: NonNegativeInt = 0
     precision: Literal["fp32", "bf16_features", "bf16"] = "fp32"
     acceleration: AccelerationSettings = AccelerationSettings()
     log_every: PositiveInt = 50

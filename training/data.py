@@ -141,7 +141,7 @@ class TrainingImages:
             read = open_images(
                 dataset, rows, cache_bytes=settings.cache_bytes, cached_chunks=_CACHED_CHUNKS
             )
-            self._images = HostImages(read)
+            self._images = HostImages(read, device)
         self._size_yx = dataset.image_shape[:2]
         self._chunk_images = dataset.chunk_images
         self._window = BUFFER_CHUNKS * dataset.chunk_images

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
-from training.acceleration import settle_freed_memory
+from training.acceleration import set_tf32, settle_freed_memory
 from training.augmentation import Views, centre_views, take_views
 from training.config import TrainSettings
 from training.data import to_tensor
@@ -145,6 +145,7 @@ class Detector:
                 "ingest them with the model's parameters"
             )
         settle_freed_memory(self.recipe.settings.acceleration, self.recipe.device)
+        set_tf32(is_allowed=self.recipe.settings.acceleration.allows_tf32)  # as in training
         views = centre_views(
             len(images), size_yx=shape[:2], settings=self.description.settings.images
         )

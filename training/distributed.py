@@ -34,7 +34,7 @@ from training.data import TrainingImages, check_trainable
 from training.features import FEATURES, keep_features, prepare_features, read_features
 from training.listening import OnReport, Resumption, listening
 from training.loop import DivergenceError, Report, train
-from training.ray_cluster import WorkersError, running_ray
+from training.ray_cluster import ONE_CORE, Share, WorkersError, running_ray
 from training.runs import FitResult, claim_run, conclude, make_absolute, open_checkpoints
 from training.state import Array, Recipe, Team, TrainingState, begin_training, make_recipe
 from training.validation import read_validation
@@ -67,7 +67,7 @@ def fit(
     run_name: str,
     workers: int = 1,
     min_workers: int | None = None,
-    uses_gpu: bool = False,
+    share: Share = ONE_CORE,
     ray_address: str | None = None,
     on_report: OnReport | None = None,
 ) -> FitResult:
@@ -81,7 +81,8 @@ def fit(
         workers: How many processes train together; batches and their order do not depend on it.
         min_workers: With how many to begin or go on while there is no room for more; `workers`
             by default.
-        uses_gpu: Whether each has a GPU (NCCL) or cores alone (gloo).
+        share: What each takes of the cluster. They speak by NCCL where each has a GPU of its own,
+            else by gloo.
         ray_address: Of a cluster; None starts Ray on this machine and stops it again.
         on_report: Called with each report, those of the run's earlier parts first; then from
             another thread. A step may come twice where workers repeat it.
@@ -92,8 +93,8 @@ def fit(
         WeightsError: The weights of VGG19 cannot be had.
         DivergenceError: The loss has left all bounds.
         StorageError: The run's folder cannot be written.
-        WorkersError: No Ray cluster answers, or the workers failed more than three times without
-            getting further.
+        WorkersError: No Ray cluster answers, this machine lacks GPUs, or the workers failed more
+            than three times without getting further.
     """
     _check_workers(settings, workers, min_workers)
     dataset = open_dataset(dataset_url)
@@ -109,13 +110,13 @@ def fit(
             on_report(report)
     resumptions: list[Resumption] = []
     if latest is None or not latest.is_last:
-        with running_ray(ray_address, workers):
+        with running_ray(ray_address, min_workers or workers, share):
             job = Job(settings, make_absolute(dataset_url), run_url, _open_mailbox())
             trainer = TorchTrainer(
                 _work,
                 train_loop_config={"job": job},
-                torch_config=TorchConfig(backend="nccl" if uses_gpu else "gloo"),
-                scaling_config=_scale(workers, min_workers, uses_gpu=uses_gpu),
+                torch_config=TorchConfig(backend="nccl" if share.gpus == 1 else "gloo"),
+                scaling_config=_scale(workers, min_workers, share),
                 run_config=RunConfig(
                     name=run_name,
                     storage_path=make_absolute(storage_url),
@@ -178,13 +179,13 @@ def _check_workers(settings: TrainSettings, workers: int, min_workers: int | Non
         )  # fmt: skip
 
 
-def _scale(workers: int, min_workers: int | None, *, uses_gpu: bool) -> ScalingConfig:
-    resources = {"CPU": 1.0, **({"GPU": 1.0} if uses_gpu else {})}
+def _scale(workers: int, min_workers: int | None, share: Share) -> ScalingConfig:
     count = workers if min_workers in {None, workers} else (min_workers, workers)
     return ScalingConfig(
         num_workers=count,  # type: ignore[arg-type]  # the stub is of Ray Train's first version
-        use_gpu=uses_gpu,
-        resources_per_worker=resources,
+        use_gpu=share.gpus > 0,
+        resources_per_worker=share.resources(),
+        placement_strategy=share.placement,
     )
 
 

@@ -38,7 +38,8 @@ def prepare_features(settings: TrainSettings, dataset: Dataset) -> VggFeatures:
         seed=loss.vgg_seed,
         width=loss.vgg_width,
     )
-    if loss.feature_statistics == MEASURE and not len(features.normalizations):
+    has_layers = bool(loss.layer_names())  # pixels alone need none
+    if loss.feature_statistics == MEASURE and has_layers and not len(features.normalizations):
         statistics = measure_statistics(features, _sample_batches(settings, dataset))
         features.normalize_by(statistics)
     return features

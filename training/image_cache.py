@@ -26,6 +26,7 @@ from training.config import WhereHeld
 _READERS: Final = 4
 # Of a device's free memory, what images may take at most: the rest is for steps and features.
 _DEVICE_SHARE: Final = 0.5
+_HOST: Final = torch.device("cpu")
 
 Rows = NDArray[np.int64]
 Images = NDArray[np.uint8]
@@ -97,14 +98,17 @@ class HostImages:
 
     Args:
         images: Where it gets them from.
+        device: Where they go next: a GPU fetches from pinned memory while the host goes on.
     """
 
-    def __init__(self, images: ImageCache) -> None:
+    def __init__(self, images: ImageCache, device: torch.device = _HOST) -> None:
         self.images = images
+        self._is_pinned = device.type == "cuda"
 
     def read_views(self, rows: Rows, views: Views) -> Tensor:
         """The view of each of these rows: (n, side, side, C) uint8."""
-        return torch.from_numpy(take_views(self.images.read_rows(rows), views))
+        taken = torch.from_numpy(take_views(self.images.read_rows(rows), views))
+        return taken.pin_memory() if self._is_pinned else taken
 
     def expect(self, rows: Rows) -> None:
         """Take notice that these rows will be read soon."""

@@ -16,13 +16,18 @@ from training.losses import add_up
 from training.models.autoencoder import mix_input
 from training.state import Recipe, TrainingState, growth_at
 
-# PyTorch has an error of its own for GPUs, and for cores only this text.
-_ON_CORES: Final = "can't allocate memory"
+# PyTorch has an error of its own for GPUs; cores and NVIDIA's libraries say it in these words.
+_SIGNS: Final = (
+    "can't allocate memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "unable to find an engine",
+)
 
 
 def ran_out_of_memory(error: RuntimeError) -> bool:
     """Whether an error says that memory was wanted and not had."""
-    return isinstance(error, torch.OutOfMemoryError) or _ON_CORES in str(error)
+    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in _SIGNS)
 
 
 def find_fitting_batch(try_batch: Callable[[int], None], batch_size: int) -> int:

@@ -16,6 +16,7 @@ values, smaller batches at the larger resolutions. With `growth__final_resolutio
 from __future__ import annotations
 
 import json
+import re
 from types import MappingProxyType
 from typing import Any, Final, Literal, TypeAlias
 
@@ -144,6 +145,7 @@ _PRESETS: Final[MappingProxyType[str, dict[str, Any]]] = MappingProxyType(
     }
 )  # fmt: skip
 PRESETS: Final = tuple(_PRESETS)
+_KIND: Final = re.compile(r"int|float|str|bool|(constrained|function)-.*|\w+\[.*\]")
 Preset: TypeAlias = Literal[
     "demo", "quick", "quick-radiographs", "camelyon16-paper", "nih-subset-paper", "nih-pa-paper",
     "nih-ap-paper", "tiles-256", "radiographs-256",
@@ -156,8 +158,8 @@ def load_preset(name: str, **changes: Any) -> TrainSettings:
     Args:
         name: One of `PRESETS`.
         changes: Settings to change; a dotted path with `__` for the dot, such as
-            `loss__vgg_weights="vgg19.pth"`. A text that begins with `{` is JSON, so that a
-            mapping can be given on a command line: `loss__layers='{"16": {"relu1_2": 1}}'`.
+            `loss__vgg_weights="vgg19.pth"`. A text that begins with `{` or `[`, and `null`, is
+            JSON, for command lines: `loss__layers='{"16": {"relu1_2": 1}}'`.
 
     Raises:
         SettingsError: If there is no such preset or setting, or they contradict each other.
@@ -175,15 +177,29 @@ def load_preset(name: str, **changes: Any) -> TrainSettings:
         for parent in parents:
             inner[parent] = dict(inner.get(parent, {}))
             inner = inner[parent]
-        is_json = isinstance(value, str) and value.startswith("{")
+        is_json = isinstance(value, str) and (value[:1] in {"{", "["} or value == "null")
         inner[last] = _parse(path, value) if is_json else value
     try:
         return TrainSettings.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or f"preset {name}"
-        problem = first["msg"].removeprefix("Value error, ")
-        raise SettingsError(where, problem, "Correct the setting") from error
+        raise _explain(error, name) from error
+
+
+def _explain(error: ValidationError, preset: str) -> SettingsError:
+    """One error for the first setting that is wrong, with all that it could be instead."""
+    found = [(_name_setting(each["loc"]), each) for each in error.errors()]
+    where, first = found[0]
+    wanted = [each["msg"].removeprefix("Value error, ") for place, each in found if place == where]
+    if not where:
+        return SettingsError(f"preset {preset} as changed", wanted[0], "Change it otherwise")
+    given = f"{first['input']!r} will not do ({'; or: '.join(dict.fromkeys(wanted))})"
+    return SettingsError(where, given, f"Give it as `--changes.{where.replace('.', '__')} VALUE`")
+
+
+def _name_setting(place: tuple[int | str, ...]) -> str:
+    """A setting's dotted path, without what pydantic adds to tell the kinds of a value apart."""
+    named = [str(part) for part in place]
+    return ".".join(part for part in named if not _KIND.fullmatch(part))
 
 
 def _parse(path: str, text: str) -> Any:

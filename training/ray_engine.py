@@ -13,7 +13,7 @@ from ray.util import ActorPool
 
 from pipeline.engines import MapWork
 from pipeline.errors import NormscopeError
-from training.ray_cluster import WorkersError, running_ray
+from training.ray_cluster import ONE_CORE, Share, WorkersError, running_ray
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -22,19 +22,16 @@ _RESTARTS: Final = 3  # of a worker that dies; the item at hand is begun again
 
 
 @contextmanager
-def ray_engine(
-    address: str | None, *, workers: int, cpus: float = 1, uses_gpu: bool = False
-) -> Iterator[MapWork]:
+def ray_engine(address: str | None, *, workers: int, share: Share = ONE_CORE) -> Iterator[MapWork]:
     """Workers of a Ray cluster, or of one that is started here and stopped again.
 
     Args:
         address: Of a cluster; None starts Ray on this machine.
         workers: Processes that work at once.
-        cpus: Cores of each.
-        uses_gpu: Whether each has a GPU.
+        share: What each takes of the cluster; Ray places them as it likes.
     """
-    with running_ray(address, workers):
-        yield RayMap(workers, cpus, uses_gpu)
+    with running_ray(address, workers, share):
+        yield RayMap(workers, share)
 
 
 @dataclass(frozen=True)
@@ -42,8 +39,7 @@ class RayMap:
     """`MapWork` on Ray: the function travels to each worker once, then items one by one."""
 
     workers: int
-    cpus: float
-    uses_gpu: bool
+    share: Share
 
     def __call__(
         self,
@@ -62,8 +58,8 @@ class RayMap:
             WorkersError: A worker has died again and again.
         """
         make: Any = ray.remote(
-            num_cpus=self.cpus,
-            num_gpus=int(self.uses_gpu),
+            num_cpus=self.share.cpus,
+            num_gpus=self.share.gpus,
             max_restarts=_RESTARTS,
             max_task_retries=_RESTARTS,
         )(_Worker)

@@ -22,7 +22,7 @@ from training.data import TrainingImages, check_trainable, choose_rows
 from training.features import prepare_features
 from training.loop import Report, train
 from training.models.vgg import LAYERS
-from training.ray_cluster import running_ray
+from training.ray_cluster import ONE_CORE, Share, running_ray
 from training.runs import make_absolute
 from training.state import begin_training, make_recipe
 from training.tracking import tracked_run
@@ -107,7 +107,7 @@ def search(
     trials: int = 6,
     space: SearchSpace | None = None,
     model_name: str | None = None,
-    uses_gpu: bool = False,
+    share: Share = ONE_CORE,
     ray_address: str | None = None,
 ) -> SearchResult:
     """Try settings, and choose by the AUROC on the validation split.
@@ -121,7 +121,7 @@ def search(
         trials: How many are made.
         space: What is tried; the neighbours of the settings by default.
         model_name: The MLflow experiment; `<source of the dataset>-anomaly` by default.
-        uses_gpu: Whether each trial has a GPU.
+        share: What each trial takes of the cluster.
         ray_address: Of a cluster; None starts Ray on this machine and stops it again.
 
     Raises:
@@ -132,10 +132,8 @@ def search(
     check_trainable(dataset, settings)
     _require_labels(dataset)
     tried = space or SearchSpace.around(settings)
-    with running_ray(ray_address, 1):
-        found = _tune(
-            settings, dataset_url, storage_url, run_name, tried, trials, uses_gpu=uses_gpu
-        )
+    with running_ray(ray_address, 1, share):
+        found = _tune(settings, dataset_url, storage_url, run_name, tried, trials, share)
     ranked = tuple(sorted(found, key=lambda trial: -(trial.auroc or _WORST)))
     if ranked[0].auroc is None:
         raise SchemaError(dataset_url, f"every trial failed ({ranked[0].problem})", "Mend that")
@@ -160,16 +158,14 @@ def _tune(
     run_name: str,
     space: SearchSpace,
     trials: int,
-    *,
-    uses_gpu: bool,
+    share: Share,
 ) -> list[Trial]:
-    resources = {"CPU": 1.0, **({"GPU": 1.0} if uses_gpu else {})}
     tuner = ray.tune.Tuner(
-        ray.tune.with_resources(_make_trial, resources),
+        ray.tune.with_resources(_make_trial, share.resources()),
         param_space={
             "settings": settings.model_dump(mode="json"),
             "dataset_url": make_absolute(dataset_url),
-            "uses_gpu": uses_gpu,
+            "uses_gpu": share.gpus > 0,
             "choice": {
                 "learning_rate": ray.tune.choice(space.learning_rates),
                 "latent_channels": ray.tune.choice(space.latent_channels),
@@ -206,7 +202,7 @@ def _make_trial(config: dict[str, Any]) -> dict[str, float]:
     train(
         recipe,
         begin_training(recipe),
-        TrainingImages(dataset, settings),
+        TrainingImages(dataset, settings, device),
         read_validation(dataset, settings.images, limit=settings.validation_images),
         save=lambda _state, _metrics: "",
         publish=last.append,

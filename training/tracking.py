@@ -20,7 +20,7 @@ from mlflow.entities import DatasetInput, Metric, Run
 from mlflow.entities.param import Param
 from pydantic import BaseModel
 
-from pipeline.schema import Dataset, code_version
+from pipeline.schema import Dataset
 from training.config import check_run_name, flatten
 from training.loop import Report
 from training.pictures import CURVES, draw_curves, draw_distribution, draw_gallery
@@ -120,7 +120,8 @@ def tracked_run(
     mlflow.set_experiment(experiment)
     before = find_run(experiment=experiment, run_name=run_name)
     facts = {RUN_NAME: run_name, FINGERPRINT: dataset.fingerprint}
-    versions = {"code_version": training_version(), "dataset_code_version": code_version()}
+    made_by = str(dataset.attributes["code_version"])
+    versions = {"code_version": training_version(), "dataset_code_version": made_by}
     with mlflow.start_run(
         run_id=before.info.run_id if before else None,
         run_name=None if before else run_name,

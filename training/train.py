@@ -25,6 +25,7 @@ from training.features import read_features
 from training.image_cache import open_images
 from training.loop import Report
 from training.preparation import IngestRecord
+from training.ray_cluster import ONE_CORE, Share
 from training.registry import VersionInfo, find_version, log_and_register
 from training.runs import FitResult, claim_run
 from training.tracking import RUN_NAME, TrackedRun, tracked_run, training_version
@@ -70,7 +71,7 @@ def train_and_register(
     model_name: str | None = None,
     workers: int = 1,
     min_workers: int | None = None,
-    uses_gpu: bool = False,
+    share: Share = ONE_CORE,
     ray_address: str | None = None,
     threshold_rule: ThresholdRule = "normal_quantile",
     threshold_quantile: float = 0.95,
@@ -91,7 +92,7 @@ def train_and_register(
         model_name: To register under; `<source of the dataset>-anomaly` by default.
         workers: How many processes train together; a run may go on with another number.
         min_workers: With how many to go on while there is no room for more.
-        uses_gpu: Whether each has a GPU.
+        share: What each takes of the cluster.
         ray_address: Of a cluster; None starts Ray on this machine and stops it again.
         threshold_rule: See `training.calibration.choose_threshold`.
         threshold_quantile: Likewise.
@@ -133,7 +134,7 @@ def train_and_register(
                 run_name=run_name,
                 workers=workers,
                 min_workers=min_workers,
-                uses_gpu=uses_gpu,
+                share=share,
                 ray_address=ray_address,
                 on_report=take,
             )

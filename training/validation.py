@@ -110,7 +110,7 @@ def score_images(
     team = recipe.team
     parts = []
     with torch.inference_mode():
-        for batch in split_batches(images[team.rank :: team.size], _BATCH):
+        for batch in split_batches(images[team.rank :: team.size], min(_BATCH, growth.batch_size)):
             target, reconstruction = _reconstruct(recipe, autoencoder, batch, growth)
             found = recipe.measure_loss(target, reconstruction, growth=growth, reduction=reduction)
             parts.append(found.float().cpu().numpy())

@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch._aot_autograd.utils import make_boxed_func
+from torch._inductor.exc import TritonMissing
 
 from tests.training.toy_training import CPU, Bench, steady
 from tests.training.toys import make_settings
@@ -116,12 +119,13 @@ def test_features_are_computed_once_a_stage() -> None:
     assert again["relu1_2"][:, 0, 0, 0].tolist() == [7.0, 8.0]
 
 
-def test_features_that_do_not_fit_are_computed_each_time() -> None:
+def test_features_that_do_not_fit_are_left_to_the_steps_of_their_stage() -> None:
     cache, places = make_cache(limit_bytes=5 * 24 * 4 - 1), np.array([1, 2])
-    cache.look_up(places, STEADY, features_of(places))
-    found = cache.look_up(places, STEADY, features_of(places + 10))
+    assert cache.look_up(places, STEADY, features_of(places)) is not None  # computed already
+    assert cache.look_up(places, STEADY, refuse) is None
+    found = cache.look_up(places, GrowthState(32, "stabilize", None, 2, 0, 3), features_of(places))
     assert found is not None
-    assert found["relu1_2"][:, 0, 0, 0].tolist() == [11.0, 12.0]
+    assert found["relu1_2"][:, 0, 0, 0].tolist() == [1.0, 2.0]
 
 
 @pytest.mark.parametrize(
@@ -174,6 +178,37 @@ def test_without_a_compiler_steps_are_made_all_the_same(
         "Steps are not compiled, and slower for it"
     ]
     assert "compiler" in caplog.text
+
+
+def test_a_gpu_that_nothing_can_be_compiled_for_makes_steps_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise TritonMissing(None)
+
+    monkeypatch.setattr(torch, "compile", lambda _, **__: fail)
+    objective = CompiledObjective(half, CPU)
+    with caplog.at_level(logging.WARNING, "training.acceleration"):
+        assert objective(torch.tensor([[1.5, -2.0]]), 2.0, None)["half"] == 3.0
+    assert "Steps are not compiled" in caplog.text
+
+
+def test_backward_passes_are_compiled_where_a_failure_is_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    passes = []
+
+    def count(graph: torch.fx.GraphModule, _inputs: list[Tensor]) -> Callable[..., Any]:
+        passes.append(graph)
+        boxed: Callable[..., Any] = make_boxed_func(graph.forward)
+        return boxed
+
+    plain, lazily = torch.compile, aot_autograd(fw_compiler=count)
+    monkeypatch.setattr(torch, "compile", lambda it, **_: plain(it, backend=lazily))
+    weight = torch.tensor(3.0, requires_grad=True)
+    objective = CompiledObjective(lambda target, *_: {"loss": (target * weight).sin().sum()}, CPU)
+    objective(torch.tensor([[1.0, 2.0]]), None, None)
+    assert len(passes) == 2
 
 
 def test_tf32_is_asked_for() -> None:

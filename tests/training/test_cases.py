@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any, cast
+
 import numpy as np
 
-from training.cases import heatmap_name
+from pipeline import storage
+from training.cases import heatmap_name, remove_stale_heatmaps
 from training.reconstruction import find_nearest
 
 
@@ -16,6 +20,15 @@ def test_file_names_of_heatmaps_are_safe_and_unique() -> None:
     assert name != heatmap_name(hostile.replace("/", "_"))
     assert len(heatmap_name("x" * 5000)) < 120
     assert heatmap_name("a", "digest 1") != heatmap_name("a", "digest 2")
+
+
+def test_only_what_is_named_as_a_heatmap_is_stale() -> None:
+    folder, mine = "memory://cases/heatmaps", heatmap_name("slide 1")
+    for name in (mine, f".{mine}.a1b2c3d4", "by-somebody.png"):
+        storage.write_bytes(f"{folder}/{name}", b"")
+    none: Any = SimpleNamespace(rows=[])
+    remove_stale_heatmaps("memory://cases", none, cast("Any", None), top_heatmaps=3)
+    assert [info.url for info in storage.list_objects(folder)] == [f"{folder}/by-somebody.png"]
 
 
 def test_the_nearest_are_those_at_the_least_angle() -> None:

@@ -69,6 +69,10 @@ def test_unknown_presets_and_settings_are_refused() -> None:
         ({"images__crop_px": 20}, "20 px, less than growth.final_resolution 32 px"),
         ({"network__channels": (4, 4)}, "2 channel counts for 3 resolutions"),
         ({"loss__vgg_width": 12}, "multiple of 8"),
+        ({"seed": -3}, "seed: -3 will not do .*greater than or equal to 0"),
+        ({"optimiser__learning_rate": float("inf")}, "learning_rate: inf will not do .*finite"),
+        ({"growth__batch_sizes": "many"}, "growth.batch_sizes: 'many' .*integer.*; or: .*dict"),
+        ({"network__channels": "[4, 0]"}, r"network.channels.*`--changes.network__channels.* V"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(
@@ -99,3 +103,13 @@ def test_a_mapping_can_be_given_as_json() -> None:
     assert load_preset("demo", loss__layers=layers).loss.layers[16] == {"relu1_1": 1.0}
     with pytest.raises(SettingsError, match=r"loss__layers: not JSON .*: \{16"):
         load_preset("demo", loss__layers="{16")
+
+
+def test_lists_and_nothing_can_be_given_as_json() -> None:
+    changed = load_preset(
+        "demo", network__channels="[4, 8, 16]", optimiser__betas="[0.5, 0.99]",
+        loss__feature_statistics="null",
+    )  # fmt: skip
+    assert changed.network.channels == (4, 8, 16)
+    assert changed.optimiser.betas == (0.5, 0.99)
+    assert changed.loss.feature_statistics is None

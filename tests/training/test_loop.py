@@ -77,6 +77,14 @@ def test_pixels_can_count_in_training_beside_the_score() -> None:
     assert alone == {"train_loss": terms["train_loss"]}
 
 
+def test_pixels_alone_need_no_features() -> None:
+    changes = steady(16, 6)
+    changes["loss"]["layers"] = {16: {"image": 1.0}}
+    bench = Bench(**changes, log_every=1)
+    losses = [report.metrics["train_loss"] for report in bench.run(begin_training(bench.recipe))]
+    assert losses[-1] < losses[0]
+
+
 def test_a_diverging_loss_names_the_last_good_checkpoint() -> None:
     bench = Bench(**steady(16, 40), optimiser={"learning_rate": 1e12})
     state = begin_training(bench.recipe)

@@ -40,6 +40,8 @@ def test_a_batch_is_halved_until_it_fits() -> None:
 def test_a_lack_of_memory_is_known_on_both_devices() -> None:
     assert ran_out_of_memory(CORES)
     assert ran_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"))
+    cublas = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+    assert ran_out_of_memory(RuntimeError(cublas))
     assert not ran_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from training.ray_cluster import WorkersError, running_ray
+from training.ray_cluster import Share, WorkersError, running_ray
 
 # Ray warns of its own settings while it is imported.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
@@ -15,5 +15,14 @@ def test_a_cluster_that_does_not_answer_is_named(address: str) -> None:
     with (
         pytest.raises(WorkersError, match=f"{address}: no Ray cluster answers. Start one"),
         running_ray(address, 1),
+    ):
+        pass
+
+
+@pytest.mark.slow
+def test_gpus_that_are_not_there_are_not_waited_for() -> None:
+    with (
+        pytest.raises(WorkersError, match=r"100 GPU wanted, \d+ there\. Ask for less"),
+        running_ray(None, 200, Share(gpus=0.5)),
     ):
         pass
