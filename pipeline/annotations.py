@@ -6,10 +6,10 @@ Geometry is shapely's, hence (x, y), in level-0 pixels; every array here is (y, 
 from __future__ import annotations
 
 import json
+from codecs import BOM_UTF8
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from math import isfinite
-from typing import Final
+from typing import Any, Final
 from xml.etree.ElementTree import Element, ParseError
 
 import numpy as np
@@ -17,6 +17,7 @@ import shapely
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 from numpy.typing import NDArray
+from pydantic_core import from_json
 from shapely.geometry.base import BaseGeometry
 
 from pipeline.errors import SourceError
@@ -28,6 +29,8 @@ EXCLUDED_GROUPS: Final = ("_2", "Exclusion")
 
 _AREA_TYPES: Final = frozenset({"Polygon", "Rectangle", "Spline"})
 _REMEDY: Final = "Export the annotations from ASAP as XML, or from QuPath as GeoJSON"
+# No slide is so large: at 0.1 um/px this is a metre.
+_COORDINATE_LIMIT_PX: Final = 1e7
 # Beyond this many vertices cutting a polygon in two pays for itself.
 _PIECE_VERTICES: Final = 128
 
@@ -39,7 +42,8 @@ class Annotation:
     Args:
         name: As its author called it.
         group: What it outlines, e.g. `Tumor`.
-        geometry: A valid polygon or multi-polygon, (x, y) in level-0 pixels.
+        geometry: A valid polygon or multi-polygon, (x, y) in level-0 pixels; empty for what has no
+            area, as a point or a line.
     """
 
     name: str
@@ -50,16 +54,19 @@ class Annotation:
 def parse_annotations(content: bytes, item: str) -> list[Annotation]:
     """Parse ASAP XML or GeoJSON, told apart by the first character.
 
-    Points and lines have no area and are left out. Outlines that cross themselves are made valid
-    by the even-odd rule.
+    Outlines that cross themselves are made valid by the even-odd rule. Of GeoJSON (RFC 7946) all
+    forms are read, and the bare list of features that QuPath exports; its `name` and the `name` of
+    its `classification` are an outline's name and group.
 
     Args:
         content: Of the file.
         item: The file's name, for errors.
 
     Raises:
-        SourceError: It is neither, it is malformed, or it is an XML bomb.
+        SourceError: It is neither, it is malformed, it is an XML bomb, or a coordinate is no
+            finite number or lies where no slide reaches.
     """
+    content = content.removeprefix(BOM_UTF8)
     if content.lstrip()[:1] in {b"{", b"["}:
         return _parse_geojson(content, item)
     return _parse_asap(content, item)
@@ -81,11 +88,12 @@ def outline_lesions(
         item: The file's name, for errors.
 
     Returns:
-        A valid geometry, (x, y) in level-0 pixels; its `area` is the lesions' area in px^2.
+        A valid geometry, (x, y) in level-0 pixels; its `area` is the lesions' area in px^2, 0 where
+        the file has no annotation.
 
     Raises:
-        SourceError: There are outlines, but none of a lesion: taking the slide for normal would
-            be a guess.
+        SourceError: There are annotations, but none of a lesion, or none of a lesion has an area:
+            taking the slide for normal would be a guess.
     """
     lesions = [found.geometry for found in annotations if found.group in lesion_groups]
     if annotations and not lesions:
@@ -94,7 +102,14 @@ def outline_lesions(
         raise SourceError(
             item,
             f"no annotation in a lesion group ({wanted}), only in {groups}",
-            "Name the lesions' group in the setting `lesion_groups`",
+            "Name the lesions' group in `lesion_groups` of `ingest slides`, or remove the file",
+        )
+    if lesions and not any(lesion.area for lesion in lesions):
+        raise SourceError(
+            item,
+            f"{len(lesions)} annotations of lesions, none of which has an area: points and lines "
+            "outline nothing",
+            "Outline the lesions by polygons, or remove the file",
         )
     excluded = [found.geometry for found in annotations if found.group in excluded_groups]
     return shapely.difference(shapely.union_all(lesions), shapely.union_all(excluded))
@@ -148,64 +163,109 @@ def _cut_into_pieces(geometry: BaseGeometry) -> Iterator[BaseGeometry]:
 def _parse_asap(content: bytes, item: str) -> list[Annotation]:
     try:
         root = fromstring(content)
-    except (ParseError, ValueError) as error:
+    except (ParseError, ValueError, LookupError) as error:  # the last by an unknown encoding
         kind = "hostile" if isinstance(error, DefusedXmlException) else "malformed"
         raise SourceError(item, f"{kind} XML ({error})", _REMEDY) from error
     if root.tag != "ASAP_Annotations":
         raise SourceError(item, f"not ASAP's: its root element is <{root.tag}>", _REMEDY)
-    found = [
+    if root.find("./Annotations") is None:
+        raise SourceError(item, "not ASAP's: it has no element <Annotations>", _REMEDY)
+    return [
         _make_annotation(
             element.get("Name", ""),
             element.get("PartOfGroup", ""),
             _read_outline(element, item),
         )
         for element in root.iterfind("./Annotations/Annotation")
-        if element.get("Type") in _AREA_TYPES
     ]
-    return [annotation for annotation in found if annotation]
 
 
 def _read_outline(element: Element, item: str) -> BaseGeometry:
-    try:
-        vertices = {
-            int(vertex.attrib["Order"]): _read_vertex(vertex)
-            for vertex in element.iterfind("./Coordinates/Coordinate")
-        }
-    except (KeyError, ValueError) as error:
-        name = element.get("Name", "")
-        problem = f"annotation {name!r} has a coordinate that is no number ({error})"
-        raise SourceError(item, problem, _REMEDY) from error
+    if element.get("Type") not in _AREA_TYPES:
+        return shapely.Polygon()
+    vertices: dict[int, tuple[float, float]] = {}
+    name = element.get("Name", "")
+    for vertex in element.iterfind("./Coordinates/Coordinate"):
+        order, x, y = (vertex.get(key, "") for key in ("Order", "X", "Y"))
+        said = f"Order={order!r} X={x!r} Y={y!r}"
+        try:
+            place, corner = int(order), (float(x), float(y))
+        except ValueError as error:
+            problem = f"annotation {name!r} has a coordinate that is no number: {said}"
+            raise SourceError(item, problem, _REMEDY) from error
+        if place in vertices:
+            problem = f"annotation {name!r} has two coordinates of one order, the second {said}"
+            raise SourceError(item, problem, _REMEDY)
+        vertices[place] = corner
     # A click without a drag leaves one or two vertices: no area.
-    ordered = [vertices[order] for order in sorted(vertices)]
+    ordered = [vertices[place] for place in sorted(vertices)]
+    _require_possible(np.array(ordered), name, item)
     return shapely.Polygon(ordered) if len(ordered) > 2 else shapely.Polygon()
-
-
-def _read_vertex(vertex: Element) -> tuple[float, float]:
-    x, y = float(vertex.attrib["X"]), float(vertex.attrib["Y"])
-    if not (isfinite(x) and isfinite(y)):
-        raise ValueError(f"X={x}, Y={y}")
-    return x, y
 
 
 def _parse_geojson(content: bytes, item: str) -> list[Annotation]:
     try:
-        document = json.loads(content)
-        features = document if isinstance(document, list) else document["features"]
-        found = [
-            _make_annotation(
-                str(feature["properties"].get("name", "")),
-                str((feature["properties"].get("classification") or {}).get("name", "")),
-                shapely.from_geojson(json.dumps(feature["geometry"])),
-            )
-            for feature in features
-        ]
-    except (KeyError, TypeError, AttributeError, ValueError, shapely.GEOSException) as error:
-        raise SourceError(item, f"not GeoJSON of polygons ({error!r})", _REMEDY) from error
-    return [annotation for annotation in found if annotation]
+        document = from_json(content, allow_inf_nan=False)
+    except ValueError as error:
+        raise SourceError(item, f"malformed JSON ({error})", _REMEDY) from error
+    features = _list_features(document)
+    if not isinstance(features, list):
+        raise SourceError(item, "not GeoJSON: its `features` are no list", _REMEDY)
+    found = []
+    for number, feature in enumerate(features, 1):
+        try:
+            name, group, outline = _read_feature(feature)
+        except (TypeError, ValueError, shapely.GEOSException) as error:
+            raise SourceError(item, f"not GeoJSON: feature {number}: {error}", _REMEDY) from error
+        _require_possible(shapely.get_coordinates(outline), name, item)
+        found.append(_make_annotation(name, group, outline))
+    return found
 
 
-def _make_annotation(name: str, group: str, outline: BaseGeometry) -> Annotation | None:
-    """The valid, polygonal part of an outline; None if there is none."""
+def _list_features(document: Any) -> Any:
+    if isinstance(document, list):
+        return document
+    if "features" in document:
+        return document["features"]
+    return [document if document.get("type") == "Feature" else {"geometry": document}]
+
+
+def _read_feature(feature: Any) -> tuple[str, str, BaseGeometry]:
+    """Its name, group and outline; a feature may lie nowhere, and need not say what it is."""
+    feature = _read_object({"feature": feature}, "feature")
+    properties = _read_object(feature, "properties")
+    classification = _read_object(properties, "classification")
+    if "geometry" not in feature:
+        raise ValueError("it has no geometry")
+    geometry = _read_object(feature, "geometry")
+    outline = shapely.from_geojson(json.dumps(geometry, allow_nan=False)) if geometry else None
+    name, group = properties.get("name"), classification.get("name")
+    return str(name or ""), str(group or ""), outline or shapely.Polygon()
+
+
+def _read_object(parent: dict[str, Any], name: str) -> dict[str, Any]:
+    """A member that is an object, empty where it is null or absent."""
+    value = parent.get(name)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise TypeError(f"its {name} is no object but {str(value)[:40]!r}")
+    return value
+
+
+def _require_possible(coordinates: NDArray[np.float64], name: str, item: str) -> None:
+    is_possible = np.abs(coordinates) <= _COORDINATE_LIMIT_PX  # NaN is not
+    if not is_possible.all():
+        raise SourceError(
+            item,
+            f"annotation {name!r} has the coordinate {coordinates[~is_possible][0]:g}: no slide "
+            f"reaches beyond {_COORDINATE_LIMIT_PX:g} px",
+            "Give coordinates in level-0 pixels",
+        )
+
+
+def _make_annotation(name: str, group: str, outline: BaseGeometry) -> Annotation:
+    """Keep the valid, polygonal part of an outline."""
     geometry = shapely.make_valid(outline)
     areas = [part for part in shapely.get_parts(geometry) if part.area > 0]
-    return Annotation(name, group, shapely.union_all(areas)) if areas else None
+    return Annotation(name, group, shapely.union_all(areas))

@@ -144,13 +144,19 @@ def _lay_out(
         rejected=rejected,
         coverage={found.slide.slide_id: found.coverage for found in surveys},
         weight=_join([found.tissue_um2 for found in tiled], np.dtype("float64")),
-        notes={
-            found.slide.url: f"stains left as they are: {found.stain_fit.reason}"
-            for found in tiled
-            if found.stain_fit and found.stain_fit.is_degenerate
-        },
+        notes={found.slide.url: note for found in tiled if (note := _note(found))},
         told=(DECODER_COLUMN,),
     )
+
+
+def _note(found: SlideSurvey) -> str:
+    """What to know of a slide that is done."""
+    notes = []
+    if found.slide.annotation_url and np.isnan(found.lesion_fraction).all():
+        notes.append("its annotation outlines no lesion on its tiles: none is known to be normal")
+    if found.stain_fit and found.stain_fit.is_degenerate:
+        notes.append(f"stains left as they are: {found.stain_fit.reason}")
+    return "; ".join(notes)
 
 
 def _try_survey(

@@ -147,7 +147,7 @@ def _measure_grid(
 
 
 def _read_lesions(slide: Slide, shape_yx: PairYX, settings: SlideSettings) -> BaseGeometry | None:
-    """The lesions on a slide, empty for a normal one; None where nobody outlined them."""
+    """The lesions on a slide; None where nobody outlined them and it is not labelled normal."""
     if slide.annotation_url is None:
         return shapely.Polygon() if slide.label is Label.NORMAL else None
     lesions = outline_lesions(
@@ -156,8 +156,8 @@ def _read_lesions(slide: Slide, shape_yx: PairYX, settings: SlideSettings) -> Ba
         excluded_groups=settings.excluded_groups,
         item=slide.annotation_url,
     )
-    if lesions.is_empty:
-        return None if slide.label is Label.ANOMALOUS else lesions
+    if not lesions.area:
+        return lesions if slide.label is Label.NORMAL else None
     if slide.label is Label.NORMAL:
         raise SourceError(
             slide.annotation_url,

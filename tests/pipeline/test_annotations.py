@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import json
+from codecs import BOM_UTF8
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -66,14 +69,15 @@ def test_shares_of_real_lesions_add_up_to_their_area(shared_data: Path) -> None:
 
 def test_files_written_by_asap_itself_parse(shared_data: Path) -> None:
     counts = {}
+    points = {"CMU-1_classification": 1, "CMU-1_detection": 1, "CMU-1_segmentation": 0}
     for path in (shared_data / "annotations" / "cmu1_asap").glob("*.xml"):
         annotations = parse_annotations(path.read_bytes(), path.name)
         counts[path.stem] = len(annotations)
         assert outline_lesions(annotations, lesion_groups=["malignant"], item=path.name).area > 0
         with pytest.raises(SourceError, match=r"benign.*lesion_groups"):
             outline_lesions(annotations, item=path.name)
-    # The detection file has 24 outlines, one of which is a point.
-    assert counts == {"CMU-1_classification": 4, "CMU-1_detection": 23, "CMU-1_segmentation": 4}
+        assert sum(found.geometry.is_empty for found in annotations) == points[path.stem]
+    assert counts == {"CMU-1_classification": 5, "CMU-1_detection": 24, "CMU-1_segmentation": 4}
 
 
 @pytest.mark.parametrize("group", ["Tumor", "_0", "_1"])
@@ -106,9 +110,58 @@ def test_an_outline_that_crosses_itself_is_made_valid(tmp_path: Path) -> None:
     assert annotation.geometry.area == pytest.approx(2 * 20 * 20 / 2)
 
 
-def test_an_outline_without_area_is_left_out(tmp_path: Path) -> None:
+def test_an_outline_without_area_adds_nothing_to_another(tmp_path: Path) -> None:
     path = write_asap(tmp_path / "a.xml", [("Tumor", SQUARE[:2]), ("Tumor", SQUARE)])
-    assert len(parse_annotations(path.read_bytes(), "a.xml")) == 1
+    click, square = parse_annotations(path.read_bytes(), "a.xml")
+    assert click.geometry.is_empty
+    assert outline_lesions([click, square], item="a.xml").area == pytest.approx(20 * 40)
+
+
+def as_asap(kind: str, vertices: Sequence[tuple[float, float]], group: str = "Tumor") -> bytes:
+    corners = "".join(
+        f'<Coordinate Order="{order}" X="{x}" Y="{y}"/>' for order, (x, y) in enumerate(vertices)
+    )
+    return (
+        f'<ASAP_Annotations><Annotations><Annotation Name="a" Type="{kind}" PartOfGroup="{group}">'
+        f"<Coordinates>{corners}</Coordinates></Annotation></Annotations></ASAP_Annotations>"
+    ).encode()
+
+
+def as_geojson(kind: str, coordinates: object) -> dict[str, object]:
+    return {
+        "type": "Feature",
+        "properties": {"name": "a", "classification": {"name": "Tumor"}},
+        "geometry": {"type": kind, "coordinates": coordinates},
+    }
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        as_asap("Dot", SQUARE[:1]),
+        as_asap("PolyLine", [*SQUARE, SQUARE[0]]),
+        as_asap("Polygon", SQUARE[:2]),
+        as_asap("Polygon", []),
+        json.dumps(as_geojson("LineString", [*SQUARE, SQUARE[0]])).encode(),
+        json.dumps(as_geojson("Point", SQUARE[0])).encode(),
+    ],
+    ids=["dot", "line", "click", "nothing", "geojson line", "geojson point"],
+)
+def test_lesions_marked_but_not_outlined_are_refused(content: bytes) -> None:
+    annotations = parse_annotations(content, "a.xml")
+    with pytest.raises(SourceError, match=r"a\.xml: 1 annotations of lesions, none .* an area"):
+        outline_lesions(annotations, item="a.xml")
+
+
+def test_points_in_other_groups_say_nothing_of_lesions() -> None:
+    annotations = parse_annotations(as_asap("Dot", SQUARE[:1], "cell"), "a.xml")
+    with pytest.raises(SourceError, match=r"'Tumor'.*only in 'cell'.*lesion_groups"):
+        outline_lesions(annotations, item="a.xml")
+
+
+def test_no_annotation_is_no_lesion(tmp_path: Path) -> None:
+    path = write_asap(tmp_path / "a.xml", [])
+    assert outline_lesions(parse_annotations(path.read_bytes(), "a.xml"), item="a.xml").area == 0
 
 
 def test_vertices_are_taken_in_their_order(tmp_path: Path) -> None:
@@ -119,6 +172,12 @@ def test_vertices_are_taken_in_their_order(tmp_path: Path) -> None:
     assert annotation.geometry.area == pytest.approx(400)
 
 
+def test_two_vertices_of_one_order_are_refused() -> None:
+    content = as_asap("Polygon", SQUARE).replace(b'Order="2"', b'Order="1"')
+    with pytest.raises(SourceError, match=r"'a' has two coordinates of one order.*'1' X='30.0'"):
+        parse_annotations(content, "a.xml")
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -127,8 +186,15 @@ def test_vertices_are_taken_in_their_order(tmp_path: Path) -> None:
         (b"", "malformed XML"),
         (b"\x89PNG\r\n", "malformed XML"),
         (BOMB, "hostile XML"),
-        (b'{"type": "Feature"}', "not GeoJSON"),
-        (b"[1, 2]", "not GeoJSON"),
+        (b'<?xml version="1.0" encoding="foo"?><ASAP_Annotations/>', "unknown encoding: foo"),
+        (b"<ASAP_Annotations><AnnotationGroups/></ASAP_Annotations>", "no element <Annotations>"),
+        (b"[" * 200_000, "malformed JSON .recursion limit"),
+        (b'{"type": "Feature"}', "not GeoJSON: feature 1: it has no geometry"),
+        (b"[1, 2]", "not GeoJSON: feature 1: its feature is no object but '1'"),
+        (b"[null]", "not GeoJSON: feature 1: it has no geometry"),
+        (b'{"features": true}', "`features` are no list"),
+        (b'[{"properties": [3], "geometry": null}]', r"its properties is no object but '\[3\]'"),
+        (b'{"type": "Topology"}', "not GeoJSON: feature 1: "),
     ],
 )
 def test_refuses_what_is_no_annotation(content: bytes, said: str) -> None:
@@ -136,8 +202,8 @@ def test_refuses_what_is_no_annotation(content: bytes, said: str) -> None:
         parse_annotations(content, "lesion.xml")
 
 
-@pytest.mark.parametrize("bad", ["nan", "inf", "left"])
-def test_refuses_a_coordinate_that_is_no_number(tmp_path: Path, bad: str) -> None:
+@pytest.mark.parametrize("bad", ["nan", "inf", "-1e308", "2e7", "left", ""])
+def test_refuses_a_coordinate_that_is_no_place_on_a_slide(tmp_path: Path, bad: str) -> None:
     path = write_asap(tmp_path / "a.xml", [("Tumor", SQUARE)])
     content = path.read_text().replace('X="10.0"', f'X="{bad}"').encode()
     with pytest.raises(SourceError, match="annotation 'a'"):
@@ -151,9 +217,45 @@ def test_reads_geojson_of_qupath() -> None:
          "properties": {"name": "one", "classification": {"name": "Tumor"}}},
         {"type": "Feature", "geometry": {"type": "Point", "coordinates": [1, 2]},
          "properties": {}}]}"""
-    (annotation,) = parse_annotations(content, "a.geojson")
+    annotation, point = parse_annotations(content, "a.geojson")
     assert (annotation.name, annotation.group) == ("one", "Tumor")
+    assert (point.group, point.geometry.is_empty) == ("", True)
     assert annotation.geometry.bounds == (10, 100, 30, 140)
+
+
+RING = [[*SQUARE, SQUARE[0]]]
+
+
+@pytest.mark.parametrize("mark", [b"", BOM_UTF8], ids=["plain", "marked"])
+@pytest.mark.parametrize("form", ["collection", "feature", "geometry", "list"])
+def test_reads_every_form_of_geojson(form: str, mark: bytes) -> None:
+    feature = as_geojson("Polygon", RING)
+    document = {
+        "collection": {"type": "FeatureCollection", "features": [feature]},
+        "feature": feature,
+        "geometry": feature["geometry"],
+        "list": [feature],
+    }[form]
+    (annotation,) = parse_annotations(mark + json.dumps(document).encode(), "a.geojson")
+    assert annotation.group == ("" if form == "geometry" else "Tumor")
+    assert annotation.geometry.bounds == (10, 100, 30, 140)
+
+
+def test_a_feature_need_not_say_what_or_where_it_is() -> None:
+    feature = as_geojson("Polygon", RING)
+    features = [feature | {"properties": None}, feature | {"geometry": None}]
+    found = parse_annotations(json.dumps(features).encode(), "a.geojson")
+    assert [(each.name, each.group, each.geometry.area) for each in found] == [
+        ("", "", 800),
+        ("a", "Tumor", 0),
+    ]
+
+
+@pytest.mark.parametrize("bad", ["1e308", "1e999", "NaN", '"left"'])
+def test_refuses_such_a_coordinate_in_geojson_too(bad: str) -> None:
+    content = json.dumps(as_geojson("Polygon", RING)).replace("30.0", bad).encode()
+    with pytest.raises(SourceError, match=r"a\.geojson: "):
+        parse_annotations(content, "a.geojson")
 
 
 def test_share_of_known_tiles() -> None:

@@ -19,6 +19,7 @@ from tests.pipeline.made_slides import (
     expect_balance,
     list_slide,
     paint_tissue,
+    plan_of,
     write_asap,
     write_pyramid,
     write_slide,
@@ -99,6 +100,28 @@ def test_tiles_of_a_slide_without_annotation(tmp_path: Path, label: Label, expec
     found = survey_slide(list_slide(write_slide(tmp_path, "a"), label=label), SETTINGS)
     assert set(found.label.tolist()) == {expected}
     assert np.isnan(found.lesion_fraction).all() == (label is not Label.NORMAL)
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [
+        (Label.NORMAL, Label.NORMAL),
+        (Label.ANOMALOUS, Label.UNKNOWN),
+        (Label.UNKNOWN, Label.UNKNOWN),
+    ],
+)
+@pytest.mark.parametrize("is_excluded", [False, True], ids=["empty", "excluded"])
+def test_an_annotation_without_lesions_makes_no_slide_normal(
+    tmp_path: Path, label: Label, expected: Label, is_excluded: bool
+) -> None:
+    outline = TWO_LESIONS[0][1]
+    outlines = [("Tumor", outline), ("_2", outline)] if is_excluded else []
+    annotation = write_asap(tmp_path / "a.xml", outlines)
+    slide = list_slide(write_slide(tmp_path, "a"), label=label, annotation=annotation)
+    plan = plan_of([slide])
+    assert set(plan.columns["label"].tolist()) == {expected}
+    assert plan.notes is not None
+    assert ("outlines no lesion" in plan.notes.get(slide.url, "")) == (label is not Label.NORMAL)
 
 
 def test_where_nothing_is_known_tiles_are_attempted(tmp_path: Path) -> None:
