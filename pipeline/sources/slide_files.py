@@ -42,6 +42,17 @@ class ListedFile:
     companions: tuple[ObjectInfo, ...] = ()
 
     @property
+    def place(self) -> PurePosixPath:
+        """Where it lies below the folder that was asked for; of a DICOM slide its folder does."""
+        return self.path.parent if is_dicom_part(self.path) else self.path
+
+    @property
+    def address(self) -> PurePosixPath:
+        """Likewise, from the root of the disk or with the bucket's name."""
+        whole = PurePosixPath(plain_url(self.info.url))
+        return whole.parent if is_dicom_part(whole) else whole
+
+    @property
     def version(self) -> str:
         """Changes when one of its files does."""
         return join_versions((self.info, *self.companions))

@@ -1,19 +1,47 @@
-"""What tables say of single slides: errata of an archive, and um/px that a file lacks."""
+"""What tables say of slides: labels, um/px that a file lacks, errata of an archive."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import csv
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Final, Literal, TypeAlias, get_args
+from io import StringIO
+from typing import Final, Generic, Literal, TypeAlias, TypeVar, get_args
 
-from pipeline.errors import SourceError
+from pipeline.errors import SettingsError, SourceError
 from pipeline.mpp import require_possible_mpp
+from pipeline.records import Label
 from pipeline.sources.tables import read_table
+from pipeline.storage import read_bytes
 
 ErratumState: TypeAlias = Literal["excluded", "partly_annotated"]
 NO_ERRATA: Final = "none"
 _STATES: Final = get_args(ErratumState)
+_LABEL_WORDS: Final[Mapping[str, Label]] = {
+    "normal": Label.NORMAL,
+    "tumor": Label.ANOMALOUS,
+    "tumour": Label.ANOMALOUS,
+}
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Row(Generic[T]):
+    """What a table says of one slide.
+
+    Args:
+        table: URL of the table.
+        slide: The slide's name or path, as it stands there.
+        cell: The value, as it stands there.
+        value: The value.
+    """
+
+    table: str
+    slide: str
+    cell: str
+    value: T
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,19 +80,62 @@ def read_errata(url: str | None = None) -> dict[str, Erratum]:
         needed=columns,
         remedy=f"Give a CSV table with the columns {', '.join(columns)}, or `{NO_ERRATA}`",
     )
-    errata = {}
+    errata: dict[str, Erratum] = {}
     for row in table.rows:
         state = next((known for known in _STATES if known == row["state"]), None)
         if state is None:
             raise SourceError(
                 url, f"state {row['state']!r} of {row['slide']}", f"Use {' or '.join(_STATES)}"
             )
-        errata[row["slide"].lower()] = Erratum(state, row["reason"], row["source"])
+        erratum = Erratum(state, row["reason"], row["source"])
+        if errata.setdefault(row["slide"].lower(), erratum).state != state:
+            problem = f"{row['slide']} is {' in one row and '.join(_STATES)} in another"
+            raise SettingsError(url, problem, "Leave the row that is right")
     return errata
 
 
-def read_mpp(url: str) -> Mapping[str, float]:
-    """Read a table of um per level-0 pixel, by slide name.
+def read_labels(url: str) -> tuple[Row[Label], ...]:
+    """Read a table of labels, with a header that names `slide` and `label`, or without.
+
+    Args:
+        url: CSV table; without a header these are its first two columns, as in Camelyon16's.
+
+    Raises:
+        SourceError: The table cannot be used, or a label is none.
+        StorageError: It cannot be read.
+    """
+    try:
+        rows = [row for row in csv.reader(StringIO(read_bytes(url).decode("utf-8-sig"))) if row]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise SourceError(url, f"not a CSV table ({error})", "Give a table in UTF-8") from error
+    columns = [name.strip().lower() for name in rows[0]] if rows else []
+    name_column, label_column, first = 0, 1, 0
+    if len(columns) < 2 or columns[1] not in _LABEL_WORDS:
+        missing = {"slide", "label"} - set(columns)
+        if missing:
+            raise SourceError(
+                url,
+                f"no column {_listed(missing)} among {_listed(columns) or 'none'}",
+                "Give a CSV table with the columns slide and label",
+            )
+        name_column, label_column, first = columns.index("slide"), columns.index("label"), 1
+    labels = []
+    for number, row in enumerate(rows[first:], first + 1):
+        word = row[label_column].strip().lower() if len(row) > label_column else ""
+        if word not in _LABEL_WORDS:
+            raise SourceError(
+                url, f"label {word!r} in row {number}", f"Use one of {_listed(_LABEL_WORDS)}"
+            )
+        labels.append(Row(url, row[name_column].strip(), word, _LABEL_WORDS[word]))
+    return tuple(labels)
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names))
+
+
+def read_mpp(url: str) -> tuple[Row[float], ...]:
+    """Read a table of um per level-0 pixel.
 
     Args:
         url: CSV table with the columns `slide` and `mpp_um`.
@@ -79,12 +150,13 @@ def read_mpp(url: str) -> Mapping[str, float]:
         needed=("slide", "mpp_um"),
         remedy="Give a CSV table with the columns slide and mpp_um",
     )
-    values = {}
+    values = []
     for row in table.rows:
         item = f"{url}, {row['slide']}"
         try:
             mpp_um = float(row["mpp_um"])
         except ValueError as error:
             raise SourceError(item, f"mpp_um {row['mpp_um']!r}", "Give um/px") from error
-        values[row["slide"]] = require_possible_mpp((mpp_um, mpp_um), "user table", item)[0]
-    return values
+        require_possible_mpp((mpp_um, mpp_um), "user table", item)
+        values.append(Row(url, row["slide"], row["mpp_um"], mpp_um))
+    return tuple(values)

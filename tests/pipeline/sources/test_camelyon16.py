@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import SourceError
+from pipeline.errors import SettingsError, SourceError
 from pipeline.records import Label
 from pipeline.sources.camelyon16 import list_slides
 from pipeline.sources.slide_tables import read_errata
@@ -86,7 +86,8 @@ def test_a_label_table_outweighs_names_and_absent_slides_are_counted(tmp_path: P
     listing = list_slides(url, labels=str(table))
     labels = {slide.slide_id: slide.label for slide in listing.slides}
     assert labels == {"normal_001": Label.ANOMALOUS, "case.12": Label.NORMAL}
-    assert [(entry.item, entry.state) for entry in listing.rejected] == [("normal_400", "skipped")]
+    (entry,) = listing.rejected
+    assert (entry.item, entry.state) == ("normal_400.tif", "skipped")
 
 
 def test_reads_the_real_label_table(tmp_path: Path, shared_data: Path) -> None:
@@ -107,15 +108,29 @@ def test_takes_a_single_slide(shared_data: Path) -> None:
 
 
 def test_slides_of_one_name_in_two_folders_keep_apart(tmp_path: Path) -> None:
-    url = touch(tmp_path, "a/x.svs", "b/x.svs", "b/x.xml", "b/y.svs")
-    listing = list_slides(url)
-    assert [slide.slide_id for slide in listing.slides] == ["a_x.svs", "b_x.svs", "y"]
+    url = touch(tmp_path, "a/x.svs", "b/y.svs")
+    assert name_slides(url) == {"a/x.svs": "x", "b/y.svs": "y"}
+    touch(tmp_path, "b/x.svs")  # changes no name of those that are there
+    assert name_slides(url) == {"a/x.svs": "x", "b/x.svs": "b_x.svs", "b/y.svs": "y"}
 
 
-def test_of_two_annotations_the_nearer_is_taken(tmp_path: Path) -> None:
-    url = touch(tmp_path, "a/x.svs", "a/xml/x.xml", "b/x.svs", "b/xml/x.xml")
-    urls = [Path(str(slide.annotation_url)) for slide in list_slides(url).slides]
-    assert urls == [tmp_path / "a/xml/x.xml", tmp_path / "b/xml/x.xml"]
+def test_no_two_slides_share_an_id_whatever_their_folders_are_called(tmp_path: Path) -> None:
+    url = touch(tmp_path, "a/b/x.tif", "a/x.tif", "a_b/x.tif", "c/a_b_x.tif.svs")
+    assert name_slides(url) == {
+        "a/b/x.tif": "x",
+        "a/x.tif": "a_x.tif",
+        "a_b/x.tif": "a_b_x.tif",
+        "c/a_b_x.tif.svs": "c_a_b_x.tif.svs",
+    }
+    touch(tmp_path, "a/a/x.tif")
+    assert len(set(name_slides(url).values())) == 5
+    assert name_slides(url)["a_b/x.tif"] == "a_b_x.tif_2"
+
+
+def name_slides(url: str) -> dict[str, str]:
+    """Path below the source -> id."""
+    slides = list_slides(url).slides
+    return {Path(slide.url).relative_to(url).as_posix(): slide.slide_id for slide in slides}
 
 
 def test_an_annotation_without_a_slide_is_listed(tmp_path: Path) -> None:
@@ -191,14 +206,18 @@ def test_a_user_overrides_the_errata(tmp_path: Path) -> None:
     table.write_text("slide,state,reason,source\ntumor_001,odd,x,us\n")
     with pytest.raises(SourceError, match="'odd' of tumor_001"):
         list_slides(url, errata=str(table))
+    rows = "tumor_001,excluded,x,us\nTumor_001,partly_annotated,x,us\n"
+    table.write_text(f"slide,state,reason,source\n{rows}")
+    with pytest.raises(SettingsError, match=r"errata\.csv: Tumor_001 is excluded in one row and"):
+        list_slides(url, errata=str(table))
 
 
 def test_reads_a_table_of_mpp(tmp_path: Path) -> None:
-    url = touch(tmp_path / "slides", "a/x.svs", "b/x.svs", "b/y.svs")
+    url = touch(tmp_path / "slides", "a/x.svs", "b/y.svs")
     table = tmp_path / "mpp.csv"
     table.write_text("slide,mpp_um\nx.svs,0.243\nz,0.5\n")
     listing = list_slides(url, mpp_table=str(table))
-    assert listing.mpp_um == {"a_x.svs": 0.243, "b_x.svs": 0.243}
+    assert listing.mpp_um == {"x": 0.243}
     (entry,) = listing.rejected
     assert (entry.item, entry.reason) == ("z", "in the mpp table, but no such slide file")
 
