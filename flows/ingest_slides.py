@@ -36,10 +36,14 @@ def ingest_slides(
     mpp_table: str | None = None,
     tile_size_px: Annotated[int, Field(ge=8)] | None = None,
     mpp_um: Annotated[float, Field(gt=0)] | None = None,
+    stride_px: Annotated[int, Field(ge=1)] | None = None,
     min_tissue_fraction: Annotated[float, Field(ge=0, le=1)] | None = None,
     max_tiles_per_slide: int | None = None,
+    lesion_groups: list[str] | None = None,
+    lesion_threshold: Annotated[float, Field(ge=0, le=1)] | None = None,
     stain: StainSetting | None = None,
     mpp_override_um: float | None = None,
+    shard_images: Annotated[int, Field(ge=1)] | None = None,
     seed: int = 0,
     scratch: str | None = None,
     scratch_gib: Annotated[float, Field(gt=0)] = 100.0,
@@ -57,24 +61,34 @@ def ingest_slides(
         dataset: Where the dataset goes: a path or an `s3://` URL.
         preset: all-tissue takes every tile of tissue; paper what Shvetsova et al. 2021 took of
             Camelyon16. The settings below win over it.
-        labels: CSV table (slide, label), where the official layout does not say.
+        labels: CSV table (slide, label), where the official layout does not say. Of slides of one
+            name in several folders, here and in mpp_table, give the paths below the source.
         errata: CSV table (slide, state, reason, source) of Camelyon16's slides to leave out, in
             place of the published errata; none leaves nothing out.
         mpp_table: CSV table (slide, mpp_um): micrometres per pixel of single slides.
         tile_size_px: Height and width of a tile; 64 by default.
         mpp_um: Micrometres per pixel of the tiles; a 10x objective gives about 1, the default.
+        stride_px: From one tile to the next, in pixels of the tiles: less than tile_size_px lets
+            them overlap, more leaves gaps; side by side by default.
         min_tissue_fraction: Tiles with a smaller share of tissue are left out; 0.5 by default.
         max_tiles_per_slide: A random sample of so many tiles a slide; all by default.
+        lesion_groups: Annotation groups (in QuPath classes) that outline lesions; Camelyon16's
+            Tumor, _0 and _1 by default.
+        lesion_threshold: A tile whose share of lesion is larger is anomalous; one without any is
+            normal, one between is mixed and its label unknown; 0.1 by default.
         stain: Normalise stains by macenko or vahadane, or none, the default.
         mpp_override_um: Micrometres per pixel of every slide, where the files do not say.
+        shard_images: Tiles in a shard, what a worker makes at once, a multiple of 64; 1024 by
+            default. Fewer need less memory.
         seed: Of the splits and of the sample.
         scratch: Folder that slides on S3 are copied to, on every node; a temporary one by default.
         scratch_gib: What it may hold, in GiB.
     """
     settings = load_slide_preset(
-        preset, tile_size_px=tile_size_px, mpp_um=mpp_um, min_tissue_fraction=min_tissue_fraction,
-        max_tiles_per_slide=max_tiles_per_slide, stain=stain, mpp_override_um=mpp_override_um,
-        seed=seed,
+        preset, tile_size_px=tile_size_px, mpp_um=mpp_um, stride_px=stride_px,
+        min_tissue_fraction=min_tissue_fraction, max_tiles_per_slide=max_tiles_per_slide,
+        lesion_groups=lesion_groups, lesion_threshold=lesion_threshold, stain=stain,
+        mpp_override_um=mpp_override_um, shard_images=shard_images, seed=seed,
     )  # fmt: skip
     require_destination(dataset)
     bounded = Scratch(Path(scratch or DEFAULT_FOLDER), int(scratch_gib * GIB))

@@ -63,7 +63,7 @@ class SlideSettings(BaseModel):
     max_tiles_per_slide: int | None = Field(None, ge=1)
     lesion_tiles_only: bool = False
     lesion_threshold: Fraction = 0.1
-    lesion_groups: tuple[str, ...] = LESION_GROUPS
+    lesion_groups: tuple[str, ...] = Field(LESION_GROUPS, min_length=1)
     excluded_groups: tuple[str, ...] = EXCLUDED_GROUPS
     mpp_override_um: float | None = Field(None, gt=0.0)
     stain: StainSetting = "none"
@@ -79,6 +79,11 @@ class SlideSettings(BaseModel):
             raise ValueError(
                 f"validation_fraction {self.validation_fraction} and test_fraction "
                 f"{self.test_fraction} leave nothing to train on: lower one"
+            )
+        if both := set(self.lesion_groups) & set(self.excluded_groups):
+            raise ValueError(
+                f"lesion_groups and excluded_groups both name {', '.join(sorted(both))}: leave it "
+                "to one of them"
             )
         if self.shard_images % self.chunk_images:
             raise ValueError(

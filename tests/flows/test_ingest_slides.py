@@ -19,6 +19,7 @@ from pipeline import engines
 from pipeline.manifest import read_manifest
 from pipeline.schema import open_dataset
 from pipeline.sources.synthetic import write_slides
+from tests.pipeline.made_slides import write_asap, write_slide
 
 SHAPE_YX = (768, 1280)
 
@@ -75,6 +76,30 @@ def test_every_slide_has_its_picture_on_the_page(
     assert head == "data:image/jpeg;base64"
     with Image.open(BytesIO(b64decode(data))) as picture:
         assert picture.size == (512, round(512 * SHAPE_YX[0] / SHAPE_YX[1]))
+
+
+def test_a_users_own_groups_stride_and_threshold(
+    tmp_path: Path, prefect_server: str, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setenv("PREFECT_API_URL", prefect_server)
+    monkeypatch.setenv("NORMSCOPE_WORKERS", "1")
+    write_slide(tmp_path, "a")
+    # Tiles of 64 level-0 px stand 128 px apart: the half of the first, the whole of the next.
+    outline = [(160.0, 128.0), (320.0, 128.0), (320.0, 192.0), (160.0, 192.0)]
+    write_asap(tmp_path / "a.xml", [("malignant", outline)])
+    command = ["ingest", "slides", str(tmp_path), str(tmp_path / "out"), "--tile-size-px", "32"]
+    assert launch(*command) == 2
+    assert "Name the lesions' group in `lesion_groups` of `ingest" in capsys.readouterr().err
+    options = ["--lesion-groups", "malignant", "--lesion-threshold", "0.6", "--stride-px", "64"]
+    assert launch(*command, *options, "--shard-images", "64") == 0
+    dataset = open_dataset(str(tmp_path / "out"))
+    assert (dataset.column("origin_yx") % 128 == 0).all()
+    assert dataset.attributes["parameters"]["shard_images"] == 64
+    shares, states = dataset.column("lesion_fraction"), dataset.column("tile_state")
+    assert dict(zip(shares.tolist(), states.tolist(), strict=True)) == {
+        0.0: "normal", 0.5: "mixed", 1.0: "tumour",
+    }  # fmt: skip
 
 
 def test_keys_are_as_prefect_wants_them() -> None:

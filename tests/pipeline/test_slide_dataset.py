@@ -128,5 +128,9 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
         SlideSettings(validation_fraction=0.5, test_fraction=0.5)
     with pytest.raises(ValidationError, match="not a multiple"):
         SlideSettings(shard_images=100, chunk_images=64)
+    with pytest.raises(ValidationError, match="both name _2"):
+        SlideSettings(lesion_groups=("Tumor", "_2"))
+    with pytest.raises(ValidationError, match="lesion_groups"):
+        SlideSettings(lesion_groups=())
     with pytest.raises(ValidationError):
         SlideSettings.model_validate({"tile_px": 64})
