@@ -107,7 +107,7 @@ def outline_lesions(
     if lesions and not any(lesion.area for lesion in lesions):
         raise SourceError(
             item,
-            f"{len(lesions)} annotations of lesions, none of which has an area: points and lines "
+            f"none of its {len(lesions)} annotation(s) of lesions has an area: points and lines "
             "outline nothing",
             "Outline the lesions by polygons, or remove the file",
         )

@@ -149,7 +149,7 @@ def as_geojson(kind: str, coordinates: object) -> dict[str, object]:
 )
 def test_lesions_marked_but_not_outlined_are_refused(content: bytes) -> None:
     annotations = parse_annotations(content, "a.xml")
-    with pytest.raises(SourceError, match=r"a\.xml: 1 annotations of lesions, none .* an area"):
+    with pytest.raises(SourceError, match=r"a\.xml: none of its 1 .* of lesions has an area"):
         outline_lesions(annotations, item="a.xml")
 
 

@@ -56,10 +56,13 @@ def write_archive(folder: Path) -> None:
             resolution=((0, 1), (0, 1)), resolutionunit="CENTIMETER",
         )  # fmt: skip
     write_aperio(folder / "power.svs")
-    for name, outline in (("outside", FAR_AWAY), ("crossing", BOW_TIE), ("bomb", BOW_TIE)):
+    outlines = {"outside": FAR_AWAY, "crossing": BOW_TIE, "bomb": BOW_TIE, "two": BOW_TIE}
+    for name, outline in {**outlines, "nested": [], "line": BOW_TIE[:2]}.items():
         write_slide(folder, name)
         write_asap(folder / f"{name}.xml", [("Tumor", outline)])
     (folder / "bomb.xml").write_bytes(BOMB)
+    (folder / "nested.xml").write_bytes(b"[" * 200_000)
+    (folder / "two.geojson").write_text('{"type": "FeatureCollection", "features": []}')
     torn = write_slide(folder, "torn")
     torn.write_bytes(torn.read_bytes()[:4000])
     corrupt_tile(write_slide(folder, "spoilt"), row=1, column=2)
@@ -101,6 +104,9 @@ def find(entries: Sequence[ManifestEntry], name: str) -> ManifestEntry:
         ("power.svs", "failed", "only an objective power of 20"),
         ("outside.tif", "failed", "lie outside the slide"),
         ("bomb.tif", "failed", "hostile XML"),
+        ("nested.tif", "failed", "malformed JSON"),
+        ("line.tif", "failed", "points and lines outline nothing"),
+        ("two.tif", "failed", "another annotation of the same slide"),
         ("torn.tif", "failed", "truncated"),
         ("without_level.tif", "failed", "of level 1"),
         ("changing.tif", "failed", "changed since it was listed"),
@@ -117,7 +123,7 @@ def test_each_has_its_state(
 
 def test_nothing_goes_unmentioned(outcome: tuple[IngestReport, Dataset]) -> None:
     report, dataset = outcome
-    assert len(report.manifest) == 14
+    assert len(report.manifest) == 17
     tiled = {"good", "crossing", "spoilt", "changing", "same", "y_same.tif"}
     assert set(dataset.column("group_id")) == tiled
     same = [entry for entry in report.manifest if Path(entry.item).name == "same.tif"]
