@@ -217,7 +217,8 @@ def _parse_geojson(content: bytes, item: str) -> list[Annotation]:
             name, group, outline = _read_feature(feature)
         except (TypeError, ValueError, shapely.GEOSException) as error:
             raise SourceError(item, f"not GeoJSON: feature {number}: {error}", _REMEDY) from error
-        _require_possible(shapely.get_coordinates(outline), name, item)
+        named = name or f"feature {number}"
+        _require_possible(shapely.get_coordinates(outline), named, item)
         found.append(_make_annotation(name, group, outline))
     return found
 

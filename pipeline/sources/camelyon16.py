@@ -50,7 +50,8 @@ class SlideListing:
     Args:
         source: `camelyon16` where slides bear its names, else the folder's or file's name.
         slides: In order of their id.
-        rejected: Slides that the errata exclude, annotations and table rows without a slide.
+        rejected: Slides that the errata exclude or of which nobody can tell what is said,
+            annotations and table rows without a slide.
         mpp_um: slide id -> um per level-0 pixel, as the user says.
         partly_annotated: Ids of slides on which there may be lesions that nobody outlined.
     """

@@ -36,7 +36,14 @@ def match_rows(rows: Iterable[Row[T]], slides: Sequence[ListedFile]) -> Matches[
 
     A row that gives folders speaks of the slide whose URL ends so; one that gives a mere name, of
     the only slide of that name, or of the one of them that lies in the source's own folder. The
-    suffix may be left out.
+    suffix may be left out or be another, unless it tells two slides apart.
+
+    Args:
+        rows: Of one or several tables.
+        slides: All there are.
+
+    Returns:
+        Values; slides are unclear of which a row could mean either.
 
     Raises:
         SettingsError: Two rows say different things of one slide.
@@ -64,8 +71,12 @@ def match_annotations(
 ) -> Matches[str]:
     """Find the slide of each annotation: of those of its name the one fewest folders away.
 
+    Args:
+        annotations: Their files.
+        slides: All there are.
+
     Returns:
-        URLs of annotations. A slide with two of them is unclear.
+        URLs of annotations; slides as near as each other to one, and a slide with two, are unclear.
     """
     named = _group_by_stem(slides)
     own: dict[PurePosixPath, list[str]] = defaultdict(list)
