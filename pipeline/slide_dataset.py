@@ -136,6 +136,9 @@ def _lay_out(
     """Give every tile its place."""
     tiled = [found for found in surveys if len(found.origins_yx)]
     counts = [len(found.origins_yx) for found in tiled]
+    by_digest: dict[str, list[str]] = {}
+    for found in tiled:
+        by_digest.setdefault(found.digest, []).append(found.slide.url)
     return Plan(
         spec=_specify(settings, source, sum(counts), tiled),
         sources=tuple(found.slide for found in tiled),
@@ -144,14 +147,18 @@ def _lay_out(
         rejected=rejected,
         coverage={found.slide.slide_id: found.coverage for found in surveys},
         weight=_join([found.tissue_um2 for found in tiled], np.dtype("float64")),
-        notes={found.slide.url: note for found in tiled if (note := _note(found))},
+        notes={found.slide.url: note for found in tiled if (note := _note(found, by_digest))},
         told=(DECODER_COLUMN,),
     )
 
 
-def _note(found: SlideSurvey) -> str:
+def _note(found: SlideSurvey, by_digest: Mapping[str, Sequence[str]]) -> str:
     """What to know of a slide that is done."""
     notes = []
+    copies = [url for url in by_digest[found.digest] if url != found.slide.url]
+    if copies:
+        more = f" and {len(copies) - 1} more" if len(copies) > 1 else ""
+        notes.append(f"the same bytes as {copies[0]}{more}: keep one, as splits may divide them")
     if found.slide.annotation_url and np.isnan(found.lesion_fraction).all():
         notes.append("its annotation outlines no lesion on its tiles: none is known to be normal")
     if found.stain_fit and found.stain_fit.is_degenerate:

@@ -19,7 +19,7 @@ from pipeline.mpp import MppSource
 from pipeline.records import Label, Slide
 from pipeline.slide_review import draw_review
 from pipeline.slide_settings import SlideSettings
-from pipeline.slides import SlideReader, open_slide
+from pipeline.slides import SlideReader, digest_slide, open_slide
 from pipeline.staging import stage
 from pipeline.stain import StainFit
 from pipeline.stained_tiles import fit_slide
@@ -49,6 +49,7 @@ class SlideSurvey:
         coverage: um^2 of tissue in all, and by fate: `tiled`, `below_min_tissue`,
             `outside_lesions`, `not_sampled`, `outside_tiles`. The fates add up to `tissue`.
         stain_fit: Its two stains, or None where they are left as they are.
+        digest: Of the slide's bytes (`slides.digest_slide`).
     """
 
     slide: Slide
@@ -62,6 +63,7 @@ class SlideSurvey:
     tissue_um2: NDArray[np.float64]
     coverage: dict[str, float]
     stain_fit: StainFit | None
+    digest: str
 
 
 def survey_slide(
@@ -94,6 +96,7 @@ def survey_slide(
     ):
         thumbnail = read_thumbnail(reader, _mask_side_px(reader, settings.mask_mpp_um))
         shape_yx, mpp_yx, mpp_source = reader.level_shapes_yx[0], reader.mpp_yx, reader.mpp_source
+        digest = digest_slide(path)
     extent_yx, stride_yx = _measure_grid(slide, mpp_yx, settings)
     found = find_tissue(thumbnail.pixels)
     mask = found.is_tissue | ~thumbnail.is_readable
@@ -124,6 +127,7 @@ def survey_slide(
             for fate, area_px2 in account_for_tissue(mask, shape_yx, grid, choice).items()
         },
         stain_fit=fit_slide(slide, origins_yx, settings),
+        digest=digest,
     )
 
 

@@ -26,7 +26,7 @@ from pipeline.stain import StainFit
 from pipeline.stained_tiles import decode_stains, encode_stains
 
 _ARRAYS: Final = ("origins_yx", "tissue_fraction", "lesion_fraction", "label", "tissue_um2")
-_FACTS: Final = ("mpp_yx", "mpp_source", "mask_method", "coverage")
+_FACTS: Final = ("mpp_yx", "mpp_source", "mask_method", "coverage", "digest")
 
 
 def recall_or_survey(

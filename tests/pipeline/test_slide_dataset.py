@@ -134,3 +134,19 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
         SlideSettings(lesion_groups=())
     with pytest.raises(ValidationError):
         SlideSettings.model_validate({"tile_px": 64})
+
+
+def test_slides_of_the_same_bytes_name_each_other(tmp_path: Path) -> None:
+    first = write_slide(tmp_path, "first")
+    for name in ("copy", "again"):
+        (tmp_path / f"{name}.tif").write_bytes(first.read_bytes())
+    paths = [
+        first,
+        *(write_slide(tmp_path, "other"), tmp_path / "again.tif", tmp_path / "copy.tif"),
+    ]
+    notes = plan_of([list_slide(path) for path in paths]).notes or {}
+    assert notes.keys() == {str(path) for path in paths} - {str(tmp_path / "other.tif")}
+    assert (
+        f"the same bytes as {tmp_path / 'copy.tif'} and 1 more"
+        in notes[str(tmp_path / "again.tif")]
+    )
