@@ -1,9 +1,6 @@
-"""Tiled JPEG in TIFF, decoded tile by tile: a quick way to the very pixels that OpenSlide gives.
+"""The JPEG tiles of one level of a TIFF, each decoded once for all regions that touch it.
 
-Camelyon16's form, generic tiled TIFF and Aperio's JPEG. OpenSlide decodes a JPEG tile for every
-region that touches it; here each is decoded once for all of them. A level is read so only where
-tiles spread over it came out equal to OpenSlide's. What cannot be decoded without a warning is
-left to OpenSlide, which says what is wrong with it.
+Which levels are read so, and that pixels are OpenSlide's: `pipeline.jpeg_proof`.
 """
 
 from __future__ import annotations
@@ -11,28 +8,17 @@ from __future__ import annotations
 import os
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import lru_cache
-from pathlib import Path
-from typing import Final, Self, TypeAlias
+from dataclasses import dataclass
+from typing import Final, TypeAlias
 
 import numpy as np
 import simplejpeg
-import tifffile
 from numpy.typing import NDArray
-
-from pipeline.errors import SourceError
-from pipeline.slides import OpenSlideReader
 
 Pixels: TypeAlias = NDArray[np.uint8]
 # A tile's number, and the same place in the region and in the tile.
 _Piece: TypeAlias = tuple[int, tuple[slice, slice], tuple[slice, slice]]
 
-# Formats whose levels OpenSlide takes from TIFF pages as they are: no overlap, no reordering.
-_VENDORS: Final = frozenset({"generic-tiff", "aperio", "philips"})
-_COLORSPACES: Final = {tifffile.PHOTOMETRIC.YCBCR: "YCbCr", tifffile.PHOTOMETRIC.RGB: "RGB"}
-_PROBES: Final = 4
 # Decoded tiles kept for regions still to come; with one more, all the memory this takes.
 _CACHE_BYTES: Final = 64 << 20
 
@@ -42,75 +28,27 @@ _ADOBE: Final = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"
 _TRANSFORM: Final = {"YCbCr": b"\x01", "RGB": b"\x00"}
 
 
-@contextmanager
-def open_jpeg_tiles(path: Path, slide: OpenSlideReader, level: int) -> Iterator[JpegTiles | None]:
-    """Open a level's JPEG tiles, and close the file again.
+@dataclass(frozen=True, slots=True)
+class JpegLayout:
+    """Where the JPEG tiles of a level lie in their file.
 
     Args:
-        path: The slide's file.
-        slide: The same, opened by OpenSlide: the judge.
         level: Which level.
-
-    Yields:
-        The tiles; None where the format is another, or pixels are not OpenSlide's.
-    """
-    status = path.stat()
-    identity = (status.st_ino, status.st_size, status.st_mtime_ns)
-    if (layout := _prove_layout(_Question(path, identity, level, slide))) is None:
-        yield None
-        return
-    with path.open("rb", buffering=0) as file:
-        yield JpegTiles(file.fileno(), layout)
-
-
-@dataclass(frozen=True, slots=True)
-class _Layout:
-    """Where the JPEG tiles of a level lie in their file, a size of 0 for a tile that there is not.
-
-    `head` is what a decoder sees in place of a tile's first marker.
+        tile_shape_yx: Height and width of a tile.
+        columns: Tiles in a row.
+        offsets: Where each tile begins, in reading order.
+        sizes: Bytes of each; 0 for a tile that there is not.
+        colorspace: `YCbCr` or `RGB`.
+        tables: What all tiles share, without the markers of start and end.
     """
 
+    level: int
     tile_shape_yx: tuple[int, int]
     columns: int
     offsets: Sequence[int]
     sizes: Sequence[int]
     colorspace: str
-    head: bytes
-
-    @classmethod
-    def of(cls, page: tifffile.TiffPage) -> Self:
-        """Of a page for which `_is_jpeg_of_rgb` holds."""
-        colorspace = _COLORSPACES[tifffile.PHOTOMETRIC(page.photometric)]
-        tables = (page.jpegtables or b"")[2:-2]
-        return cls(
-            (page.tilelength, page.tilewidth), -(-page.imagewidth // page.tilewidth),
-            page.dataoffsets, page.databytecounts,
-            colorspace, _START_OF_IMAGE + _ADOBE + _TRANSFORM[colorspace] + tables,
-        )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class _Question:
-    """Whether a level is read here; the answer is the same whoever opened the slide."""
-
-    path: Path
-    identity: tuple[int, ...]
-    level: int
-    slide: OpenSlideReader = field(compare=False)
-
-
-# A proof takes as long as a hundred tiles: once for each slide, not for each of its shards.
-@lru_cache(maxsize=16)
-def _prove_layout(question: _Question) -> _Layout | None:
-    """The layout of a level whose tiles are of JPEG and come out equal to OpenSlide's."""
-    slide, level = question.slide, question.level
-    may_be_equal = slide.vendor in _VENDORS and slide.gives_whole_pixels(level)
-    page = _find_page(question.path, slide, level) if may_be_equal else None
-    if page is None:
-        return None
-    layout = _Layout.of(page)
-    with question.path.open("rb", buffering=0) as file:
-        return layout if _is_proved(JpegTiles(file.fileno(), layout), slide, level) else None
+    tables: bytes
 
 
 class JpegTiles:
@@ -123,8 +61,10 @@ class JpegTiles:
         layout: Of the level.
     """
 
-    def __init__(self, descriptor: int, layout: _Layout) -> None:
+    def __init__(self, descriptor: int, layout: JpegLayout) -> None:
         self._descriptor, self._layout = descriptor, layout
+        # What a decoder sees in place of a tile's first marker.
+        self._head = _START_OF_IMAGE + _ADOBE + _TRANSFORM[layout.colorspace] + layout.tables
         self.tile_shape_yx, self.columns = layout.tile_shape_yx, layout.columns
         self._kept: OrderedDict[int, Pixels | None] = OrderedDict()
         self._spare: list[Pixels] = []
@@ -209,7 +149,7 @@ class JpegTiles:
         data = os.pread(self._descriptor, layout.sizes[number], layout.offsets[number])
         if len(data) != layout.sizes[number] or not data.startswith(_START_OF_IMAGE):
             return None
-        stream = layout.head + data[2:]
+        stream = self._head + data[2:]
         try:
             height, width, colorspace, _ = simplejpeg.decode_jpeg_header(stream)
             if (height, width) != self.tile_shape_yx or colorspace != layout.colorspace:
@@ -225,75 +165,3 @@ def _overlap(begin: int, size: int, limit: int) -> tuple[slice, slice]:
     """Where a tile that begins at `begin` of a region covers it: in the region, in the tile."""
     first, last = max(begin, 0), min(begin + size, limit)
     return slice(first, last), slice(first - begin, last - begin)
-
-
-def _find_page(path: Path, slide: OpenSlideReader, level: int) -> tifffile.TiffPage | None:
-    """The one TIFF page that holds a level, if it is of JPEG tiles."""
-    try:
-        with tifffile.TiffFile(path) as tiff:
-            pages = [page for page in tiff.pages if isinstance(page, tifffile.TiffPage)]
-    except (tifffile.TiffFileError, ValueError, OSError):
-        return None
-    tiled = [page for page in pages if page.is_tiled]
-    if slide.vendor == "philips":
-        # Its pages are padded to whole tiles, and OpenSlide cuts the padding off.
-        return _pick(tiled[level : level + 1] if len(tiled) == slide.level_count else [])
-    shape_yx = slide.level_shapes_yx[level]
-    return _pick([page for page in tiled if (page.imagelength, page.imagewidth) == shape_yx])
-
-
-def _pick(pages: Sequence[tifffile.TiffPage]) -> tifffile.TiffPage | None:
-    return pages[0] if len(pages) == 1 and _is_jpeg_of_rgb(pages[0]) else None
-
-
-def _is_jpeg_of_rgb(page: tifffile.TiffPage) -> bool:
-    tile_count = -(-page.imagelength // page.tilelength) * -(-page.imagewidth // page.tilewidth)
-    return (
-        page.compression == tifffile.COMPRESSION.JPEG
-        and page.photometric in _COLORSPACES
-        and page.planarconfig == tifffile.PLANARCONFIG.CONTIG
-        and (page.bitspersample, page.samplesperpixel, page.imagedepth) == (8, 3, 1)
-        and page.fillorder == 1
-        and len(page.dataoffsets) == len(page.databytecounts) == tile_count
-    )
-
-
-def _is_proved(tiles: JpegTiles, slide: OpenSlideReader, level: int) -> bool:
-    """Whether tiles from the first to the last, and none of those that OpenSlide reads, are equal.
-
-    A tile that OpenSlide refuses must be refused here too; one equal tile is needed at least.
-    """
-    stored = tiles.stored
-    chosen = {stored[round(place)] for place in np.linspace(0, len(stored) - 1, _PROBES)}
-    equal = 0
-    for number in chosen if stored else ():
-        start_yx, shape_yx = _place(tiles, slide, level, number)
-        if min(shape_yx) < 1:
-            continue
-        (mine,) = tiles.read_regions([start_yx], shape_yx)
-        try:
-            theirs = slide.read_region_yx(_to_level_0(slide, level, start_yx), level, shape_yx)
-        except SourceError:
-            if mine is not None:
-                return False
-            continue
-        if mine is None or not np.array_equal(mine, theirs):
-            return False
-        equal += 1
-    return equal > 0
-
-
-def _place(
-    tiles: JpegTiles, slide: OpenSlideReader, level: int, number: int
-) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Start and shape of a tile, what is outside the level cut off."""
-    row, column = divmod(number, tiles.columns)
-    y, x = row * tiles.tile_shape_yx[0], column * tiles.tile_shape_yx[1]
-    height, width = slide.level_shapes_yx[level]
-    tile_height, tile_width = tiles.tile_shape_yx
-    return (y, x), (min(tile_height, height - y), min(tile_width, width - x))
-
-
-def _to_level_0(slide: OpenSlideReader, level: int, start_yx: tuple[int, int]) -> tuple[int, int]:
-    down_y, down_x = slide.level_downsamples_yx[level]
-    return round(start_yx[0] * down_y), round(start_yx[1] * down_x)

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.errors import SourceError
-from pipeline.jpeg_tiles import JpegTiles, open_jpeg_tiles
+from pipeline.jpeg_proof import open_jpeg_tiles
+from pipeline.jpeg_tiles import JpegTiles
 from pipeline.plan import SourceRead, read_whole
 from pipeline.quality import QUALITY_COLUMNS, measure_quality
 from pipeline.records import Slide
@@ -58,7 +59,7 @@ class SlideTileReader:
 
         Yields:
             The next few tiles; their quality, which of them are corrupt, and what decoded the
-            slide: `jpeg` (`pipeline.jpeg_tiles`) or `openslide`.
+            slide: `jpeg` (`pipeline.jpeg_proof`) or `openslide`.
 
         Raises:
             SourceError: The slide cannot be opened, or has changed since it was planned.

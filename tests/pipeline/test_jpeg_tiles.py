@@ -9,9 +9,10 @@ import pytest
 import tifffile
 from numpy.typing import NDArray
 
-from pipeline import jpeg_tiles
+from pipeline import jpeg_proof
 from pipeline.errors import SourceError
-from pipeline.jpeg_tiles import JpegTiles, open_jpeg_tiles
+from pipeline.jpeg_proof import open_jpeg_tiles
+from pipeline.jpeg_tiles import JpegTiles
 from pipeline.records import Slide
 from pipeline.slides import OpenSlideReader, open_slide
 from pipeline.storage import describe
@@ -37,7 +38,7 @@ def read_both(
         starts = np.concatenate([starts, [(0, 0), (0, room[1]), (room[0], 0), tuple(room)]])
         places = [(int(y), int(x)) for y, x in starts]
         for place, mine in zip(places, tiles.read_regions(places, shape_yx), strict=True):
-            origin_yx = jpeg_tiles._to_level_0(slide, level, place)
+            origin_yx = jpeg_proof._to_level_0(slide, level, place)
             theirs: NDArray[np.uint8] | SourceError
             try:
                 theirs = slide.read_region_yx(origin_yx, level, shape_yx)
@@ -292,7 +293,7 @@ def test_a_level_is_proved_once_for_each_version_of_its_file(
             with open_slide(path) as slide, open_jpeg_tiles(path, slide, 0) as tiles:
                 assert tiles is not None
 
-    monkeypatch.setattr(jpeg_tiles, "_is_proved", count)
+    monkeypatch.setattr(jpeg_proof, "_is_proved", count)
     for rows in (300, 310):
         open_twice(write_pyramid(tmp_path / "a.tif", [(rows, 530)], tile=(256, 256)))
     assert asked == [0, 0]
