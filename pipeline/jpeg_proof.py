@@ -2,12 +2,13 @@
 
 Camelyon16's form, generic tiled TIFF and Aperio's JPEG. OpenSlide decodes a JPEG tile for every
 region that touches it; `pipeline.jpeg_tiles` decodes each once for all of them. A level is read so
-only where tiles spread over it came out equal to OpenSlide's.
+only where tiles spread over it came out equal to OpenSlide's. Its decoder is the stricter one: it
+refuses data that OpenSlide merely warns of, and paints.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -25,6 +26,7 @@ from pipeline.slides import OpenSlideReader
 _VENDORS: Final = frozenset({"generic-tiff", "aperio", "philips"})
 _COLORSPACES: Final = {tifffile.PHOTOMETRIC.YCBCR: "YCbCr", tifffile.PHOTOMETRIC.RGB: "RGB"}
 _PROBES: Final = 4
+_SPARE_PROBES: Final = 16
 
 
 @contextmanager
@@ -45,7 +47,7 @@ def open_jpeg_tiles(path: Path, slide: OpenSlideReader, level: int) -> Iterator[
         yield None
         return
     with path.open("rb", buffering=0) as file:
-        yield JpegTiles(file.fileno(), layout)
+        yield JpegTiles(file.fileno(), layout, slide.item)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,8 @@ def _prove_layout(question: _Question) -> JpegLayout | None:
         return None
     layout = _lay_out(page, level)
     with question.path.open("rb", buffering=0) as file:
-        return layout if _is_proved(JpegTiles(file.fileno(), layout), slide, level) else None
+        tiles = JpegTiles(file.fileno(), layout, slide.item)
+        return layout if _is_proved(tiles, slide, level) else None
 
 
 def _find_page(path: Path, slide: OpenSlideReader, level: int) -> tifffile.TiffPage | None:
@@ -119,16 +122,17 @@ def _is_jpeg_of_rgb(page: tifffile.TiffPage) -> bool:
 def _is_proved(tiles: JpegTiles, slide: OpenSlideReader, level: int) -> bool:
     """Whether tiles from the first to the last, and none of those that OpenSlide reads, are equal.
 
-    A tile that OpenSlide refuses must be refused here too; one equal tile is needed at least.
+    A corrupt tile proves nothing, and others stand in for it. Where all are, that is rather a
+    scanner's habit than damage, and OpenSlide, which reads on after a warning, has the level.
     """
-    stored = tiles.stored
-    chosen = {stored[round(place)] for place in np.linspace(0, len(stored) - 1, _PROBES)}
     equal = 0
-    for number in chosen if stored else ():
+    for number in _choose_probes(tiles.stored):
         start_yx, shape_yx = _place(tiles, slide, level, number)
         if min(shape_yx) < 1:
             continue
         (mine,) = tiles.read_regions([start_yx], shape_yx)
+        if isinstance(mine, SourceError):
+            continue
         try:
             theirs = slide.read_region_yx(_to_level_0(slide, level, start_yx), level, shape_yx)
         except SourceError:
@@ -138,7 +142,16 @@ def _is_proved(tiles: JpegTiles, slide: OpenSlideReader, level: int) -> bool:
         if mine is None or not np.array_equal(mine, theirs):
             return False
         equal += 1
+        if equal == _PROBES:
+            break
     return equal > 0
+
+
+def _choose_probes(stored: Sequence[int]) -> Iterable[int]:
+    """A few tiles spread from the first to the last, and more of them to stand in."""
+    places = [np.linspace(0, len(stored) - 1, count) for count in (_PROBES, _SPARE_PROBES)]
+    chosen = [stored[round(place)] for place in np.concatenate(places)] if stored else []
+    return dict.fromkeys(chosen)
 
 
 def _place(

@@ -1,6 +1,6 @@
 """The JPEG tiles of one level of a TIFF, each decoded once for all regions that touch it.
 
-Which levels are read so, and that pixels are OpenSlide's: `pipeline.jpeg_proof`.
+`pipeline.jpeg_proof` says which levels are read so.
 """
 
 from __future__ import annotations
@@ -15,7 +15,12 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
+from pipeline.errors import SourceError
+from pipeline.slides import READ_REMEDY
+
 Pixels: TypeAlias = NDArray[np.uint8]
+# None: missing, or of another form than its page says. An error: corrupt.
+_Read: TypeAlias = Pixels | SourceError | None
 # A tile's number, and the same place in the region and in the tile.
 _Piece: TypeAlias = tuple[int, tuple[slice, slice], tuple[slice, slice]]
 
@@ -59,14 +64,15 @@ class JpegTiles:
     Args:
         descriptor: Of the open file.
         layout: Of the level.
+        item: The name to use in errors.
     """
 
-    def __init__(self, descriptor: int, layout: JpegLayout) -> None:
-        self._descriptor, self._layout = descriptor, layout
+    def __init__(self, descriptor: int, layout: JpegLayout, item: str) -> None:
+        self._descriptor, self._layout, self._item = descriptor, layout, item
         # What a decoder sees in place of a tile's first marker.
         self._head = _START_OF_IMAGE + _ADOBE + _TRANSFORM[layout.colorspace] + layout.tables
         self.tile_shape_yx, self.columns = layout.tile_shape_yx, layout.columns
-        self._kept: OrderedDict[int, Pixels | None] = OrderedDict()
+        self._kept: OrderedDict[int, _Read] = OrderedDict()
         self._spare: list[Pixels] = []
         self._room = max(1, _CACHE_BYTES // (3 * self.tile_shape_yx[0] * self.tile_shape_yx[1]))
 
@@ -77,7 +83,7 @@ class JpegTiles:
 
     def read_regions(
         self, starts_yx: Sequence[tuple[int, int]], shape_yx: tuple[int, int]
-    ) -> Iterator[Pixels | None]:
+    ) -> Iterator[Pixels | SourceError | None]:
         """Read rectangles of one shape, which must lie inside the level.
 
         A tile is decoded once as long as those that are needed again fit into the cache.
@@ -87,8 +93,9 @@ class JpegTiles:
             shape_yx: Height and width.
 
         Yields:
-            uint8 (height, width, 3), RGB, to be used before the next is asked for; None in its
-            place where a tile is missing or corrupt.
+            uint8 (height, width, 3), RGB, to be used before the next is asked for. In its place
+            the error that names a corrupt tile, or None where a tile is missing or of another
+            form than its page says: whoever judges such tiles has to read the region.
         """
         cuts = [self._cut(start_yx, shape_yx) for start_yx in starts_yx]
         awaited = Counter(number for cut in cuts for number, _, _ in cut)
@@ -117,18 +124,22 @@ class JpegTiles:
                 pieces.append((row * self.columns + column, (into_y, into_x), (from_y, from_x)))
         return pieces
 
-    def _assemble(self, pieces: list[_Piece], shape_yx: tuple[int, int]) -> Pixels | None:
+    def _assemble(self, pieces: list[_Piece], shape_yx: tuple[int, int]) -> _Read:
         region = np.empty((*shape_yx, 3), np.uint8) if len(pieces) > 1 else None
+        is_whole = True
         for number, into_yx, from_yx in pieces:
             tile = self._read_tile(number)
+            if isinstance(tile, SourceError):
+                return tile
             if tile is None:
-                return None
-            if region is None:
+                is_whole = False  # yet one of the others may be corrupt
+            elif region is None:
                 return tile[from_yx]
-            region[into_yx] = tile[from_yx]
-        return region
+            else:
+                region[into_yx] = tile[from_yx]
+        return region if is_whole else None
 
-    def _read_tile(self, number: int) -> Pixels | None:
+    def _read_tile(self, number: int) -> _Read:
         if number in self._kept:
             self._kept.move_to_end(number)
             return self._kept[number]
@@ -140,11 +151,11 @@ class JpegTiles:
     def _drop(self, number: int) -> None:
         """Let a tile go, and keep its memory for the next: fresh memory costs as a decode does."""
         pixels = self._kept.pop(number, None)
-        if pixels is not None:
+        if isinstance(pixels, np.ndarray):
             self._spare.append(pixels)
 
-    def _decode(self, number: int) -> Pixels | None:
-        """Decode a tile; None unless it is sound and what its page says it is."""
+    def _decode(self, number: int) -> _Read:
+        """Decode a tile if it is what its page says it is; a warning counts as an error."""
         layout = self._layout
         data = os.pread(self._descriptor, layout.sizes[number], layout.offsets[number])
         if len(data) != layout.sizes[number] or not data.startswith(_START_OF_IMAGE):
@@ -156,8 +167,14 @@ class JpegTiles:
                 return None
             buffer = self._spare.pop() if self._spare else np.empty((height, width, 3), np.uint8)
             pixels: Pixels = simplejpeg.decode_jpeg(stream, strict=True, buffer=buffer)
-        except ValueError:
-            return None
+        except ValueError as error:
+            row, column = divmod(number, self.columns)
+            return SourceError(
+                self._item,
+                f"the JPEG tile in row {row}, column {column} of level {layout.level} is corrupt "
+                f"({error})",
+                READ_REMEDY,
+            )
         return pixels
 
 

@@ -19,7 +19,7 @@ from pipeline.companions import find_companions
 from pipeline.errors import SourceError
 from pipeline.mpp import MppSource, find_mpp
 
-_READ_REMEDY: Final = "Copy the file again from its archive, or leave it out"
+READ_REMEDY: Final = "Copy the file again from its archive, or leave it out"
 
 _DIGEST_BLOCK_BYTES: Final = 1 << 16
 _DIGEST_BLOCKS: Final = 64
@@ -99,7 +99,7 @@ class OpenSlideReader:
     """
 
     def __init__(self, path: Path, *, item: str, mpp_override_um: float | None = None) -> None:
-        self._path, self._item = path, item
+        self._path, self.item = path, item
         self._slide = self._open()
         self.level_shapes_yx = tuple((h, w) for w, h in self._slide.level_dimensions)
         height, width = self.level_shapes_yx[0]
@@ -151,10 +151,10 @@ class OpenSlideReader:
             self._slide.close()
             self._slide = self._open()
             raise SourceError(
-                self._item,
+                self.item,
                 f"cannot read {shape_yx[0]}x{shape_yx[1]} px at (y={origin_yx[0]}, "
                 f"x={origin_yx[1]}) of level {level} ({error})",
-                _READ_REMEDY,
+                READ_REMEDY,
             ) from error
         return _composite_on_white(region)
 
@@ -194,7 +194,7 @@ class OpenSlideReader:
             if start < 0 or size < 1 or size > available or start + size >= available + 2:
                 raise ValueError(
                     f"a region of {shape_yx} px at origin_yx={origin_yx} (level-0 px) leaves level "
-                    f"{level} of {self._item}, which has {self.level_shapes_yx[level]} px: "
+                    f"{level} of {self.item}, which has {self.level_shapes_yx[level]} px: "
                     "keep it inside"
                 )
             starts.append(min(round(start), available - size))
@@ -226,9 +226,9 @@ class OpenSlideReader:
             return openslide.OpenSlide(self._path)
         except (openslide.OpenSlideError, OSError) as error:
             raise SourceError(
-                self._item,
+                self.item,
                 f"OpenSlide cannot open it ({error}): truncated, corrupt or no slide",
-                _READ_REMEDY,
+                READ_REMEDY,
             ) from error
 
 
