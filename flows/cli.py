@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from shlex import quote
 from typing import Annotated, Any, Final
 
-from cyclopts import App, Parameter
+from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 from rich.markdown import Markdown
 
@@ -206,11 +206,13 @@ def launch(*tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=Tr
     Returns:
         The exit status.
     """
-    command, bound, _ = app.parse_args(tokens)
     try:
+        command, bound, _ = app.parse_args(tokens, exit_on_error=False)
         if hasattr(command, "with_options"):  # a flow
             return _run_flow(command, bound, Settings())
         command(*bound.args, **bound.kwargs)
+    except CycloptsError:  # it has said what is wrong with the command line
+        return 2
     except NormscopeError as error:
         print(f"normscope: {error}", file=sys.stderr)
         return 2

@@ -159,6 +159,27 @@ def test_no_dataset_and_no_champion(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ("nosuch", "nosuch"),
+        ("ingest nosuch", "nosuch"),
+        ("ingest slides", "--source"),
+        ("ingest slides a b --nosuch 1", "--nosuch"),
+        ("ingest slides a b --tile-size-px", "--tile-size-px"),
+        ("ingest slides a b --tile-size-px 0", "--tile-size-px"),
+        ("ingest slides a b --stain foo", "foo"),
+        ("up extra", "extra"),
+    ],
+)
+def test_a_command_line_that_makes_no_sense_is_refused(
+    line: str, named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert launch(*line.split()) == 2
+    said = capsys.readouterr()
+    assert named in said.out + said.err
+
+
+@pytest.mark.parametrize(
     "path",
     ["demo", "ingest slides", "ingest xrays", "ingest images", "train", "search", "promote",
      "rollback", "ledger", "feedback", "lineage", "score", "up", "down", "deploy"],
