@@ -7,6 +7,7 @@ read themselves: keys passed as arguments would end up in pickles.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -34,6 +35,7 @@ CREDENTIALS_REMEDY: Final = (
 )
 BUCKET_REMEDY: Final = "Create the bucket, or correct its name in the URL"
 _ABSENT_REMEDY: Final = "Check the spelling of the URL"
+_NO_FILE: Final = {errno.ENOENT, errno.ELOOP}  # removed meanwhile, a link to nowhere or itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,11 +171,19 @@ def _walk(url: str, root: Path) -> Iterator[ObjectInfo]:
     if root.is_file():
         yield _local_info(url, root.stat())
         return
-    for folder, _, names in os.walk(root, followlinks=True):
-        for name in names:
-            path = Path(folder, name)
-            with suppress(FileNotFoundError):  # removed meanwhile, or a link to nowhere
+    real: dict[Path, str] = {}
+    for name, folders, files in os.walk(root, followlinks=True):
+        folder = Path(name)
+        real[folder] = os.path.realpath(folder)
+        if any(real.get(above) == real[folder] for above in folder.parents):
+            folders.clear()  # a link has led back to where it came from
+            continue
+        for path in map(folder.joinpath, files):
+            try:
                 yield _local_info(join(url, path.relative_to(root).as_posix()), path.stat())
+            except OSError as error:
+                if error.errno not in _NO_FILE:
+                    raise
 
 
 def _head(url: str, place: Place) -> ObjectInfo:

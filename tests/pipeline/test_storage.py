@@ -42,6 +42,23 @@ def test_what_is_written_is_read_and_listed(store_url: str) -> None:
     assert storage.list_objects(storage.join(store_url, "nothing")) == []
 
 
+def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
+    for folder in (root / "a", root / "b", elsewhere):
+        folder.mkdir(parents=True)
+        (folder / "one.txt").write_bytes(b"1")
+    links = {
+        "a/elsewhere": elsewhere, "a/self": root / "a", "up": root, "a/to_b": root / "b",
+        "b/to_a": root / "a", "circle": root / "circle", "nowhere": root / "none",
+    }  # fmt: skip
+    for link, target in links.items():
+        (root / link).symlink_to(target)
+    listed = [Path(info.url).relative_to(root) for info in storage.list_objects(str(root))]
+    assert sorted(path.parent.as_posix() for path in listed) == [
+        "a", "a/elsewhere", "a/to_b", "b", "b/to_a", "b/to_a/elsewhere"
+    ]  # fmt: skip
+
+
 MIB = 1 << 20
 
 
