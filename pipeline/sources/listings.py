@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Final
 
+from pipeline.errors import AbsentError
 from pipeline.records import ManifestEntry, SourceImage
 from pipeline.storage import ObjectInfo, exists, join, list_objects, name_of, parse
 
@@ -123,13 +124,23 @@ class Gathering:
 
 
 def list_folder(url: str) -> Folder:
-    """List a folder, a prefix or a single file.
+    """List a folder, a prefix or a single file; raises as `list_source`."""
+    plain = plain_url(url)
+    return Folder(plain, tuple(list_source(plain)))
+
+
+def list_source(url: str) -> list[ObjectInfo]:
+    """List what lies at a URL that a user has named as a source: there must be something.
 
     Raises:
+        AbsentError: There is nothing.
         StorageError: It cannot be read.
     """
-    plain = plain_url(url)
-    return Folder(plain, tuple(list_objects(plain)))
+    if found := list_objects(url):
+        return found
+    raise AbsentError(
+        url, "no such folder or file, or nothing in it", "Check the spelling of the path or URL"
+    )
 
 
 def plain_url(url: str) -> str:

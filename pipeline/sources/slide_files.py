@@ -15,7 +15,7 @@ from pipeline.companions import (
     is_dicom_part,
     join_versions,
 )
-from pipeline.sources.listings import plain_url
+from pipeline.sources.listings import list_source, plain_url
 from pipeline.storage import ObjectInfo, join, list_objects, name_of
 
 # What OpenSlide reads, https://openslide.org/formats/.
@@ -70,9 +70,10 @@ def list_files(url: str) -> tuple[list[ListedFile], list[ListedFile]]:
         url: A folder, a prefix, or one file: then that is the slide, whatever its name.
 
     Raises:
+        AbsentError: There is no file.
         StorageError: The URL cannot be read.
     """
-    infos = list_objects(url)
+    infos = list_source(url)
     if [info.url for info in infos] != [url]:
         files = [_name(info, url.rstrip("/")) for info in infos]
         return files, _find_slides(files)
