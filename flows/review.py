@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from base64 import b64encode
 from collections.abc import Iterable
+from hashlib import sha256
 
 from prefect.artifacts import create_image_artifact
 from prefect.context import FlowRunContext
@@ -37,5 +38,11 @@ def publish_reviews(url: str, slide_ids: Iterable[str]) -> None:
 
 
 def name_artifact(slide_id: str) -> str:
-    """A key as Prefect wants it: lower-case letters, digits and hyphens."""
-    return "review-" + re.sub(r"[^a-z0-9]+", "-", slide_id.lower()).strip("-")
+    """A key as Prefect wants it, of lower-case letters, digits and hyphens; no two slides' alike.
+
+    An id that had to be altered is told from others by the start of its digest.
+    """
+    plain = re.sub(r"[^a-z0-9]+", "-", slide_id.lower()).strip("-")
+    if plain != slide_id:
+        plain = f"{plain}-{sha256(slide_id.encode()).hexdigest()[:8]}".lstrip("-")
+    return f"review-{plain}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from base64 import b64decode
 from collections.abc import Iterator
 from io import BytesIO
@@ -71,8 +72,9 @@ def test_every_slide_has_its_picture_on_the_page(
             for artifact in client.read_artifacts()
             if artifact.type == "image"
         }
-    assert {"review-normal-001", "review-normal-002", "review-tumor-001"} <= set(found)
-    head, _, data = str(found["review-tumor-001"].data).partition(",")
+    keys = [name_artifact(f"{name}_001") for name in ("normal", "tumor")]
+    assert set(keys) <= set(found)
+    head, _, data = str(found[keys[1]].data).partition(",")
     assert head == "data:image/jpeg;base64"
     with Image.open(BytesIO(b64decode(data))) as picture:
         assert picture.size == (512, round(512 * SHAPE_YX[0] / SHAPE_YX[1]))
@@ -103,4 +105,8 @@ def test_a_users_own_groups_stride_and_threshold(
 
 
 def test_keys_are_as_prefect_wants_them() -> None:
-    assert name_artifact("b_X 1.svs") == "review-b-x-1-svs"
+    assert name_artifact("normal-001") == "review-normal-001"
+    ids = ["normal_001", "s-1", "S 1", "S-1", "S_1", "s-1-", "切片甲", "切片乙", "b_X 1.svs"]
+    keys = [name_artifact(slide_id) for slide_id in ids]
+    assert all(re.fullmatch("review(-[a-z0-9]+)+", key) for key in keys)
+    assert len(set(keys)) == len(ids)
