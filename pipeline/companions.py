@@ -1,8 +1,10 @@
 """Slides of several files: which files they are, and whether all of them are there.
 
 A MIRAX slide is `x.mrxs` and the files in the folder `x` beside it, which `Slidedat.ini` there
-names. A DICOM slide is the `.dcm` files of one folder, of one series; OpenSlide is given any of
-them and finds the others, https://openslide.org/formats/dicom/. Every other slide is one file.
+names. A Hamamatsu slide is `x.vms` or `x.vmu` and the files beside it that this names; theirs
+begin with `x` too, https://openslide.org/formats/hamamatsu/. A DICOM slide is the `.dcm` files of
+one folder, of one series; OpenSlide is given any of them and finds the others,
+https://openslide.org/formats/dicom/. Every other slide is one file.
 """
 
 from __future__ import annotations
@@ -21,8 +23,11 @@ from pipeline.records import Slide
 from pipeline.storage import ObjectInfo, name_of, read_bytes, read_range
 
 DICOM_SUFFIX: Final = ".dcm"
+HAMAMATSU_SUFFIXES: Final = frozenset({".vms", ".vmu"})
 _MIRAX_SUFFIX: Final = ".mrxs"
 _INDEX: Final = "Slidedat.ini"
+_HAMAMATSU_PARTS: Final = frozenset({".jpg", ".ngr", ".opt"})
+_HAMAMATSU_KEYS: Final = ("imagefile", "mapfile", "macroimage")
 _WHOLE_REMEDY: Final = "Copy the slide again with all its files, or leave it out"
 _DICOM_START_BYTES: Final = 1 << 18  # the series stands near the beginning
 
@@ -38,12 +43,18 @@ def folder_of_companions(path: AnyPath) -> AnyPath | None:
     """The folder in which the other files of a slide lie; None for a slide that is one file."""
     if path.suffix.lower() == _MIRAX_SUFFIX:
         return path.with_suffix("")
-    return path.parent if is_dicom_part(path) else None
+    return path.parent if is_dicom_part(path) or _is_hamamatsu(path) else None
 
 
 def belongs_to(path: PurePath, slide: PurePath) -> bool:
     """Whether a file in the folder of a slide's companions is one of them."""
+    if _is_hamamatsu(slide):
+        return path.suffix.lower() in _HAMAMATSU_PARTS and path.name.startswith(slide.stem)
     return path != slide and (is_dicom_part(path) or not is_dicom_part(slide))
+
+
+def _is_hamamatsu(path: PurePath) -> bool:
+    return path.suffix.lower() in HAMAMATSU_SUFFIXES
 
 
 def join_versions(files: Sequence[ObjectInfo]) -> str:
@@ -76,29 +87,44 @@ def require_whole(slide: Slide) -> None:
     """
     path = PurePosixPath(slide.url)
     if path.suffix.lower() == _MIRAX_SUFFIX:
-        _require_mirax(slide, path.stem)
+        index = next((url for url in slide.companions if name_of(url) == _INDEX), None)
+        names = _name_mirax_files(read_bytes(index)) if index else [_INDEX]
+        _require_all(slide, names, f"{path.stem}/")
+    elif _is_hamamatsu(path):
+        _require_all(slide, _name_hamamatsu_files(read_bytes(slide.url)))
     elif is_dicom_part(path):
         _require_one_series(slide)
 
 
-def _require_mirax(slide: Slide, folder: str) -> None:
-    found = {name_of(url): url for url in slide.companions}
-    wanted = _name_mirax_files(read_bytes(found[_INDEX])) if _INDEX in found else [_INDEX]
-    if absent := [name for name in wanted if name not in found]:
+def _require_all(slide: Slide, names: Sequence[str], folder: str = "") -> None:
+    found = {name_of(url) for url in slide.companions}
+    if absent := [name for name in names if name not in found]:
         more = f" and {len(absent) - 1} more are" if len(absent) > 1 else " is"
-        raise SourceError(slide.url, f"its file {folder}/{absent[0]}{more} missing", _WHOLE_REMEDY)
+        raise SourceError(slide.url, f"its file {folder}{absent[0]}{more} missing", _WHOLE_REMEDY)
 
 
 def _name_mirax_files(index: bytes) -> list[str]:
-    """The files that a MIRAX slide says it has; OpenSlide judges an index that makes no sense."""
+    """The files that a MIRAX slide says it has."""
+    found = _parse_index(index)
+    data = found.get("DATAFILE", {})
+    names = [name for key, name in data.items() if key.startswith("file_") and key != "file_count"]
+    return [name for name in (found.get("HIERARCHICAL", {}).get("indexfile", ""), *names) if name]
+
+
+def _name_hamamatsu_files(index: bytes) -> list[str]:
+    """The files that a Hamamatsu slide says it has, but for the index that OpenSlide can miss."""
+    pairs = [pair for section in _parse_index(index).values() for pair in section.items()]
+    return [name for key, name in pairs if key.startswith(_HAMAMATSU_KEYS) and name]
+
+
+def _parse_index(index: bytes) -> dict[str, dict[str, str]]:
+    """Sections, keys in lower case; nothing if it makes no sense, which OpenSlide is to judge."""
     found = ConfigParser(interpolation=None, strict=False, allow_no_value=True)
     try:
         found.read_string(index.decode("utf-8-sig", errors="replace"))
     except IniError:
-        return []
-    data = dict(found.items("DATAFILE")) if found.has_section("DATAFILE") else {}
-    names = [name for key, name in data.items() if key.startswith("file_") and key != "file_count"]
-    return [name for name in (found.get("HIERARCHICAL", "INDEXFILE", fallback=""), *names) if name]
+        return {}
+    return {name: dict(found.items(name)) for name in found.sections()}
 
 
 def _require_one_series(slide: Slide) -> None:

@@ -62,8 +62,8 @@ def open_slide(
     """Open a slide of any format that OpenSlide reads, and close it again.
 
     Args:
-        path: A local file; of a slide of several files, see `pipeline.companions`, any DICOM file
-            or the `.mrxs`.
+        path: A local file; of a slide of several files, see `pipeline.companions`, any DICOM file,
+            or the `.mrxs`, `.vms` or `.vmu`.
         item: The name to use in errors, e.g. the URL that the file was staged from.
         mpp_override_um: um per level-0 pixel, both axes, in place of what the file says.
 

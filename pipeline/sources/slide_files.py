@@ -10,6 +10,7 @@ from typing import Final
 
 from pipeline.companions import (
     DICOM_SUFFIX,
+    HAMAMATSU_SUFFIXES,
     belongs_to,
     folder_of_companions,
     is_dicom_part,
@@ -21,6 +22,7 @@ from pipeline.storage import ObjectInfo, join, list_objects, name_of
 # What OpenSlide reads, https://openslide.org/formats/.
 SLIDE_SUFFIXES: Final = frozenset(
     {".tif", ".tiff", ".svs", ".ndpi", ".scn", ".mrxs", ".bif", ".svslide", ".czi", DICOM_SUFFIX}
+    | HAMAMATSU_SUFFIXES
 )
 
 

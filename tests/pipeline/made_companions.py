@@ -1,8 +1,8 @@
-"""Slides of several files, written here: MIRAX and DICOM, lossless, of two levels."""
+"""Slides of several files, written here: MIRAX, Hamamatsu and DICOM, lossless, of two levels."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from io import BytesIO
 from pathlib import Path
 from struct import pack
@@ -127,3 +127,51 @@ def _describe(shape: tuple[int, ...], slide_id: str) -> str:
     for name, values in sections.items():
         lines += [f"[{name}]", *(f"{key} = {value}" for key, value in values.items())]
     return "\n".join(lines)
+
+
+def write_vmu(path: Path, pixels: NDArray[np.uint8]) -> list[Path]:
+    """Write a Hamamatsu slide of 12 bits, uncompressed, in columns; each level is a file.
+
+    By OpenSlide's reader and https://openslide.org/formats/hamamatsu/.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    names = {"ImageFile": f"{path.stem}.ngr", "MapFile": f"{path.stem}_map2.ngr"}
+    for name, level in zip(names.values(), (pixels, pixels[::2, ::2]), strict=True):
+        height, width = level.shape[:2]
+        header = b"GN" + pack("<h3i8xi", 0, width, height, TILE_PX, 28)
+        columns = [level[:, x : x + TILE_PX].astype("<u2") << 4 for x in range(0, width, TILE_PX)]
+        (path.parent / name).write_bytes(header + b"".join(map(np.ndarray.tobytes, columns)))
+    write_index(path, "Uncompressed Virtual Microscope Specimen", pixels, names)
+    return [path, *sorted(path.with_name(name) for name in names.values())]
+
+
+def write_vms(path: Path, pixels: NDArray[np.uint8]) -> list[Path]:
+    """Write a Hamamatsu slide of two JPEG files side by side and one of half their size."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    middle = 10 * TILE_PX
+    parts = {
+        "ImageFile": (f"{path.stem}.jpg", pixels[:, :middle]),
+        "ImageFile(1,0)": (f"{path.stem}(1,0).jpg", pixels[:, middle:]),
+        "MapFile": (f"{path.stem}_map2.jpg", pixels[::2, ::2]),
+    }
+    for name, part in parts.values():
+        Image.fromarray(part).save(
+            path.with_name(name), "JPEG", quality=100, subsampling=0,
+            restart_marker_blocks=TILE_PX // 8,
+        )  # fmt: skip
+    names = {key: name for key, (name, _) in parts.items()}
+    write_index(path, "Virtual Microscope Specimen", pixels, names)
+    return [path, *sorted(path.with_name(name) for name in names.values())]
+
+
+def write_index(
+    path: Path, section: str, pixels: NDArray[np.uint8], names: Mapping[str, str]
+) -> None:
+    """The file that Hamamatsu's others are named in; lengths are nm."""
+    values = {
+        "NoLayers": 1, "NoJpegColumns": 2, "NoJpegRows": 1, "BitsPerPixel": 36,
+        "PixelOrder": "RGB", "PhysicalWidth": round(pixels.shape[1] * MPP_UM * 1000),
+        "PhysicalHeight": round(pixels.shape[0] * MPP_UM * 1000), "SourceLens": 20, **names,
+    }  # fmt: skip
+    lines = [f"[{section}]", *(f"{key}={value}" for key, value in values.items())]
+    path.write_text("\n".join(lines))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import uuid
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from pipeline import storage
 from pipeline.companions import find_companions
@@ -25,7 +27,7 @@ from pipeline.sources.camelyon16 import list_slides
 from pipeline.staging import stage, using_scratch
 from tests.conftest import S3Server
 from tests.pipeline.flaky_s3 import flaky_s3
-from tests.pipeline.made_companions import write_dicom_slide, write_mirax
+from tests.pipeline.made_companions import write_dicom_slide, write_mirax, write_vms, write_vmu
 from tests.pipeline.made_slides import BOXES, SETTINGS, SHAPE, make_pixels, paint_tissue
 
 Write = Callable[[Path], list[Path]]
@@ -45,6 +47,10 @@ def write_mrxs(folder: Path) -> list[Path]:
     return write_mirax(folder / "1.2.7.mrxs", paint_tissue(SHAPE, BOXES))
 
 
+def write_hamamatsu(folder: Path) -> list[Path]:
+    return write_vmu(folder / "1.2.7.vmu", paint_tissue(SHAPE, BOXES))
+
+
 def write_mixed(folder: Path) -> None:
     """Files of two series in one folder."""
     pixels = paint_tissue(SHAPE, BOXES)
@@ -54,7 +60,7 @@ def write_mixed(folder: Path) -> None:
     shutil.rmtree(folder / "other")
 
 
-both = pytest.mark.parametrize("write", [write_dicom, write_mrxs])
+every_form = pytest.mark.parametrize("write", [write_dicom, write_mrxs, write_hamamatsu])
 
 
 def upload(folder: Path, url: str) -> str:
@@ -80,7 +86,7 @@ def make_dataset(slide: Slide, folder: Path) -> str:
     return report.fingerprint
 
 
-@both
+@every_form
 def test_a_slide_on_s3_gives_what_it_gives_on_disk(
     write: Write, s3_url: str, tmp_path: Path
 ) -> None:
@@ -116,7 +122,7 @@ def test_a_real_dicom_slide_is_staged_whole(
         assert digest_slide(path) == digest_slide(tmp_path / "boxes_0.dcm")
 
 
-@both
+@every_form
 def test_the_version_and_the_digest_are_of_all_files(write: Write, tmp_path: Path) -> None:
     files = write(tmp_path)
     seen = {(list_one(str(tmp_path)).version, digest_slide(files[0]))}
@@ -126,7 +132,7 @@ def test_the_version_and_the_digest_are_of_all_files(write: Write, tmp_path: Pat
     assert {len(set(column)) for column in zip(*seen, strict=True)} == {len(files) + 1}
 
 
-@both
+@every_form
 def test_a_file_that_changes_or_goes_after_listing_is_noticed(
     write: Write, memory_url: str, tmp_path: Path
 ) -> None:
@@ -184,7 +190,7 @@ def test_what_is_not_one_slide_is_not_fetched(moto_url: str, tmp_path: Path) -> 
     assert not scratch.folder.exists()
 
 
-@both
+@every_form
 def test_one_file_of_a_slide_stands_for_all(
     write: Write, memory_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -229,15 +235,31 @@ def test_all_files_are_fetched_once_bounded_and_evicted_together(
             assert not entry.exists()
 
 
-@both
-def test_pixels_of_both_levels_are_as_written(write: Write, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["1.2.7(1,0).jpg", "1.2.7_map2.jpg"])
+def test_an_absent_file_of_a_hamamatsu_slide_is_named(name: str, tmp_path: Path) -> None:
+    write_vms(tmp_path / "1.2.7.vms", paint_tissue(SHAPE, BOXES))
+    survey_slide(list_one(str(tmp_path)), SETTINGS)
+    (tmp_path / name).unlink()
+    with pytest.raises(SourceError, match=re.escape(f"1.2.7.vms: its file {name} is missing")):
+        survey_slide(list_one(str(tmp_path)), SETTINGS)
+
+
+def test_what_lies_beside_a_hamamatsu_slide_is_not_its_own(tmp_path: Path) -> None:
+    files = write_vms(tmp_path / "1.2.7.vms", paint_tissue(SHAPE, BOXES))
+    for name in ("1.2.7.xml", "1.2.7_mask.tif", "other.jpg"):
+        (tmp_path / name).write_bytes(b"beside")
+    slide = list_one(str(tmp_path))
+    assert [slide.url, *slide.companions] == [str(path) for path in files]
+
+
+@pytest.mark.parametrize(
+    ("write", "name"), [(write_dicom_slide, "a"), (write_mirax, "a.mrxs"), (write_vmu, "a.vmu")]
+)
+def test_pixels_of_both_levels_are_as_written(
+    write: Callable[[Path, NDArray[np.uint8]], list[Path]], name: str, tmp_path: Path
+) -> None:
     pixels = make_pixels(SHAPE)
-    path = (
-        write_dicom_slide(tmp_path / "a", pixels)
-        if write is write_dicom
-        else write_mirax(tmp_path / "a.mrxs", pixels)
-    )[0]
-    with open_slide(path) as slide:
+    with open_slide(write(tmp_path / name, pixels)[0]) as slide:
         assert (slide.mpp_yx, slide.mpp_source) == ((0.5, 0.5), "vendor property")
         level_0 = slide.read_region_yx((37, 211), 0, (120, 90))
         level_1 = slide.read_region_yx((38, 210), 1, (50, 90))
