@@ -120,10 +120,11 @@ def _is_jpeg_of_rgb(page: tifffile.TiffPage) -> bool:
 
 
 def _is_proved(tiles: JpegTiles, slide: OpenSlideReader, level: int) -> bool:
-    """Whether tiles from the first to the last, and none of those that OpenSlide reads, are equal.
+    """Whether tiles spread over a level come out equal to OpenSlide's: one at least, none not.
 
-    A corrupt tile proves nothing, and others stand in for it. Where all are, that is rather a
-    scanner's habit than damage, and OpenSlide, which reads on after a warning, has the level.
+    A tile that is corrupt, or that OpenSlide refuses too, proves nothing: others stand in for it.
+    Where all are corrupt, the warnings are rather a scanner's habit than damage, and OpenSlide,
+    which reads on after one, has the level.
     """
     equal = 0
     for number in _choose_probes(tiles.stored):
