@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from shlex import quote
@@ -216,6 +217,13 @@ def launch(*tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=Tr
     except NormscopeError as error:
         print(f"normscope: {error}", file=sys.stderr)
         return 2
+    except (KeyboardInterrupt, SystemExit):  # the latter is what Ray makes of the former
+        print("normscope: interrupted; the same command again goes on from here", file=sys.stderr)
+        return 130
+    except Exception:  # noqa: BLE001 -- whatever it is, 1 says that the work is done
+        traceback.print_exc()
+        print("normscope: this is a defect of Normscope's own; please report it", file=sys.stderr)
+        return 3
     return 0
 
 

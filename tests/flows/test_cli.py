@@ -188,3 +188,29 @@ def test_every_command_teaches_by_example(path: str, capsys: pytest.CaptureFixtu
     app(f"{path} --help", exit_on_error=False, result_action="return_value")
     said = capsys.readouterr().out
     assert f"normscope {path}" in said.split("Example")[1]
+
+
+@pytest.mark.parametrize(
+    ("end", "status", "said"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (SystemExit(0), 130, "interrupted"),
+        (
+            ZeroDivisionError("of ours"),
+            3,
+            "ZeroDivisionError: of ours\nnormscope: this is a defect",
+        ),
+    ],
+)
+def test_other_ends_have_a_status_of_their_own(
+    end: BaseException, status: int, said: str,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def stop(*_: object) -> int:
+        raise end
+
+    monkeypatch.setattr("flows.cli._run_flow", stop)
+    assert (
+        app.meta(["promote", "toys-anomaly", "toys.zarr"], result_action="return_value") == status
+    )
+    assert said in capsys.readouterr().err
