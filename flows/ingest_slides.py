@@ -43,6 +43,7 @@ def ingest_slides(
     lesion_threshold: Annotated[float, Field(ge=0, le=1)] | None = None,
     stain: StainSetting | None = None,
     mpp_override_um: float | None = None,
+    mpp_fallback_um: float | None = None,
     shard_images: Annotated[int, Field(ge=1)] | None = None,
     seed: int = 0,
     scratch: str | None = None,
@@ -77,7 +78,8 @@ def ingest_slides(
         lesion_threshold: A tile whose share of lesion is larger is anomalous; one without any is
             normal, one between is mixed and its label unknown; 0.1 by default.
         stain: Normalise stains by macenko or vahadane, or none, the default.
-        mpp_override_um: Micrometres per pixel of every slide, where the files do not say.
+        mpp_override_um: Micrometres per pixel of every slide, whatever the files say.
+        mpp_fallback_um: Micrometres per pixel of those slides whose files do not say.
         shard_images: Tiles in a shard, what a worker makes at once, a multiple of 64; 1024 by
             default. Fewer need less memory.
         seed: Of the splits and of the sample.
@@ -88,7 +90,8 @@ def ingest_slides(
         preset, tile_size_px=tile_size_px, mpp_um=mpp_um, stride_px=stride_px,
         min_tissue_fraction=min_tissue_fraction, max_tiles_per_slide=max_tiles_per_slide,
         lesion_groups=lesion_groups, lesion_threshold=lesion_threshold, stain=stain,
-        mpp_override_um=mpp_override_um, shard_images=shard_images, seed=seed,
+        mpp_override_um=mpp_override_um, mpp_fallback_um=mpp_fallback_um,
+        shard_images=shard_images, seed=seed,
     )  # fmt: skip
     require_destination(dataset)
     bounded = Scratch(Path(scratch or DEFAULT_FOLDER), int(scratch_gib * GIB))

@@ -67,8 +67,8 @@ def ingest_alike(
         name: Of the new dataset's source; replaced where radiographs get pseudonyms, as their
             folder may name a person too.
         labels: URL of a label table, where it is known what the scans show.
-        mpp_table: Of slides: see `slide_tables.read_mpp`. It outweighs the other dataset's
-            `mpp_override_um`.
+        mpp_table: Of slides: see `slide_tables.read_mpp`. The other dataset's `mpp_override_um`
+            holds where neither this nor the slide says anything.
         key: Of the pseudonyms of radiographs; DICOM files cannot do without.
         period: Only files last modified then are taken; the manifest says how many were not.
         on_progress: Called with images done and in all.
@@ -123,6 +123,9 @@ def _plan_slides(
     period: Period,
 ) -> tuple[Plan, Any]:
     settings = SlideSettings.model_validate(parameters)
+    # What the other slides were said to have holds for new ones only where they do not say.
+    fallback_um = settings.mpp_override_um or settings.mpp_fallback_um
+    settings = settings.model_copy(update={"mpp_override_um": None, "mpp_fallback_um": fallback_um})
     slides, left_out = _choose_modified(listing.slides, source, period)
     plan = slide_dataset.plan_slides(
         slides, settings, map_work, source=name, rejected=(*left_out, *listing.rejected),

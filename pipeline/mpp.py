@@ -7,7 +7,9 @@ from typing import Final, Literal, TypeAlias
 
 from pipeline.errors import SourceError
 
-MppSource: TypeAlias = Literal["vendor property", "TIFF resolution tags", "settings", "user table"]
+MppSource: TypeAlias = Literal[
+    "vendor property", "TIFF resolution tags", "settings", "user table", "fallback"
+]
 
 # Outside of these no microscope scans: 72 dots per inch, a writer's default, is 352.8 um/px.
 _MPP_LIMITS_UM: Final = (0.01, 100.0)
@@ -15,10 +17,18 @@ _UM_PER_RESOLUTION_UNIT: Final[Mapping[str, float]] = {"inch": 25_400.0, "centim
 _MPP_REMEDY: Final = (
     "Give the slide's um/px in a table (`mpp_table`), or every slide's in `mpp_override_um`"
 )
+_ABSENT_REMEDY: Final = (
+    "Give the slide's um/px in a table (`mpp_table`), or in `mpp_fallback_um` that of all slides "
+    "that do not say"
+)
 
 
 def find_mpp(
-    properties: Mapping[str, str], override_um: float | None, item: str
+    properties: Mapping[str, str],
+    override_um: float | None,
+    item: str,
+    *,
+    fallback_um: float | None = None,
 ) -> tuple[tuple[float, float], MppSource]:
     """Micrometres per level-0 pixel, and where the value comes from: refused rather than guessed.
 
@@ -26,6 +36,7 @@ def find_mpp(
         properties: OpenSlide's, of the slide.
         override_um: Of the user, for both axes; wins over the properties.
         item: The slide's name, for errors.
+        fallback_um: Of the user, for both axes, where the properties say nothing.
 
     Returns:
         (y, x) in um/px, and its source.
@@ -45,9 +56,11 @@ def find_mpp(
         tags = [float(properties.get(f"tiff.{axis}Resolution", 0)) for axis in "YX"]
         texts = [str(per_unit / tag) if tag > 0 else None for tag in tags]
     if texts[0] is None or texts[1] is None:
+        if fallback_um is not None:
+            return require_possible_mpp((fallback_um, fallback_um), "fallback", item), "fallback"
         power = properties.get("openslide.objective-power")
         known = f", only an objective power of {power}, which does not fix it" if power else ""
-        raise SourceError(item, f"no um/px (mpp) in the file{known}", _MPP_REMEDY)
+        raise SourceError(item, f"no um/px (mpp) in the file{known}", _ABSENT_REMEDY)
     return require_possible_mpp((float(texts[0]), float(texts[1])), source, item), source
 
 

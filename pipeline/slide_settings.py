@@ -45,6 +45,7 @@ class SlideSettings(BaseModel):
         excluded_groups: Annotation groups that outline holes in lesions.
         mpp_override_um: Micrometres per level-0 pixel, in place of what every slide says; a
             table of single slides outweighs it.
+        mpp_fallback_um: The same, of slides that do not say.
         stain: How stains are normalised, by what is found on each slide; `none` leaves them.
         validation_fraction: Share of the normal training slides kept for validation.
         test_fraction: Share of the slides kept for testing where no official split exists.
@@ -66,6 +67,7 @@ class SlideSettings(BaseModel):
     lesion_groups: tuple[str, ...] = Field(LESION_GROUPS, min_length=1)
     excluded_groups: tuple[str, ...] = EXCLUDED_GROUPS
     mpp_override_um: float | None = Field(None, gt=0.0)
+    mpp_fallback_um: float | None = Field(None, gt=0.0)
     stain: StainSetting = "none"
     validation_fraction: Fraction = 0.2
     test_fraction: Fraction = 0.2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import ceil
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import shapely
@@ -23,7 +23,7 @@ from pipeline.slides import SlideReader, digest_slide, open_slide
 from pipeline.staging import stage
 from pipeline.stain import StainFit
 from pipeline.stained_tiles import fit_slide
-from pipeline.thumbnails import read_thumbnail
+from pipeline.thumbnails import Thumbnail, read_thumbnail
 from pipeline.tile_choice import account_for_tissue, choose_tiles, label_tiles, lay_over_tissue
 from pipeline.tiling import PairYX, measure_tile_extent_yx, order_along_z
 from pipeline.tissue import MaskMethod, find_tissue
@@ -89,14 +89,10 @@ def survey_slide(
         SourceError: The slide or its annotations cannot be used.
         StorageError: One of them cannot be fetched.
     """
-    require_whole(slide)
-    with (
-        stage(slide.url, slide.version, slide.companions) as path,
-        open_slide(path, item=slide.url, mpp_override_um=settings.mpp_override_um) as reader,
-    ):
-        thumbnail = read_thumbnail(reader, _mask_side_px(reader, settings.mask_mpp_um))
-        shape_yx, mpp_yx, mpp_source = reader.level_shapes_yx[0], reader.mpp_yx, reader.mpp_source
-        digest = digest_slide(path)
+    seen = _look(slide, settings)
+    thumbnail, shape_yx, mpp_yx = seen.thumbnail, seen.shape_yx, seen.mpp_yx
+    if seen.mpp_source == "fallback":
+        settings = settings.model_copy(update={"mpp_override_um": mpp_yx[0]})
     extent_yx, stride_yx = _measure_grid(slide, mpp_yx, settings)
     found = find_tissue(thumbnail.pixels)
     mask = found.is_tissue | ~thumbnail.is_readable
@@ -115,7 +111,7 @@ def survey_slide(
     return SlideSurvey(
         slide=slide,
         mpp_yx=mpp_yx,
-        mpp_source=mpp_source,
+        mpp_source=seen.mpp_source,
         mask_method=found.method,
         origins_yx=origins_yx,
         tissue_fraction=grid.tissue_fraction[choice.chosen].astype(np.float32),
@@ -127,8 +123,32 @@ def survey_slide(
             for fate, area_px2 in account_for_tissue(mask, shape_yx, grid, choice).items()
         },
         stain_fit=fit_slide(slide, origins_yx, settings),
-        digest=digest,
+        digest=seen.digest,
     )
+
+
+class _Look(NamedTuple):
+    """What is seen of a slide as a whole: (y, x) of level 0, um per its pixels."""
+
+    thumbnail: Thumbnail
+    shape_yx: PairYX
+    mpp_yx: tuple[float, float]
+    mpp_source: MppSource
+    digest: str
+
+
+def _look(slide: Slide, settings: SlideSettings) -> _Look:
+    require_whole(slide)
+    with (
+        stage(slide.url, slide.version, slide.companions) as path,
+        open_slide(
+            path, item=slide.url, mpp_override_um=settings.mpp_override_um,
+            mpp_fallback_um=settings.mpp_fallback_um,
+        ) as reader,
+    ):  # fmt: skip
+        thumbnail = read_thumbnail(reader, _mask_side_px(reader, settings.mask_mpp_um))
+        shape_yx = reader.level_shapes_yx[0]
+        return _Look(thumbnail, shape_yx, reader.mpp_yx, reader.mpp_source, digest_slide(path))
 
 
 def _mask_side_px(reader: SlideReader, mask_mpp_um: float) -> int:

@@ -57,7 +57,11 @@ class SlideReader(Protocol):
 
 @contextmanager
 def open_slide(
-    path: Path, *, item: str | None = None, mpp_override_um: float | None = None
+    path: Path,
+    *,
+    item: str | None = None,
+    mpp_override_um: float | None = None,
+    mpp_fallback_um: float | None = None,
 ) -> Iterator[OpenSlideReader]:
     """Open a slide of any format that OpenSlide reads, and close it again.
 
@@ -66,6 +70,7 @@ def open_slide(
             or the `.mrxs`, `.vms` or `.vmu`.
         item: The name to use in errors, e.g. the URL that the file was staged from.
         mpp_override_um: um per level-0 pixel, both axes, in place of what the file says.
+        mpp_fallback_um: The same, where the file says nothing.
 
     Yields:
         The open slide. It belongs to one thread.
@@ -74,7 +79,10 @@ def open_slide(
         SourceError: OpenSlide refuses the file, none of its pixels can be read, or its um/px is
             absent or impossible.
     """
-    reader = OpenSlideReader(path, item=item or str(path), mpp_override_um=mpp_override_um)
+    reader = OpenSlideReader(
+        path, item=item or str(path), mpp_override_um=mpp_override_um,
+        mpp_fallback_um=mpp_fallback_um,
+    )  # fmt: skip
     try:
         reader.require_readable()
         yield reader
@@ -96,15 +104,25 @@ class OpenSlideReader:
         path: A local file.
         item: The name to use in errors.
         mpp_override_um: um per level-0 pixel in place of what the file says.
+        mpp_fallback_um: The same, where the file says nothing.
     """
 
-    def __init__(self, path: Path, *, item: str, mpp_override_um: float | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        item: str,
+        mpp_override_um: float | None = None,
+        mpp_fallback_um: float | None = None,
+    ) -> None:
         self._path, self.item = path, item
         self._slide = self._open()
         self.level_shapes_yx = tuple((h, w) for w, h in self._slide.level_dimensions)
         height, width = self.level_shapes_yx[0]
         self.level_downsamples_yx = tuple((height / h, width / w) for h, w in self.level_shapes_yx)
-        self.mpp_yx, self.mpp_source = find_mpp(self._slide.properties, mpp_override_um, item)
+        self.mpp_yx, self.mpp_source = find_mpp(
+            self._slide.properties, mpp_override_um, item, fallback_um=mpp_fallback_um
+        )
         self.vendor = self._slide.properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown")
         power = self._slide.properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER)
         self.objective_power = float(power) if power else None

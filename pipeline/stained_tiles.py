@@ -82,8 +82,8 @@ class PlannedTileReader:
         return StainFit(self.stain, decode_stains(text))
 
     def _choose_tiles(self, rows: Mapping[str, Array]) -> SlideTileReader:
-        """The reader, with the slide's own um/px where a user's table gives it."""
-        if "mpp_source" in rows and rows["mpp_source"][0] == "user table":
+        """The reader, with the slide's own um/px where neither file nor settings give it."""
+        if "mpp_source" in rows and rows["mpp_source"][0] in {"user table", "fallback"}:
             return replace(self.tiles, mpp_override_um=float(rows["mpp_yx"][0, 0]))
         return self.tiles
 

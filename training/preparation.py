@@ -14,8 +14,8 @@ from pipeline.schema import Dataset
 _NOT_OF_IMAGES: Final = frozenset(
     {
         "stride_px", "max_tiles_per_slide", "lesion_threshold", "lesion_groups",
-        "excluded_groups", "mpp_override_um", "validation_fraction", "test_fraction", "seed",
-        "shard_images", "chunk_images",
+        "excluded_groups", "mpp_override_um", "mpp_fallback_um", "validation_fraction",
+        "test_fraction", "seed", "shard_images", "chunk_images",
     }
 )  # fmt: skip
 

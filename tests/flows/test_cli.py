@@ -138,7 +138,7 @@ def test_slides_that_cannot_be_used_are_named(
         "without_mpp.tif",
         "annotated.tif",
     }
-    assert "mpp_override_um" in entries["without_mpp.tif"].reason
+    assert "mpp_fallback_um" in entries["without_mpp.tif"].reason
     assert "annotated.xml" in entries["annotated.tif"].reason
     assert "3 items failed" in capsys.readouterr().err
 

@@ -24,6 +24,7 @@ from tests.pipeline.made_slides import (
     SHAPE,
     paint_tissue,
     write_asap,
+    write_pyramid,
     write_slide,
 )
 from tests.pipeline.sources.test_xrays import write_films
@@ -52,6 +53,30 @@ def test_of_slides_those_of_the_period_are_tiled(tmp_path: Path) -> None:
     assert set(open_dataset(report.url).column("group_id").tolist()) == {"new"}
     left_out = [entry for entry in report.manifest if entry.state == "skipped"]
     assert [entry.reason[:11] for entry in left_out] == ["2 left out:"]
+
+
+def test_um_px_of_other_slides_hold_only_where_a_new_one_does_not_say(tmp_path: Path) -> None:
+    pixels = paint_tissue(SHAPE, BOXES)
+    (tmp_path / "in").mkdir()
+    write_pyramid(tmp_path / "in" / "silent.tif", pixels, mpp_yx=None)
+    write_pyramid(tmp_path / "in" / "stating.tif", pixels, mpp_yx=(1.0, 0.5))
+    settings = SETTINGS.model_copy(update={"mpp_override_um": 0.25})
+    report = ingest_alike(
+        str(tmp_path / "in"), str(tmp_path / "out"), settings.model_dump(mode="json"),
+        map_serially, name="x",
+    )  # fmt: skip
+    assert not report.failures
+    dataset = open_dataset(report.url)
+    found = {
+        (group, source, *mpp_yx)
+        for group, source, mpp_yx in zip(
+            dataset.column("group_id"), dataset.column("mpp_source"),
+            dataset.column("mpp_yx").tolist(), strict=True,
+        )
+    }  # fmt: skip
+    assert found == {
+        ("silent", "fallback", 0.25, 0.25), ("stating", "TIFF resolution tags", 1.0, 0.5)
+    }  # fmt: skip
 
 
 def test_a_slide_is_as_new_as_the_last_of_its_files(tmp_path: Path) -> None:

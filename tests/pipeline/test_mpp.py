@@ -57,7 +57,18 @@ def test_refuses_rather_than_guesses(properties: dict[str, str], said: str) -> N
     with pytest.raises(SourceError, match=said) as caught:
         find_mpp(properties, None, "slide.svs")
     assert caught.value.item == "slide.svs"
-    assert "mpp_override_um" in caught.value.remedy
+    remedy = "mpp_fallback_um" if said.startswith("no um") else "mpp_"
+    assert remedy in caught.value.remedy
+
+
+def test_a_fallback_holds_only_where_the_file_says_nothing() -> None:
+    assert find_mpp({}, None, "a.tif", fallback_um=0.3) == ((0.3, 0.3), "fallback")
+    stated = {"openslide.mpp-y": "0.25", "openslide.mpp-x": "0.5"}
+    assert find_mpp(stated, None, "a.tif", fallback_um=0.3) == ((0.25, 0.5), "vendor property")
+    assert find_mpp({}, 0.4, "a.tif", fallback_um=0.3) == ((0.4, 0.4), "settings")
+    nonsense = {"openslide.mpp-y": "0", "openslide.mpp-x": "0"}
+    with pytest.raises(SourceError, match="0 x 0 um/px"):
+        find_mpp(nonsense, None, "a.tif", fallback_um=0.3)
 
 
 def test_refuses_an_impossible_override() -> None:

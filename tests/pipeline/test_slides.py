@@ -103,7 +103,7 @@ def test_refuses_a_truncated_slide(tmp_path: Path, kept: float) -> None:
 
 def test_refuses_a_slide_without_mpp_unless_it_is_given(tmp_path: Path) -> None:
     path = write_pyramid(tmp_path / "a.tif", make_pixels(SHAPE), mpp_yx=None)
-    with pytest.raises(SourceError, match=r"a\.tif.*mpp.*mpp_override_um"), open_slide(path):
+    with pytest.raises(SourceError, match=r"a\.tif.*mpp.*mpp_fallback_um"), open_slide(path):
         pass
     with open_slide(path, mpp_override_um=0.3) as slide:
         assert (slide.mpp_yx, slide.mpp_source) == ((0.3, 0.3), "settings")
