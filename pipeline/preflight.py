@@ -101,17 +101,20 @@ def check_before_spending(groups: Sequence[ShardGroup], map_work: MapWork) -> Pr
 def _refuse(specs: Mapping[str, DatasetSpec], needed: int, given: int) -> SettingsError:
     """The error for what a worker's memory cannot hold."""
     if len(specs) > 1:
-        what, remedy = f"shards of {len(specs)} datasets at once", "Make fewer datasets at a time"
+        what = f"shards of {len(specs)} datasets at once"
+        remedy = "Make fewer datasets at a time, or give workers more memory"
     else:
         (spec,) = specs.values()
         fitting = max(0, given - _BASE_BYTES) // (_COPIES * int(np.prod(spec.image_shape)))
         what = f"a shard of {spec.shard_images} images"
         whole = fitting // spec.chunk_images * spec.chunk_images
-        remedy = f"Lower shard_images to {whole} or less"
+        remedy = f"Lower shard_images to {whole} or less, or give workers more memory"
+        if not whole:
+            remedy = f"Give workers more memory: a chunk of {spec.chunk_images} does not fit either"
     return SettingsError(
         ", ".join(specs),
         f"making {what} needs {needed / 2**20:.0f} MiB, a worker has {given / 2**20:.0f} MiB",
-        f"{remedy}, or give workers more memory",
+        remedy,
     )
 
 
