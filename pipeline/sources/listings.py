@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Final
@@ -132,15 +132,29 @@ def list_folder(url: str) -> Folder:
 def list_source(url: str) -> list[ObjectInfo]:
     """List what lies at a URL that a user has named as a source: there must be something.
 
+    What belongs to a Zarr group or array below it is left out, such as a dataset that an earlier
+    ingest has put there.
+
     Raises:
         AbsentError: There is nothing.
         StorageError: It cannot be read.
     """
     if found := list_objects(url):
-        return found
+        zarrs = {parent_of(info.url) for info in found if name_of(info.url) == "zarr.json"}
+        if not zarrs:
+            return found
+        return [info for info in found if zarrs.isdisjoint(_folders_of(info.url, url))]
     raise AbsentError(
         url, "no such folder or file, or nothing in it", "Check the spelling of the path or URL"
     )
+
+
+def _folders_of(found: str, url: str) -> Iterator[str]:
+    """Every folder that a file lies in, below the URL."""
+    folder = parent_of(found)
+    while folder is not None and len(folder) > len(url.rstrip("/")):
+        yield folder
+        folder = parent_of(folder)
 
 
 def plain_url(url: str) -> str:

@@ -11,8 +11,9 @@ from pipeline.privacy import PseudonymKey
 from pipeline.sources import chestxray14, dicom
 from pipeline.sources.camelyon16 import list_slides
 from pipeline.sources.images import list_images
+from pipeline.sources.listings import list_source
 from pipeline.sources.xrays import list_xrays
-from pipeline.storage import join
+from pipeline.storage import join, write_bytes
 
 KEY = PseudonymKey.parse("0f" * 32)
 LISTERS: dict[str, Callable[[str], object]] = {
@@ -31,3 +32,12 @@ def test_a_source_that_is_not_there_is_said_to_be_absent(
     url = join(store_url, "misspelt")
     with pytest.raises(AbsentError, match=r"misspelt: no such folder or file.*\. Check the spell"):
         list_them(url)
+
+
+def test_a_dataset_below_a_source_is_no_part_of_it(store_url: str) -> None:
+    for key in ("a/one.png", "a/out/zarr.json", "a/out/review/contact_sheet.png", "a/outer.png"):
+        write_bytes(join(store_url, key), b"")
+    found = list_source(store_url)
+    assert [info.url for info in found] == [
+        join(store_url, "a/one.png"), join(store_url, "a/outer.png")
+    ]  # fmt: skip
