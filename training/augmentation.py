@@ -60,8 +60,8 @@ def draw_views(
     views = centre_views(len(samples), size_yx=size_yx, settings=settings)
     origins_yx, flips_yx = views.origins_yx, views.flips_yx
     for axis in (0, 1):
-        if settings.crops_at_random:
-            places = size_yx[axis] - views.side_px + 1
+        places = size_yx[axis] - views.side_px + 1
+        if settings.crops_at_random and places > 1:
             drawn = _draw(samples, seed=seed, purpose=axis) % np.uint64(places)
             origins_yx[:, axis] = drawn.astype(np.int64)
         if settings.flips_at_random:

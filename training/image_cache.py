@@ -164,11 +164,12 @@ class StreamedImages:
     def read_rows(self, rows: Rows) -> Images:
         """Images (n, H, W, C) of these rows, in their order."""
         images = np.empty((len(rows), *self._image_shape), np.uint8)
-        chunks = rows // self._chunk_images
-        waiting = {chunk: self._request(chunk) for chunk in np.unique(chunks).tolist()}
-        for chunk, reading in waiting.items():
-            wanted = chunks == chunk
-            images[wanted] = reading.result()[rows[wanted] % self._chunk_images]
+        chunks, within = np.divmod(rows, self._chunk_images)
+        by_chunk = np.argsort(chunks, kind="stable")
+        parts = np.split(by_chunk, np.flatnonzero(np.diff(chunks[by_chunk])) + 1)
+        waiting = [self._request(int(chunks[places[0]])) for places in parts if len(places)]
+        for places, reading in zip(parts, waiting, strict=False):
+            images[places] = reading.result()[within[places]]
         return images
 
     def expect(self, rows: Rows) -> None:

@@ -59,11 +59,12 @@ class SampleOrder:
 
     def rows_at(self, start: int, count: int) -> Rows:
         """Rows of samples `start` to `start + count`, counted from 0 over all epochs."""
-        epochs, places = np.divmod(np.arange(start, start + count), len(self._rows))
-        found = np.empty(count, np.int64)
-        for epoch in np.unique(epochs).tolist():
-            found[epochs == epoch] = self._order(epoch)[places[epochs == epoch]]
-        return found
+        parts, stop = [], start + count
+        while start < stop:
+            epoch, place = divmod(start, len(self._rows))
+            parts.append(self._order(epoch)[place : place + stop - start])
+            start += len(parts[-1])
+        return np.concatenate(parts)
 
     def _order(self, epoch: int) -> Rows:
         with self._lock:
@@ -89,6 +90,8 @@ def divide_batch(rows: Rows, *, chunk_images: int, rank: int, world: int) -> Row
         (..., n) places in the batch, ascending.
     """
     batch_size = rows.shape[-1]
+    if world == 1:
+        return np.broadcast_to(np.arange(batch_size), rows.shape)
     by_chunk = np.argsort(rows // chunk_images, axis=-1, kind="stable")
     part = slice(batch_size * rank // world, batch_size * (rank + 1) // world)
     return np.sort(by_chunk[..., part], axis=-1)
