@@ -13,12 +13,12 @@ from pipeline.engines import DEATH, DEATH_REMEDY, MapWork
 from pipeline.errors import NormscopeError
 from pipeline.plan import Plan
 from pipeline.quality import QUALITY_COLUMNS
-from pipeline.records import Label, ManifestEntry, Slide
+from pipeline.records import ManifestEntry, Slide
 from pipeline.schema import BASE_COLUMNS, Array, DatasetSpec, code_version
 from pipeline.scratch import Scratch
 from pipeline.slide_settings import SlideSettings
+from pipeline.slide_splits import split_slides
 from pipeline.slide_survey import SlideSurvey, survey_slide
-from pipeline.splits import assign_splits
 from pipeline.staging import require_reachable, using_scratch
 from pipeline.stained_tiles import STAIN_COLUMNS, encode_stains, make_reader, state_of
 from pipeline.storage import join
@@ -158,7 +158,7 @@ def _note(found: SlideSurvey, by_digest: Mapping[str, Sequence[str]]) -> str:
     copies = [url for url in by_digest[found.digest] if url != found.slide.url]
     if copies:
         more = f" and {len(copies) - 1} more" if len(copies) > 1 else ""
-        notes.append(f"the same bytes as {copies[0]}{more}: keep one, as splits may divide them")
+        notes.append(f"the same bytes as {copies[0]}{more}: one of them is enough")
     if found.slide.annotation_url and np.isnan(found.lesion_fraction).all():
         notes.append("its annotation outlines no lesion on its tiles: none is known to be normal")
     if found.stain_fit and found.stain_fit.is_degenerate:
@@ -230,14 +230,7 @@ def _specify(
 
 def _make_columns(surveys: Sequence[SlideSurvey], settings: SlideSettings) -> dict[str, Array]:
     """What is known of every tile before it is read."""
-    splits = assign_splits(
-        [found.slide.slide_id for found in surveys],
-        [_label_slide(found) for found in surveys],
-        [_official_split(found) for found in surveys],
-        seed=settings.seed,
-        validation_fraction=settings.validation_fraction,
-        test_fraction=settings.test_fraction,
-    )
+    splits = split_slides(surveys, settings)
     counts = [len(found.origins_yx) for found in surveys]
     names = np.array([found.slide.slide_id for found in surveys], dtype=object)
     origins_yx = _join([found.origins_yx for found in surveys], np.dtype("int64"), (2,))
@@ -272,23 +265,6 @@ def _repeat(counts: Sequence[int], **words: Sequence[str]) -> dict[str, Array]:
     return {
         name: np.repeat(np.array(values, dtype=object), counts) for name, values in words.items()
     }
-
-
-def _official_split(found: SlideSurvey) -> str:
-    """The official split; a tumour slide of the training part validates, as nothing trains on it.
-
-    Shvetsova et al. 2021, section 4: a few labelled anomalies choose the hyperparameters.
-    """
-    if found.slide.split == "train" and _label_slide(found) == Label.ANOMALOUS:
-        return "validation"
-    return found.slide.split or ""
-
-
-def _label_slide(found: SlideSurvey) -> int:
-    """The slide's own label or, where it has none, the worst of its tiles'."""
-    if found.slide.label is not Label.UNKNOWN:
-        return int(found.slide.label)
-    return int(found.label.max())
 
 
 def _join(parts: Sequence[Array], dtype: np.dtype[Any], tail: tuple[int, ...] = ()) -> Array:

@@ -150,3 +150,17 @@ def test_slides_of_the_same_bytes_name_each_other(tmp_path: Path) -> None:
         f"the same bytes as {tmp_path / 'copy.tif'} and 1 more"
         in notes[str(tmp_path / "again.tif")]
     )
+
+
+def test_copies_of_a_slide_share_its_split(tmp_path: Path) -> None:
+    slides = []
+    for number in range(6):
+        slide = write_slide(tmp_path, f"slide_{number}")
+        copy = tmp_path / f"again_{number}.tif"
+        copy.write_bytes(slide.read_bytes())
+        slides += [list_slide(slide), list_slide(copy)]
+    fractions = {"validation_fraction": 0.4, "test_fraction": 0.3}
+    columns = plan_of(slides, SETTINGS.model_copy(update=fractions)).columns
+    split_of = dict(zip(columns["group_id"], columns["split"], strict=True))
+    assert len(set(split_of.values())) > 1
+    assert all(split_of[f"slide_{n}"] == split_of[f"again_{n}"] for n in range(6))
