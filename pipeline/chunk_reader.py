@@ -10,7 +10,6 @@ Format: https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed/i
 from __future__ import annotations
 
 import math
-import struct
 from collections.abc import Callable
 from functools import partial
 from typing import Final, Protocol, cast
@@ -23,14 +22,17 @@ from zarr.core.metadata.v3 import ArrayV3Metadata
 
 from pipeline.errors import SchemaError
 from pipeline.schema import Dataset
-from pipeline.shard_codec import ABSENT, decode_index, measure_index_bytes
+from pipeline.shard_codec import (
+    ABSENT,
+    BLOSC_HEADER,
+    IS_STORED,
+    decode_index,
+    measure_index_bytes,
+)
 from pipeline.storage import describe, join, read_range
 
 # Its annotations know no arrays.
 _decode: Final[Callable[..., object]] = cast("Callable[..., object]", imagecodecs.blosc_decode)
-# Blosc's header, of which these count here: flags, bytes unpacked and packed.
-_HEADER: Final = struct.Struct("<2xBxI4xI")
-_STORED: Final = 0x02
 _REMEDY: Final = "Ingest it again: what is whole is kept"
 
 
@@ -112,13 +114,14 @@ class _ShardReader:
 
 
 def _unpack(url: str, data: bytes, expected_size: int) -> NDArray[np.uint8]:
-    # Blosc believes its own header (c-blosc, README_CHUNK_FORMAT), and would read beyond a cut.
-    flags, size, packed_size = _HEADER.unpack_from(data.ljust(_HEADER.size, b"\0"))
+    # Blosc believes its own header, and would read beyond a cut.
+    header = BLOSC_HEADER.unpack_from(data.ljust(BLOSC_HEADER.size, b"\0"))
+    _, _, flags, _, size, _, packed_size = header
     if (size, packed_size) != (expected_size, len(data)):
         problem = f"a chunk of the shard is {len(data)} bytes of {packed_size}, or of another size"
         raise SchemaError(url, problem, _REMEDY)
-    if flags & _STORED and packed_size == _HEADER.size + size:  # nothing to unpack: no copy
-        return np.frombuffer(data, np.uint8, offset=_HEADER.size)
+    if flags & IS_STORED and packed_size == BLOSC_HEADER.size + size:  # nothing to unpack: no copy
+        return np.frombuffer(data, np.uint8, offset=BLOSC_HEADER.size)
     unpacked = np.empty(size, np.uint8)
     try:
         # One thread each: other threads read other chunks meanwhile.

@@ -30,10 +30,11 @@ ABSENT: Final = 2**64 - 1  # in place of a chunk's offset
 _LEAST_SAVING: Final = 1 / 8
 _SAMPLED_ROWS: Final = 16  # one of so many
 _ENTRY_BYTES: Final = 16
-# Blosc's header: versions of it and of its LZ4, flags (stored, by LZ4), bytes of a number; then
-# bytes unpacked, of a block, and packed, itself included.
-_STORED: Final = struct.Struct("<4B3I")
-_STORED_FLAGS: Final = 0x22
+# Blosc's header (c-blosc, README_CHUNK_FORMAT): versions of it and of its LZ4, flags, bytes of a
+# number; then bytes unpacked, of a block, and packed, itself included.
+BLOSC_HEADER: Final = struct.Struct("<4B3I")
+IS_STORED: Final = 0x02  # among the flags: the bytes follow as they are
+_BY_LZ4: Final = 0x20
 _BLOCK_BYTES: Final = 1 << 17
 _CRC_BYTES: Final = 4
 
@@ -76,8 +77,8 @@ def _encode_chunk(chunk: NDArray[np.uint8]) -> tuple[Part, ...]:
     if len(_pack(sample)) <= (1 - _LEAST_SAVING) * sample.nbytes:
         return (_pack(chunk),)
     size = chunk.nbytes
-    sizes = size, min(size, _BLOCK_BYTES), size + _STORED.size
-    return _STORED.pack(2, 1, _STORED_FLAGS, 1, *sizes), chunk.reshape(-1).data
+    sizes = size, min(size, _BLOCK_BYTES), size + BLOSC_HEADER.size
+    return BLOSC_HEADER.pack(2, 1, _BY_LZ4 | IS_STORED, 1, *sizes), chunk.reshape(-1).data
 
 
 def _pack(chunk: NDArray[np.uint8]) -> bytes:

@@ -172,6 +172,8 @@ class CompiledObjective:
         mode = "reduce-overhead" if device.type == "cuda" else None
         self._objective = objective
         self._run: Objective = torch.compile(objective, mode=mode, dynamic=False)
+        # The backward pass too: compiled in `backward`, it would fail where nobody expects it.
+        self._at_once = lowering.patch(force_non_lazy_backward_lowering=True)
 
     def __call__(self, target: Tensor, alpha: Alpha, target_features: Features | None) -> Losses:
         """The terms of the loss, as the objective gives it."""
@@ -179,8 +181,7 @@ class CompiledObjective:
             # A number would be compiled in, and every step of a fade compiled anew.
             alpha = torch.full((), float(alpha), device=target.device)
         try:
-            # The backward pass too: compiled in `backward`, it would fail where nobody expects it.
-            with lowering.patch(force_non_lazy_backward_lowering=True):
+            with self._at_once:
                 return self._run(target, alpha, target_features)
         except ShortenTraceback as error:  # no compiler, no Triton, too old a GPU for it
             if self._run is self._objective:

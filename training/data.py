@@ -24,6 +24,7 @@ from pipeline.splits import prove_disjoint
 from training.augmentation import centre_views, draw_views, take_views
 from training.config import ImageSettings, TrainSettings
 from training.image_cache import (
+    HOST,
     DeviceImages,
     HostImages,
     ViewReader,
@@ -34,7 +35,6 @@ from training.sample_order import BUFFER_CHUNKS, SampleOrder, divide_batch
 
 # The window in use and one read ahead, each perhaps astride two epochs.
 _CACHED_CHUNKS: Final = 4 * BUFFER_CHUNKS
-_HOST: Final = torch.device("cpu")
 
 logger = logging.getLogger(__name__)
 
@@ -52,13 +52,14 @@ def check_trainable(dataset: Dataset, settings: TrainSettings) -> None:
         SettingsError: Its images are smaller than the settings ask for, or none is good enough.
     """
     prove_disjoint(dataset.column("group_id"), dataset.column("split"), item=dataset.url)
-    if not (count := len(choose_rows(dataset, "train", Label.NORMAL))):
+    normals = choose_rows(dataset, "train", Label.NORMAL)
+    if not len(normals):
         raise SchemaError(
             dataset.url,
             "no readable normal image (label 0) in split `train`",
             "Ingest a source that has some, or divide it otherwise",
         )
-    kept = len(choose_training_rows(dataset, settings))
+    count, kept = len(normals), len(_keep_good(dataset, normals, settings))
     if kept < count:
         logger.info("quality: %d of %d normal images are learnt from", kept, count)
     if not kept:
@@ -81,7 +82,10 @@ def check_trainable(dataset: Dataset, settings: TrainSettings) -> None:
 
 def choose_training_rows(dataset: Dataset, settings: TrainSettings) -> Rows:
     """Rows that are learnt from, ascending: normals of split `train`, as good as is asked for."""
-    rows = choose_rows(dataset, "train", Label.NORMAL)
+    return _keep_good(dataset, choose_rows(dataset, "train", Label.NORMAL), settings)
+
+
+def _keep_good(dataset: Dataset, rows: Rows, settings: TrainSettings) -> Rows:
     for column, (least, greatest) in settings.quality.ranges().items():
         values = dataset.column(column)[rows]
         rows = rows[~((values < least) | (values > greatest))]  # what is unknown stays
@@ -127,7 +131,7 @@ class TrainingImages:
     """
 
     def __init__(
-        self, dataset: Dataset, settings: TrainSettings, device: torch.device = _HOST
+        self, dataset: Dataset, settings: TrainSettings, device: torch.device = HOST
     ) -> None:
         self._rows = rows = choose_training_rows(dataset, settings)
         self.image_count = len(rows)

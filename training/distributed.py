@@ -110,7 +110,7 @@ def fit(
             on_report(report)
     resumptions: list[Resumption] = []
     if latest is None or not latest.is_last:
-        with running_ray(ray_address, min_workers or workers, share):
+        with running_ray(ray_address, workers, share, fewest=min_workers):
             job = Job(settings, make_absolute(dataset_url), run_url, _open_mailbox())
             trainer = TorchTrainer(
                 _work,

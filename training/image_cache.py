@@ -26,7 +26,7 @@ from training.config import WhereHeld
 _READERS: Final = 4
 # Of a device's free memory, what images may take at most: the rest is for steps and features.
 _DEVICE_SHARE: Final = 0.5
-_HOST: Final = torch.device("cpu")
+HOST: Final = torch.device("cpu")
 
 Rows = NDArray[np.int64]
 Images = NDArray[np.uint8]
@@ -101,7 +101,7 @@ class HostImages:
         device: Where they go next: a GPU fetches from pinned memory while the host goes on.
     """
 
-    def __init__(self, images: ImageCache, device: torch.device = _HOST) -> None:
+    def __init__(self, images: ImageCache, device: torch.device = HOST) -> None:
         self.images = images
         self._is_pinned = device.type == "cuda"
 

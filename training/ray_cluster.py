@@ -48,13 +48,16 @@ class WorkersError(NormscopeError):
 
 
 @contextmanager
-def running_ray(address: str | None, workers: int, share: Share = ONE_CORE) -> Iterator[None]:
+def running_ray(
+    address: str | None, workers: int, share: Share = ONE_CORE, *, fewest: int | None = None
+) -> Iterator[None]:
     """Use the Ray that runs, connect to a cluster, or start one here; stop what was begun.
 
     Args:
         address: Of a cluster: `host:port`, `ray://host:port` or `auto`; None starts one here.
-        workers: Processes that there must be room for here.
+        workers: Processes that a Ray which is started here has cores for.
         share: Of each.
+        fewest: For how many of them there must be room; all by default.
 
     Raises:
         WorkersError: No cluster answers at the address, or this machine lacks GPUs.
@@ -68,7 +71,7 @@ def running_ray(address: str | None, workers: int, share: Share = ONE_CORE) -> I
     else:
         _connect(address)
     try:
-        _require_room(workers, share, may_grow=address is not None)
+        _require_room(fewest or workers, share, may_grow=address is not None)
         yield
     finally:
         ray.shutdown()

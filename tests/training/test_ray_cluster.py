@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+import ray
 
 from training.ray_cluster import Share, WorkersError, running_ray
 
@@ -17,6 +18,12 @@ def test_a_cluster_that_does_not_answer_is_named(address: str) -> None:
         running_ray(address, 1),
     ):
         pass
+
+
+@pytest.mark.slow
+def test_a_ray_of_our_own_has_cores_for_all_workers_though_fewer_will_do() -> None:
+    with running_ray(None, 7, Share(cpus=2), fewest=1):
+        assert ray.cluster_resources()["CPU"] >= 14  # type: ignore[no-untyped-call]  # Ray's own
 
 
 @pytest.mark.slow
