@@ -40,10 +40,10 @@ lock: $(VENV)/.created ## Choose every version anew and write them to requiremen
 	  cat "$$dir/lock"; } > $(LOCK).new && mv $(LOCK).new $(LOCK)
 
 s3-up: $(VENV)/.created ## Start a real S3 server on loopback; prints the variables to export
-	@$(BIN)/python -m infra.s3_server up $(S3_DIR) --port $(S3_PORT)
+	@$(BIN)/python -m infra.s3.server up $(S3_DIR) --port $(S3_PORT)
 
 s3-down: $(VENV)/.created ## Stop it again; its data stay
-	@$(BIN)/python -m infra.s3_server down $(S3_DIR)
+	@$(BIN)/python -m infra.s3.server down $(S3_DIR)
 
 clean: ## Remove the environment and the caches, never the data below .normscope
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.harness import Comparison, Method, Outcome, compare, run_benchmark
-from pipeline.engines import MapWork, dask_engine
-from pipeline.ingest import ingest
+from pipeline.ingest.run import ingest
+from pipeline.io.storage import list_objects
 from pipeline.records import Slide
-from pipeline.slide_dataset import SlideSettings, make_reader, plan_slides
-from pipeline.sources.synthetic_slides import write_slides
-from pipeline.storage import list_objects
+from pipeline.runtime.engines import MapWork, dask_engine
+from pipeline.slides.plan import SlideSettings, make_reader, plan_slides
+from pipeline.synthetic.slides import write_slides
 
 # A shard holds as many tiles as a small slide has: many shards even when there is little to do.
 SETTINGS: Final = SlideSettings(tile_size_px=128, mpp_um=0.5, shard_images=128, chunk_images=64)

@@ -2,7 +2,7 @@
 
 The reference's way is that of the paper's public code: a folder of JPEGs, shuffled by torch's
 DataLoader with two workers, each of which decodes by Pillow and makes a float tensor. Its workers
-are there beforehand. Ours is what a training uses, `training.data`, by the preset
+are there beforehand. Ours is what a training uses, `training.data.batches`, by the preset
 `camelyon16-paper`, which mirrors at random too: read as it comes, nothing held in memory; and with
 all of it held. Both give the same 64 px images as float tensors, (128, 3, 64, 64) in [-1, 1].
 
@@ -41,16 +41,16 @@ from benchmarks.harness import (
 )
 from benchmarks.scoring import JpegFolder
 from benchmarks.storage import paint_shard
-from infra import s3_server
-from pipeline.engines import map_serially
-from pipeline.freed_memory import set_freed_memory
-from pipeline.image_dataset import ImageSettings
-from pipeline.image_ingest import ingest_images
+from infra.s3 import server as s3_server
+from pipeline.images.ingest import ingest_images
+from pipeline.images.plan import ImageSettings
+from pipeline.io.storage import describe
 from pipeline.records import Label, SourceImage
-from pipeline.schema import open_dataset
-from pipeline.sources.listings import ImageListing
-from pipeline.storage import describe
-from training.data import TrainingImages, to_tensor
+from pipeline.runtime.engines import map_serially
+from pipeline.runtime.malloc import set_freed_memory
+from pipeline.sources.listing import ImageListing
+from pipeline.store.dataset import open_dataset
+from training.data.batches import TrainingImages, to_tensor
 from training.presets import load_preset
 
 SIDE_PX, BATCH = 64, 128

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flows.settings import Settings
+from flows.shared.settings import Settings
 
 
 def make_environment(

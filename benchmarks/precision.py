@@ -21,17 +21,17 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.harness import Comparison, Outcome, run_benchmark
-from training.acceleration import TargetCache
-from training.config import TrainSettings
-from training.data import to_tensor
-from training.loop import train_step
-from training.metrics import measure_auroc
-from training.models.vgg import VggFeatures, measure_statistics
-from training.models.vgg_weights import load_vgg
+from training.data.batches import to_tensor
+from training.evaluation.intervals import bootstrap_auroc_difference
+from training.evaluation.metrics import measure_auroc
+from training.learning.loop import train_step
+from training.learning.speed import TargetCache
+from training.learning.state import Recipe, TrainingState, begin_training, growth_at, make_recipe
+from training.learning.validation import score_images
+from training.networks.vgg import VggFeatures, measure_statistics
+from training.networks.vgg_weights import load_vgg
 from training.presets import load_preset
-from training.state import Recipe, TrainingState, begin_training, growth_at, make_recipe
-from training.statistics import bootstrap_auroc_difference
-from training.validation import score_images
+from training.settings import TrainSettings
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 TILES, WEIGHTS = DATA / "pcam", DATA / "weights" / "vgg19_relu3_1_torchvision_names.pth"

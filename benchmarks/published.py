@@ -3,7 +3,7 @@
 One resolution of the `residual18` networks, stabilized; VGG19 as a chain of layers; the relative
 perceptual L1 loss; one Adam over both networks; the loss read at every step, twice. Modules are
 eager, in single precision, channel after channel in memory. Weights are named as in the public
-code, so that `training.models.published` carries them over and both steps give one loss.
+code, so that `benchmarks.published_networks` carries them over and both steps give one loss.
 """
 
 from __future__ import annotations

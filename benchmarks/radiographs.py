@@ -44,12 +44,12 @@ from benchmarks.harness import (
     on_one_core,
     run_benchmark,
 )
-from pipeline.engines import MapWork, dask_engine, map_serially
-from pipeline.image_dataset import ImageSettings, make_reader, plan_images, resize_plan
-from pipeline.ingest import Target, ingest_together
+from pipeline.images.plan import ImageSettings, make_reader, plan_images, resize_plan
+from pipeline.ingest.run import Target, ingest_together
+from pipeline.io.storage import describe
 from pipeline.records import SourceImage
-from pipeline.sources.synthetic_xrays import write_xrays
-from pipeline.storage import describe
+from pipeline.runtime.engines import MapWork, dask_engine, map_serially
+from pipeline.synthetic.xrays import write_xrays
 
 SIDE_PX = 1024
 REFERENCE_PX = 300

@@ -37,9 +37,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.harness import Comparison, Outcome, run_benchmark
 from benchmarks.training import Case, count_flops, make_step
-from training.acceleration import TargetCache
-from training.loop import train_step
-from training.state import Team, begin_training, make_recipe
+from training.learning.loop import train_step
+from training.learning.speed import TargetCache
+from training.learning.state import Team, begin_training, make_recipe
 
 WORKERS: Final = (1, 2, 4)
 CPU: Final = torch.device("cpu")

@@ -35,33 +35,33 @@ from benchmarks.harness import (
     run_benchmark,
 )
 from benchmarks.storage import SHAPE, SHARD_IMAGES, Painter, make_plan, paint_shard
-from flows.settings import QUIET, adopt_environment
-from pipeline.engines import map_serially
-from pipeline.freed_memory import set_freed_memory
-from pipeline.image_dataset import ImageSettings, make_reader, plan_images
-from pipeline.ingest import ingest
-from pipeline.schema import Dataset, open_dataset
+from flows.shared.settings import QUIET, adopt_environment
+from pipeline.images.plan import ImageSettings, make_reader, plan_images
+from pipeline.ingest.run import ingest
+from pipeline.runtime.engines import map_serially
+from pipeline.runtime.malloc import set_freed_memory
 from pipeline.sources.images import list_images
-from training.calibration import calibrate, choose_threshold
-from training.config import TrainSettings
-from training.detector import Detector, DetectorDescription
-from training.models.autoencoder import mix_input
-from training.models.vgg_weights import load_vgg
-from training.preparation import IngestRecord
+from pipeline.store.dataset import Dataset, open_dataset
+from training.evaluation.calibration import calibrate, choose_threshold
+from training.learning.state import build_autoencoder, growth_at
+from training.networks.autoencoder import mix_input
+from training.networks.vgg_weights import load_vgg
 from training.presets import load_preset
-from training.reduced_precision import reduce_precision
-from training.registry import VersionInfo, load_version, log_and_register
-from training.row_scores import score_rows
-from training.scoring_model import ScoringModel
-from training.state import build_autoencoder, growth_at
+from training.registry.versions import VersionInfo, load_version, log_and_register
+from training.scoring.bfloat16 import reduce_precision
+from training.scoring.detector import Detector, DetectorDescription
+from training.scoring.kept_scores import score_rows
+from training.scoring.loaded_model import ScoringModel
+from training.scoring.preparation import IngestRecord
+from training.settings import TrainSettings
 
 NAME = "benchmark-anomaly"
 REFERENCE_BATCH = 32
 _TOLERANCE = 1e-5  # relative
 _MEMORY = f"""
 import resource, sys, mlflow
-from training.registry import load_version
-from training.scoring import score_dataset
+from training.registry.versions import load_version
+from training.score import score_dataset
 uri, version, dataset, output = sys.argv[1:]
 mlflow.set_tracking_uri(uri)
 score_dataset(dataset, load_version({NAME!r}, version), output)

@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 
 from benchmarks.harness import Comparison, Method, Outcome, compare, run_benchmark
 from benchmarks.peers import make_environment, run_peer
-from pipeline.quality import measure_blank_fraction
-from pipeline.slides import open_slide
-from pipeline.sources.synthetic_slides import paint_slide
-from pipeline.stain import REFERENCE_STAINS, StainMethod, normalise_stains
-from pipeline.stain_fit import fit_stains
+from pipeline.slides.openslide_reader import open_slide
+from pipeline.slides.quality import measure_blank_fraction
+from pipeline.slides.stain.fit import fit_stains
+from pipeline.slides.stain.normalise import REFERENCE_STAINS, StainMethod, normalise_stains
+from pipeline.synthetic.slides import paint_slide
 
 TILE_PX = 768
 ROWS, COLUMNS = 12, 8  # tiles of the slide; they overlap where it is small

@@ -1,7 +1,7 @@
 """How much of the disk's own speed a dataset keeps: writing it, and reading it chunk-shuffled.
 
 The limit is a plain memory map of the same images, neither compressed nor checked nor sealed.
-The dataset is written as every dataset is, through `pipeline.ingest` on one thread, and read as
+The dataset is written as every dataset is, through `pipeline.ingest.run` on one thread, and read as
 training reads it: whole chunks in random order.
 """
 
@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from benchmarks.harness import Comparison, Method, Outcome, compare, run_benchmark
-from pipeline.engines import map_serially
-from pipeline.ingest import ingest
-from pipeline.plan import Plan, SourceRead
-from pipeline.schema import BASE_COLUMNS, Array, DatasetSpec, open_dataset
+from pipeline.ingest.plan import Plan, SourceRead
+from pipeline.ingest.run import ingest
+from pipeline.runtime.engines import map_serially
+from pipeline.store.dataset import BASE_COLUMNS, Array, DatasetSpec, open_dataset
 
 SHAPE = (64, 64, 3)
 SHARD_IMAGES = 1024

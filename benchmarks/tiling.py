@@ -35,9 +35,9 @@ from benchmarks.harness import Comparison, Method, Outcome, compare, run_benchma
 from benchmarks.peers import make_environment, run_peer
 from benchmarks.tiling_libraries import OPENSLIDE_REQUIREMENTS, PEERS
 from benchmarks.tiling_run import MPP_UM, list_slide, make_settings
-from pipeline.engines import map_serially
-from pipeline.slide_dataset import plan_slides
-from pipeline.sources.synthetic_slides import paint_slide
+from pipeline.runtime.engines import map_serially
+from pipeline.slides.plan import plan_slides
+from pipeline.synthetic.slides import paint_slide
 
 TILE_PX: Final = 256
 JPEG_TILE_PX: Final = 512

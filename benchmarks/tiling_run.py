@@ -23,13 +23,13 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from pipeline.atomic_files import written_beside
-from pipeline.engines import MapWork, dask_engine, map_serially
-from pipeline.freed_memory import set_freed_memory
-from pipeline.ingest import ingest
+from pipeline.ingest.run import ingest
+from pipeline.io.atomic_files import written_beside
+from pipeline.io.storage import describe
 from pipeline.records import Slide
-from pipeline.slide_dataset import SlideSettings, make_reader, plan_slides
-from pipeline.storage import describe
+from pipeline.runtime.engines import MapWork, dask_engine, map_serially
+from pipeline.runtime.malloc import set_freed_memory
+from pipeline.slides.plan import SlideSettings, make_reader, plan_slides
 
 MPP_UM = 0.25
 

@@ -30,15 +30,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.harness import Comparison, Method, Outcome, compare, run_benchmark
 from benchmarks.published import PublishedStep, Vgg, make_decoder, make_encoder
-from pipeline.freed_memory import set_freed_memory
-from training.acceleration import TargetCache, leave_tf32, set_tf32
-from training.loop import train_step
-from training.losses import add_up
-from training.models.published import load_published_weights
-from training.models.vgg import VggFeatures, convolutions_needed, layer_at, measure_statistics
-from training.models.vgg_weights import load_vgg
+from benchmarks.published_networks import load_published_weights
+from pipeline.runtime.malloc import set_freed_memory
+from training.learning.loop import train_step
+from training.learning.speed import TargetCache, leave_tf32, set_tf32
+from training.learning.state import begin_training, make_recipe
+from training.networks.losses import add_up
+from training.networks.vgg import VggFeatures, convolutions_needed, layer_at, measure_statistics
+from training.networks.vgg_weights import load_vgg
 from training.presets import load_preset
-from training.state import begin_training, make_recipe
 
 REFERENCE, OURS, REDUCED = "published", "ours", "ours, all in bf16"
 OFF: Final = {

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from prefect import flow
 
-import flows.environment  # noqa: F401 -- sets variables, before the rest
-from flows.announce import announce_champion
-from flows.reports import publish
-from flows.settings import load_settings
-from flows.tasks import resumable
-from pipeline.storage import join
-from training.answers import Answer, Verdict, answer_held
-from training.promotion import PromotionReport
+import flows.shared.environment  # noqa: F401 -- sets variables, before the rest
+from flows.shared.events import announce_champion
+from flows.shared.reports import publish
+from flows.shared.settings import load_settings
+from flows.shared.tasks import resumable
+from pipeline.io.storage import join
+from training.registry.answers import Answer, Verdict, answer_held
+from training.registry.promotion import PromotionReport
 
 
 @flow(name="answer")

@@ -19,14 +19,14 @@ from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 from rich.markdown import Markdown
 
-from flows.local_stack import (
+from flows.local.stack import (
     find_stack,
     running_prefect_server,
     start_stack,
     stop_stack,
     usual_stack,
 )
-from flows.settings import (
+from flows.shared.settings import (
     Settings,
     adopt_environment,
     library_environment,
@@ -180,7 +180,7 @@ def _quieten(record: logging.LogRecord) -> bool:
 
 
 def _run_flow(flow: Any, bound: Any, settings: Settings) -> int:
-    from flows.reports import count_failures, to_markdown  # noqa: PLC0415 -- imports Ray
+    from flows.shared.reports import count_failures, to_markdown  # noqa: PLC0415 -- imports Ray
 
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).addFilter(_quieten)

@@ -7,18 +7,18 @@ from dataclasses import dataclass
 
 from prefect import flow
 
-import flows.environment  # noqa: F401 -- sets variables, before the rest
+import flows.shared.environment  # noqa: F401 -- sets variables, before the rest
 from flows.ingest_slides import ingest_slides
 from flows.ingest_xrays import ingest_xrays
 from flows.promote import promote
-from flows.reports import ModalityOutcome, publish
 from flows.score import score
-from flows.settings import load_settings
+from flows.shared.reports import ModalityOutcome, publish
+from flows.shared.settings import load_settings
 from flows.train import train
-from pipeline.ingest import IngestReport
+from pipeline.ingest.run import IngestReport
+from pipeline.io.storage import join
 from pipeline.sources.synthetic import write_slides, write_xrays
-from pipeline.storage import join
-from training.ray_cluster import running_ray
+from training.cluster.connection import running_ray
 
 
 @dataclass(frozen=True)

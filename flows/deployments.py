@@ -9,8 +9,8 @@ from typing import Final
 
 import yaml
 
-from flows.services import POOL
-from flows.settings import Settings, child_environment
+from flows.local.services import POOL
+from flows.shared.settings import Settings, child_environment
 from pipeline.errors import SettingsError
 
 PREFECT_FILE: Final = Path(__file__).with_name("prefect.yaml")

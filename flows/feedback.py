@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from prefect import flow
 
-import flows.environment  # noqa: F401 -- sets variables, before the rest
-from flows.reports import publish
-from flows.tasks import resumable
-from training.feedback import FeedbackReport, take_feedback
+import flows.shared.environment  # noqa: F401 -- sets variables, before the rest
+from flows.shared.reports import publish
+from flows.shared.tasks import resumable
+from training.worklist.verdicts import FeedbackReport, take_feedback
 
 
 @flow(name="feedback")

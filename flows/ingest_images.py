@@ -7,20 +7,20 @@ from typing import Literal
 
 from prefect import flow
 
-import flows.environment  # noqa: F401 -- sets variables, before the rest
-from flows.engine import open_engine
-from flows.progress import progress
-from flows.pseudonym_key import open_key
-from flows.reports import publish
-from flows.settings import load_settings
-from flows.tasks import resumable
-from pipeline import image_ingest
-from pipeline.image_dataset import Colour, ImageSettings, SizesPx
-from pipeline.image_ingest import ImageIngestReport
+import flows.shared.environment  # noqa: F401 -- sets variables, before the rest
+from flows.shared.engine import open_engine
+from flows.shared.progress import progress
+from flows.shared.pseudonym_key import open_key
+from flows.shared.reports import publish
+from flows.shared.settings import load_settings
+from flows.shared.tasks import resumable
+from pipeline.images import ingest as image_ingest
+from pipeline.images.ingest import ImageIngestReport
+from pipeline.images.plan import Colour, ImageSettings, SizesPx
+from pipeline.io.storage import name_of
 from pipeline.records import Split
 from pipeline.sources.images import list_images
-from pipeline.sources.pseudonyms import list_privately, name_source
-from pipeline.storage import name_of
+from pipeline.sources.private_listing import list_privately, name_source
 
 
 @flow(name="ingest-images")

@@ -8,21 +8,21 @@ from typing import Annotated, Literal
 from prefect import flow
 from pydantic import Field
 
-import flows.environment  # noqa: F401 -- sets variables, before the rest
-from flows.engine import open_engine
-from flows.progress import progress
-from flows.reports import publish
-from flows.review import publish_reviews
-from flows.settings import load_settings
-from flows.tasks import resumable
-from pipeline.destination import require_destination
-from pipeline.ingest import IngestReport, ingest
-from pipeline.schema import read_group_order
-from pipeline.scratch import DEFAULT_FOLDER, GIB, Scratch
-from pipeline.slide_dataset import make_reader, plan_slides
-from pipeline.slide_settings import StainSetting, load_slide_preset
+import flows.shared.environment  # noqa: F401 -- sets variables, before the rest
+from flows.shared.engine import open_engine
+from flows.shared.progress import progress
+from flows.shared.reports import publish
+from flows.shared.review import publish_reviews
+from flows.shared.settings import load_settings
+from flows.shared.tasks import resumable
+from pipeline.ingest.run import IngestReport, ingest
+from pipeline.io.scratch import DEFAULT_FOLDER, GIB, Scratch
+from pipeline.io.storage import join
+from pipeline.slides.plan import make_reader, plan_slides
+from pipeline.slides.settings import StainSetting, load_slide_preset
 from pipeline.sources.camelyon16 import list_slides
-from pipeline.storage import join
+from pipeline.store.dataset import read_group_order
+from pipeline.store.layout import require_destination
 
 
 @flow(name="ingest-slides")

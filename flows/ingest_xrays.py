@@ -8,20 +8,20 @@ from typing import Annotated, Literal
 from prefect import flow
 from pydantic import Field
 
-import flows.environment  # noqa: F401 -- sets variables, before the rest
-from flows.engine import open_engine
-from flows.progress import progress
-from flows.pseudonym_key import open_key
-from flows.reports import publish
-from flows.settings import load_settings
-from flows.tasks import resumable
-from pipeline.image_dataset import ImageSettings, SizesPx
-from pipeline.image_ingest import ingest_images
-from pipeline.ingest import IngestReport
-from pipeline.radiographs import Resampling
-from pipeline.scratch import DEFAULT_FOLDER, GIB, Scratch
-from pipeline.sources.chestxray14_experiments import Experiment
-from pipeline.sources.chestxray14_table import Views
+import flows.shared.environment  # noqa: F401 -- sets variables, before the rest
+from flows.shared.engine import open_engine
+from flows.shared.progress import progress
+from flows.shared.pseudonym_key import open_key
+from flows.shared.reports import publish
+from flows.shared.settings import load_settings
+from flows.shared.tasks import resumable
+from pipeline.images.decode import Resampling
+from pipeline.images.ingest import ingest_images
+from pipeline.images.plan import ImageSettings, SizesPx
+from pipeline.ingest.run import IngestReport
+from pipeline.io.scratch import DEFAULT_FOLDER, GIB, Scratch
+from pipeline.sources.chestxray14.experiments import Experiment
+from pipeline.sources.chestxray14.table import Views
 from pipeline.sources.xrays import SourceFormat, list_xrays
 
 

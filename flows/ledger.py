@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from prefect import flow
 
-import flows.environment  # noqa: F401 -- sets variables, before the rest
-from flows.reports import publish
-from flows.settings import load_settings
-from flows.tasks import resumable
-from pipeline.storage import join
-from training import champions
-from training.champions import LedgerReport
+import flows.shared.environment  # noqa: F401 -- sets variables, before the rest
+from flows.shared.reports import publish
+from flows.shared.settings import load_settings
+from flows.shared.tasks import resumable
+from pipeline.io.storage import join
+from training.registry import champion as champions
+from training.registry.champion import LedgerReport
 
 
 @flow(name="ledger")

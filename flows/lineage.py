@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from prefect import flow
 
-import flows.environment  # noqa: F401 -- sets variables, before the rest
-from flows.reports import publish
-from flows.settings import load_settings
-from flows.tasks import resumable
-from training.lineage import Lineage, trace
+import flows.shared.environment  # noqa: F401 -- sets variables, before the rest
+from flows.shared.reports import publish
+from flows.shared.settings import load_settings
+from flows.shared.tasks import resumable
+from training.registry.lineage import Lineage, trace
 
 
 @flow(name="lineage")

@@ -10,17 +10,17 @@ from prefect.flow_runs import pause_flow_run
 from prefect.input import RunInput
 from pydantic import Field
 
-import flows.environment  # noqa: F401 -- sets variables, before the rest
-from flows.announce import announce_champion
-from flows.progress import progress
-from flows.reports import publish
-from flows.settings import load_settings
-from flows.tasks import resumable
-from pipeline.storage import join
-from training import promotion
-from training.answers import Answer, Verdict, answer_held, refuse_unanswered
-from training.gate import PromotionSettings
-from training.promotion import PromotionReport
+import flows.shared.environment  # noqa: F401 -- sets variables, before the rest
+from flows.shared.events import announce_champion
+from flows.shared.progress import progress
+from flows.shared.reports import publish
+from flows.shared.settings import load_settings
+from flows.shared.tasks import resumable
+from pipeline.io.storage import join
+from training.registry import promotion
+from training.registry.answers import Answer, Verdict, answer_held, refuse_unanswered
+from training.registry.gate import PromotionSettings
+from training.registry.promotion import PromotionReport
 
 _LOOK_EVERY_S: Final = 2
 

@@ -9,27 +9,27 @@ from typing import Annotated
 from prefect import flow
 from pydantic import Field
 
-import flows.environment  # noqa: F401 -- sets variables, before the rest
-from flows.announce import alert_of_drift, report_ranking
-from flows.engine import open_engine
-from flows.progress import progress
-from flows.pseudonym_key import open_key
-from flows.reports import publish
-from flows.settings import Settings, load_settings
-from flows.tasks import resumable
+import flows.shared.environment  # noqa: F401 -- sets variables, before the rest
+from flows.shared.engine import open_engine
+from flows.shared.events import alert_of_drift, report_ranking
+from flows.shared.progress import progress
+from flows.shared.pseudonym_key import open_key
+from flows.shared.reports import publish
+from flows.shared.settings import Settings, load_settings
+from flows.shared.tasks import resumable
 from pipeline.conform import ingest_alike, is_dataset
-from pipeline.engines import MapWork
 from pipeline.errors import SettingsError
-from pipeline.period import Period
+from pipeline.io.storage import join, name_of
 from pipeline.records import Split
-from pipeline.storage import join, name_of
-from training.champions import record_scoring
-from training.ray_cluster import Share
-from training.ray_engine import ray_engine
-from training.reduced_precision import reduce_precision
-from training.registry import load_champion
-from training.runs import make_absolute
-from training.scoring import ScoreReport, score_dataset
+from pipeline.runtime.engines import MapWork
+from pipeline.sources.modified_range import Period
+from training.cluster.connection import Share
+from training.cluster.map import ray_engine
+from training.learning.run_folder import make_absolute
+from training.registry.champion import record_scoring
+from training.registry.versions import load_champion
+from training.score import ScoreReport, score_dataset
+from training.scoring.bfloat16 import reduce_precision
 
 
 @flow(name="score")

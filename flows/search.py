@@ -7,14 +7,14 @@ from typing import Annotated
 from prefect import flow, runtime
 from pydantic import Field
 
-import flows.environment  # noqa: F401 -- sets variables, before the rest
-from flows.reports import publish
-from flows.settings import load_settings
-from flows.tasks import resumable
-from pipeline.storage import join
+import flows.shared.environment  # noqa: F401 -- sets variables, before the rest
+from flows.shared.reports import publish
+from flows.shared.settings import load_settings
+from flows.shared.tasks import resumable
+from pipeline.io.storage import join
 from training import search as tuning
+from training.cluster.connection import Share
 from training.presets import Preset, load_preset
-from training.ray_cluster import Share
 
 
 @flow(name="search")

@@ -7,14 +7,14 @@ from typing import Annotated
 from prefect import flow
 from pydantic import Field
 
-import flows.environment  # noqa: F401 -- sets variables, before the rest
-from flows.progress import progress
-from flows.reports import publish
-from flows.settings import load_settings
-from flows.tasks import resumable
-from pipeline.storage import join
+import flows.shared.environment  # noqa: F401 -- sets variables, before the rest
+from flows.shared.progress import progress
+from flows.shared.reports import publish
+from flows.shared.settings import load_settings
+from flows.shared.tasks import resumable
+from pipeline.io.storage import join
+from training.cluster.connection import Placement, Share
 from training.presets import Preset, load_preset
-from training.ray_cluster import Placement, Share
 from training.train import TrainedModel, train_and_register
 
 
@@ -62,7 +62,7 @@ def train(
             `--changes.optimiser__learning_rate 1e-4`. Two to four times as fast, at losses within
             a thousandth: `--changes.precision bf16`, or `bf16_features` for VGG19 alone. Other
             switches: `--changes.acceleration__compiles_steps true`, and those beside it in
-            `training.config.AccelerationSettings`. The paper's ablation adds terms in training:
+            `training.settings.AccelerationSettings`. The paper's ablation adds terms in training:
             of pixels, `--changes.l1_weight 1`; of a discriminator,
             `--changes.adversarial__weight 0.1`.
     """

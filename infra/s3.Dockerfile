@@ -7,4 +7,4 @@ WORKDIR /app
 COPY infra ./infra
 EXPOSE 9000
 # `up` leaves its daemons in the background, so something else has to keep the container.
-CMD ["bash", "-c", "trap 'python3 -m infra.s3_server down /data/s3' TERM; python3 -m infra.s3_server up /data/s3 --host 0.0.0.0 --port 9000 --secret-key \"$AWS_SECRET_ACCESS_KEY\" > /dev/null && sleep infinity & wait"]
+CMD ["bash", "-c", "trap 'python3 -m infra.s3.server down /data/s3' TERM; python3 -m infra.s3.server up /data/s3 --host 0.0.0.0 --port 9000 --secret-key \"$AWS_SECRET_ACCESS_KEY\" > /dev/null && sleep infinity & wait"]

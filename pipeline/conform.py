@@ -7,24 +7,24 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
-from pipeline import slide_dataset
-from pipeline.engines import MapWork
 from pipeline.errors import SchemaError, SettingsError
-from pipeline.image_dataset import ImageSettings
-from pipeline.image_ingest import ingest_images
-from pipeline.ingest import IngestReport, ingest
-from pipeline.period import ALWAYS, Period
-from pipeline.plan import Plan
-from pipeline.privacy import PseudonymKey
+from pipeline.images.ingest import ingest_images
+from pipeline.images.plan import ImageSettings
+from pipeline.ingest.plan import Plan
+from pipeline.ingest.run import IngestReport, ingest
+from pipeline.io.storage import list_objects
+from pipeline.privacy.key import PseudonymKey
 from pipeline.records import ManifestEntry, Progress, Slide, SourceImage, ignore_progress
-from pipeline.schema import open_dataset
-from pipeline.slide_dataset import SlideSettings
+from pipeline.runtime.engines import MapWork
+from pipeline.slides import plan as slide_dataset
+from pipeline.slides.plan import SlideSettings
 from pipeline.sources.camelyon16 import SlideListing, list_slides
 from pipeline.sources.images import list_images
-from pipeline.sources.listings import ImageListing, plain_url
-from pipeline.sources.pseudonyms import list_privately, name_source
+from pipeline.sources.listing import ImageListing, plain_url
+from pipeline.sources.modified_range import ALWAYS, Period
+from pipeline.sources.private_listing import list_privately, name_source
 from pipeline.sources.xrays import list_xrays, recognise_format
-from pipeline.storage import list_objects
+from pipeline.store.dataset import open_dataset
 
 Scan = TypeVar("Scan", Slide, SourceImage)
 
@@ -63,7 +63,7 @@ def ingest_alike(
         source: Slides, or images, by path or prefix.
         dataset: Where the new dataset goes.
         parameters: The other dataset's attribute `parameters`; they tell slides from images.
-        map_work: An engine of `pipeline.engines`.
+        map_work: An engine of `pipeline.runtime.engines`.
         name: Of the new dataset's source; replaced where radiographs get pseudonyms, as their
             folder may name a person too.
         labels: URL of a label table, where it is known what the scans show.

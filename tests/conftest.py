@@ -19,7 +19,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from flows.settings import Settings, prepare_environment
+from flows.shared.settings import Settings, prepare_environment
 
 ROOT = Path(__file__).parents[1]
 HOME = Path(tempfile.mkdtemp(prefix="normscope-tests-"))
@@ -155,7 +155,7 @@ def prefect_server() -> Iterator[str]:
     from prefect.logging.handlers import APILogHandler
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    from flows.local_stack import running_prefect_server
+    from flows.local.stack import running_prefect_server
 
     with running_prefect_server(Settings()) as url, temporary_settings({PREFECT_API_URL: url}):
         yield url
@@ -165,7 +165,7 @@ def prefect_server() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def mlflow_server() -> Iterator[str]:
     """The tracking URI of an MLflow server."""
-    from flows.local_stack import running_mlflow_server
+    from flows.local.stack import running_mlflow_server
 
     with running_mlflow_server(Settings()) as url:
         yield url

@@ -24,23 +24,23 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.engines import map_serially
-from pipeline.image_dataset import ImageSettings
-from pipeline.image_ingest import ingest_images
-from pipeline.ingest import ingest
-from pipeline.privacy import PseudonymKey
-from pipeline.schema import Dataset, open_dataset
-from pipeline.slide_dataset import SlideSettings, make_reader, plan_slides
-from pipeline.slide_settings import StainSetting
+from pipeline.images.ingest import ingest_images
+from pipeline.images.plan import ImageSettings
+from pipeline.ingest.run import ingest
+from pipeline.privacy.key import PseudonymKey
+from pipeline.runtime.engines import map_serially
+from pipeline.slides.plan import SlideSettings, make_reader, plan_slides
+from pipeline.slides.settings import StainSetting
 from pipeline.sources.camelyon16 import list_slides
 from pipeline.sources.images import list_images
-from pipeline.sources.synthetic_slides import write_slides
-from pipeline.sources.synthetic_xrays import write_xrays
 from pipeline.sources.xrays import list_xrays
-from tests.pipeline.made_dicom import make_dicom, ramp, write_dicom
+from pipeline.store.dataset import Dataset, open_dataset
+from pipeline.synthetic.slides import write_slides
+from pipeline.synthetic.xrays import write_xrays
+from tests.support.made.dicom import make_dicom, ramp, write_dicom
+from tests.support.registered import make_detector
 from tests.training.recordings.steps import describe_platform
-from tests.training.registered import make_detector
-from training.calibration import calibrate, choose_threshold
+from training.evaluation.calibration import calibrate, choose_threshold
 
 RECORDING: Final = Path(__file__).with_name("recordings.json")
 WITHIN: Final = 1e-5

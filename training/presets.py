@@ -8,7 +8,7 @@ file of statistics of torchvision's weights, which `loss.feature_statistics` tak
 presets measure them on the training images.
 
 `tiles-256` and `radiographs-256` go on where these end, and are not tuned: the layers by
-`training.models.vgg.layer_at`, latents of 1/48 (as for tiles of 64 px) and 1/1024 of an image's
+`training.networks.vgg.layer_at`, latents of 1/48 (as for tiles of 64 px) and 1/1024 of an image's
 values, smaller batches at the larger resolutions. With `growth__final_resolution=128` they end at
 128 px.
 """
@@ -23,8 +23,8 @@ from typing import Any, Final, Literal, TypeAlias
 from pydantic import ValidationError
 
 from pipeline.errors import SettingsError
-from training.config import TrainSettings
-from training.models.vgg import layer_at
+from training.networks.vgg import layer_at
+from training.settings import TrainSettings
 
 _NIH_LAYERS: Final = {8: {"relu1_2": 1}, 16: {"relu2_2": 1}, 32: {"relu3_2": 1}}
 _NIH_GROWTH: Final = {"initial_resolution": 8, "final_resolution": 64}

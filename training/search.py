@@ -16,17 +16,17 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from pipeline.errors import SchemaError
 from pipeline.records import Label
-from pipeline.schema import Dataset, open_dataset
-from training.config import TrainSettings
-from training.data import TrainingImages, check_trainable, choose_rows
-from training.features import prepare_features
-from training.loop import Report, train
-from training.models.vgg import LAYERS
-from training.ray_cluster import ONE_CORE, Share, running_ray
-from training.runs import make_absolute
-from training.state import begin_training, make_recipe
-from training.tracking import tracked_run
-from training.validation import read_validation
+from pipeline.store.dataset import Dataset, open_dataset
+from training.cluster.connection import ONE_CORE, Share, running_ray
+from training.data.batches import TrainingImages, check_trainable, choose_rows
+from training.learning.loop import Report, train
+from training.learning.perceptual_features import prepare_features
+from training.learning.run_folder import make_absolute
+from training.learning.state import begin_training, make_recipe
+from training.learning.validation import read_validation
+from training.networks.vgg import LAYERS
+from training.registry.runs import tracked_run
+from training.settings import TrainSettings
 
 CHOSEN_BY: Final = "validation_auroc"
 _WORST: Final = 0.0

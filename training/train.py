@@ -15,21 +15,21 @@ from numpy.typing import NDArray
 
 from pipeline.errors import SchemaError
 from pipeline.records import Label, Progress, ignore_progress
-from pipeline.schema import Dataset, open_dataset
-from training.calibration import Calibration, ThresholdRule, calibrate, choose_threshold
-from training.config import TrainSettings
-from training.data import check_trainable, choose_rows
-from training.detector import Detector, DetectorDescription
-from training.distributed import fit
-from training.features import read_features
-from training.image_cache import open_images
-from training.loop import Report
-from training.preparation import IngestRecord
-from training.ray_cluster import ONE_CORE, Share
-from training.registry import VersionInfo, find_version, log_and_register
-from training.runs import FitResult, claim_run
-from training.tracking import RUN_NAME, TrackedRun, tracked_run, training_version
-from training.validation import summarise
+from pipeline.store.dataset import Dataset, open_dataset
+from training.cluster.connection import ONE_CORE, Share
+from training.cluster.train import fit
+from training.data.batches import check_trainable, choose_rows
+from training.data.image_cache import open_images
+from training.evaluation.calibration import Calibration, ThresholdRule, calibrate, choose_threshold
+from training.learning.loop import Report
+from training.learning.perceptual_features import read_features
+from training.learning.run_folder import FitResult, claim_run
+from training.learning.validation import summarise
+from training.registry.runs import RUN_NAME, TrackedRun, tracked_run, training_version
+from training.registry.versions import VersionInfo, find_version, log_and_register
+from training.scoring.detector import Detector, DetectorDescription
+from training.scoring.preparation import IngestRecord
+from training.settings import TrainSettings
 
 # Heatmaps of so many normals say how strange a normal pixel can be.
 _HEATMAPS: Final = 256
@@ -94,7 +94,7 @@ def train_and_register(
         min_workers: With how many to go on while there is no room for more.
         share: What each takes of the cluster.
         ray_address: Of a cluster; None starts Ray on this machine and stops it again.
-        threshold_rule: See `training.calibration.choose_threshold`.
+        threshold_rule: See `training.evaluation.calibration.choose_threshold`.
         threshold_quantile: Likewise.
         on_progress: Called from another thread with steps made and in all.
 

@@ -26,11 +26,11 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from pipeline.errors import SourceError
+from pipeline.io.storage import name_of
 from pipeline.records import Label, ManifestEntry, Slide, Split
-from pipeline.sources.slide_files import SLIDE_SUFFIXES, ListedFile, list_files
 from pipeline.sources.slide_matches import match_annotations, match_rows
 from pipeline.sources.slide_tables import Erratum, Row, read_errata, read_labels, read_mpp
-from pipeline.storage import name_of
+from pipeline.sources.slides import SLIDE_SUFFIXES, ListedFile, list_files
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ def list_slides(
 
     Args:
         url: A folder, an S3 prefix, or one slide file. Slides of several files are taken too: see
-            `pipeline.companions`.
+            `pipeline.slides.formats`.
         labels: URL of a CSV table with the columns `slide` (see `slide_matches.match_rows`) and
             `label` (`normal` or `tumor`); it outweighs the official names. None looks for the
             official `reference.csv`.

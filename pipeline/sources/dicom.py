@@ -30,21 +30,21 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from pipeline.dicom_files import MAX_FILE_BYTES, parse_header, refusing
-from pipeline.dicom_grey import Voi
-from pipeline.dicom_header import HEADER_TAGS, name_other_kind, read_age, read_view
-from pipeline.dicom_pixels import decode_dicom, describe_pixels
-from pipeline.engines import MapWork, map_serially
+from pipeline.dicom.grey import Voi
+from pipeline.dicom.header import HEADER_TAGS, name_other_kind, read_age, read_view
+from pipeline.dicom.parse import MAX_FILE_BYTES, parse_header, refusing
+from pipeline.dicom.pixels import decode_dicom, describe_pixels
 from pipeline.errors import SourceError
-from pipeline.image_reader import read_source
-from pipeline.period import ALWAYS, Period
-from pipeline.privacy import PseudonymKey, burned_in_text, deidentify
-from pipeline.public_names import calling_it
-from pipeline.ranges import open_by_range
+from pipeline.images.reader import read_source
+from pipeline.io.ranges import open_by_range
+from pipeline.io.storage import ObjectInfo, name_of, read_bytes
+from pipeline.privacy.key import PseudonymKey, burned_in_text, deidentify
+from pipeline.privacy.redaction import calling_it
 from pipeline.records import Label, ManifestEntry, Scalar, SourceImage
-from pipeline.sources.listings import ImageListing, list_folder, relative_path
+from pipeline.runtime.engines import MapWork, map_serially
+from pipeline.sources.listing import ImageListing, list_folder, relative_path
+from pipeline.sources.modified_range import ALWAYS, Period
 from pipeline.sources.tables import parse_sex
-from pipeline.storage import ObjectInfo, name_of, read_bytes
 
 # What lies about in a folder of DICOM files without being meant as one.
 _OTHER_SUFFIXES: Final = frozenset(
@@ -82,7 +82,7 @@ def list_radiographs(
         key: Of the pseudonyms.
         label: Of all its images, e.g. normal for a folder of normals.
         period: Only files last modified then are looked at.
-        map_work: An engine of `pipeline.engines`; one file an item.
+        map_work: An engine of `pipeline.runtime.engines`; one file an item.
 
     Raises:
         SourceError: There is no radiograph.

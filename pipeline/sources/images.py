@@ -8,8 +8,9 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from pipeline.errors import SourceError
+from pipeline.io.storage import ObjectInfo, exists, join
 from pipeline.records import SPLITS, Label, Scalar, SourceImage, Split
-from pipeline.sources.listings import (
+from pipeline.sources.listing import (
     Folder,
     Gathering,
     ImageListing,
@@ -22,7 +23,6 @@ from pipeline.sources.listings import (
     relative_path,
 )
 from pipeline.sources.tables import Table, parse_age, parse_sex, read_table
-from pipeline.storage import ObjectInfo, exists, join
 
 # What tables call our columns. `score pcam/valid` finds `pcam/manifest.csv`.
 _NAMES: Final[Mapping[str, tuple[str, ...]]] = {

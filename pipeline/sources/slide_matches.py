@@ -10,8 +10,8 @@ from pathlib import PurePosixPath
 from typing import Generic, TypeVar
 
 from pipeline.errors import SettingsError, SourceError
-from pipeline.sources.slide_files import SLIDE_SUFFIXES, ListedFile
 from pipeline.sources.slide_tables import Row
+from pipeline.sources.slides import SLIDE_SUFFIXES, ListedFile
 
 T = TypeVar("T")
 

@@ -10,10 +10,10 @@ from io import StringIO
 from typing import Final, Generic, Literal, TypeAlias, TypeVar, get_args
 
 from pipeline.errors import SettingsError, SourceError
-from pipeline.mpp import require_possible_mpp
+from pipeline.io.storage import read_bytes
 from pipeline.records import Label
+from pipeline.slides.resolution import require_possible_mpp
 from pipeline.sources.tables import read_table
-from pipeline.storage import read_bytes
 
 ErratumState: TypeAlias = Literal["excluded", "partly_annotated"]
 NO_ERRATA: Final = "none"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.sources.synthetic_slides import write_slides
-from pipeline.sources.synthetic_xrays import write_xrays
+from pipeline.synthetic.slides import write_slides
+from pipeline.synthetic.xrays import write_xrays
 
 __all__ = ["write_slides", "write_xrays"]

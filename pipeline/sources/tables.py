@@ -12,7 +12,7 @@ from io import StringIO
 from typing import Final
 
 from pipeline.errors import SourceError
-from pipeline.storage import read_bytes
+from pipeline.io.storage import read_bytes
 
 _GZIP_MAGIC: Final = b"\x1f\x8b"
 _AGE: Final = re.compile(r"(\d{1,3})(?:\.0+)?([YMWD]?)")  # DICOM PS3.5, value representation AS

@@ -10,20 +10,21 @@ from typing import Final, Literal, TypeAlias
 
 import numpy as np
 
-from pipeline.dicom_files import is_dicom
-from pipeline.engines import MapWork, map_serially
+from pipeline.dicom.parse import is_dicom
 from pipeline.errors import SettingsError
-from pipeline.period import ALWAYS, Period
-from pipeline.privacy import PseudonymKey
+from pipeline.io.scratch import Scratch
+from pipeline.io.storage import name_of, read_range
+from pipeline.privacy.key import PseudonymKey
 from pipeline.records import ManifestEntry
-from pipeline.scratch import Scratch
-from pipeline.sources import chestxray14, dicom
-from pipeline.sources.chestxray14_experiments import Experiment, read_experiment
-from pipeline.sources.chestxray14_table import Views
+from pipeline.runtime.engines import MapWork, map_serially
+from pipeline.sources import dicom
+from pipeline.sources.chestxray14 import listing as chestxray14
+from pipeline.sources.chestxray14.experiments import Experiment, read_experiment
+from pipeline.sources.chestxray14.table import Views
 from pipeline.sources.dicom_labels import apply_labels
-from pipeline.sources.listings import Folder, ImageListing, find_beside, is_image, list_folder
-from pipeline.sources.pseudonyms import list_privately, withholding
-from pipeline.storage import name_of, read_range
+from pipeline.sources.listing import Folder, ImageListing, find_beside, is_image, list_folder
+from pipeline.sources.modified_range import ALWAYS, Period
+from pipeline.sources.private_listing import list_privately, withholding
 
 SourceFormat: TypeAlias = Literal["chestxray14", "dicom"]
 _LISTS: Final = "dpa_nih_folds.tar.gz"
@@ -58,7 +59,7 @@ def list_xrays(
         lists_url: These lists; by default `dpa_nih_folds.tar.gz` below `url` or in its parent.
         scratch: Where ChestX-ray14's archives are unpacked; None for the usual place.
         period: Of DICOM files only those last modified then are looked at.
-        map_work: An engine of `pipeline.engines`.
+        map_work: An engine of `pipeline.runtime.engines`.
 
     Returns:
         The format, and the listing.

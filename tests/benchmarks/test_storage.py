@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from benchmarks import storage
-from pipeline.engines import map_serially
-from pipeline.ingest import ingest
-from pipeline.schema import open_dataset
+from pipeline.ingest.run import ingest
+from pipeline.runtime.engines import map_serially
+from pipeline.store.dataset import open_dataset
 
 
 @pytest.fixture(autouse=True)

@@ -13,10 +13,10 @@ from flows.ingest_xrays import ingest_xrays
 from flows.promote import promote
 from flows.score import score
 from flows.train import train
-from pipeline import storage
-from pipeline.schema import open_dataset
+from pipeline.io import storage
 from pipeline.sources.synthetic import write_xrays
-from training.metrics import measure_auroc
+from pipeline.store.dataset import open_dataset
+from training.evaluation.metrics import measure_auroc
 
 pytestmark = [pytest.mark.slow, pytest.mark.s3]
 

@@ -12,10 +12,10 @@ import pytest
 from prefect.logging.handlers import APILogHandler
 
 from flows.cli import launch
-from pipeline.manifest import read_manifest
-from pipeline.privacy import PseudonymKey
+from pipeline.ingest.manifest import read_manifest
+from pipeline.privacy.key import PseudonymKey
 from tests.conftest import HOME
-from tests.e2e.hospital import (
+from tests.support.hospital import (
     NUMBER,
     PLANTED,
     find_planted,

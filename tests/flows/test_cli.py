@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from flows.cli import app, launch
-from pipeline.manifest import read_manifest
-from pipeline.schema import open_dataset
-from tests.pipeline.made_slides import paint_tissue, write_pyramid
+from pipeline.ingest.manifest import read_manifest
+from pipeline.store.dataset import open_dataset
+from tests.support.made.slides import paint_tissue, write_pyramid
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 

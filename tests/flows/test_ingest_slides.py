@@ -15,12 +15,12 @@ from prefect.client.orchestration import get_client
 
 from flows.cli import launch
 from flows.ingest_slides import ingest_slides
-from flows.review import name_artifact
-from pipeline import engines
-from pipeline.manifest import read_manifest
-from pipeline.schema import open_dataset
+from flows.shared.review import name_artifact
+from pipeline.ingest.manifest import read_manifest
+from pipeline.runtime import engines
 from pipeline.sources.synthetic import write_slides
-from tests.pipeline.made_slides import write_asap, write_slide
+from pipeline.store.dataset import open_dataset
+from tests.support.made.slides import write_asap, write_slide
 
 SHAPE_YX = (768, 1280)
 

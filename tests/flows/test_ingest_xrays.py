@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from flows.cli import launch
-from tests.e2e.hospital import write_films
+from tests.support.hospital import write_films
 
 
 def test_dicom_without_a_key_is_refused_in_one_line(

@@ -19,11 +19,11 @@ from flows.answer import answer
 from flows.ledger import ledger
 from flows.promote import promote
 from pipeline.errors import RegistryError
-from tests.training.registered import NAME, own_mlflow, register
-from tests.training.toys import make_dataset
-from training import promotion
-from training.promotion import PromotionReport
-from training.registry import aliases, resolve, set_alias
+from tests.support.registered import NAME, own_mlflow, register
+from tests.support.toys import make_dataset
+from training.registry import promotion
+from training.registry.promotion import PromotionReport
+from training.registry.versions import aliases, resolve, set_alias
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
 

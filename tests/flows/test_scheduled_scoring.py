@@ -25,15 +25,15 @@ from prefect.client.schemas.schedules import CronSchedule
 from prefect.events import DeploymentEventTrigger
 from prefect.types.entrypoint import EntrypointType
 
-from flows import processes, services
+from flows.local import processes, services
+from flows.local.services import POOL
 from flows.rollback import rollback
 from flows.score import score
-from flows.services import POOL
-from flows.settings import Settings
-from pipeline import storage
-from tests.flows.waves import make_dataset, paint
-from tests.training.registered import NAME, own_mlflow, register
-from training.registry import set_alias
+from flows.shared.settings import Settings
+from pipeline.io import storage
+from tests.support.registered import NAME, own_mlflow, register
+from tests.support.waves import make_dataset, paint
+from training.registry.versions import set_alias
 
 pytestmark = pytest.mark.slow
 

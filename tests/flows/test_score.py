@@ -18,16 +18,14 @@ from prefect.client.schemas.filters import ArtifactFilter
 from flows.feedback import feedback
 from flows.lineage import lineage
 from flows.score import score
-from pipeline import storage
-from pipeline.engines import map_serially
 from pipeline.errors import SettingsError
-from pipeline.ingest import ingest
+from pipeline.ingest.run import ingest
+from pipeline.io import storage
 from pipeline.records import Label, Split
-from pipeline.schema import open_dataset
-from pipeline.slide_dataset import make_reader
-from tests.flows.waves import make_dataset as make_waves
-from tests.flows.waves import paint
-from tests.pipeline.made_slides import (
+from pipeline.runtime.engines import map_serially
+from pipeline.slides.plan import make_reader
+from pipeline.store.dataset import open_dataset
+from tests.support.made.slides import (
     BOXES,
     SETTINGS,
     SHAPE,
@@ -37,10 +35,12 @@ from tests.pipeline.made_slides import (
     write_pyramid,
     write_slide,
 )
-from tests.training.registered import NAME, own_mlflow, register
-from tests.training.toys import make_dataset
-from training.ledger import read_entries
-from training.registry import load_version, set_alias
+from tests.support.registered import NAME, own_mlflow, register
+from tests.support.toys import make_dataset
+from tests.support.waves import make_dataset as make_waves
+from tests.support.waves import paint
+from training.registry.ledger import read_entries
+from training.registry.versions import load_version, set_alias
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
 

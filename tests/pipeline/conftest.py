@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from distributed import LocalCluster
 
-from tests.pipeline.clusters import running_cluster
+from tests.support.clusters import running_cluster
 
 
 @pytest.fixture(scope="module")

@@ -10,15 +10,16 @@ import pytest
 from PIL import Image
 
 from pipeline.conform import ingest_alike
-from pipeline.engines import map_serially
 from pipeline.errors import SettingsError, SourceError
-from pipeline.image_dataset import ImageSettings
-from pipeline.period import Period
-from pipeline.privacy import PseudonymKey
+from pipeline.images.plan import ImageSettings
+from pipeline.privacy.key import PseudonymKey
 from pipeline.records import Label
-from pipeline.schema import open_dataset
-from tests.pipeline.made_companions import write_dicom_slide
-from tests.pipeline.made_slides import (
+from pipeline.runtime.engines import map_serially
+from pipeline.sources.modified_range import Period
+from pipeline.store.dataset import open_dataset
+from tests.pipeline.sources.test_xrays import write_films
+from tests.support.made.companions import write_dicom_slide
+from tests.support.made.slides import (
     BOXES,
     SETTINGS,
     SHAPE,
@@ -27,7 +28,6 @@ from tests.pipeline.made_slides import (
     write_pyramid,
     write_slide,
 )
-from tests.pipeline.sources.test_xrays import write_films
 
 KEY = PseudonymKey(bytes(range(32)))
 FILMS = ImageSettings(modality="radiograph", size_px=64, colour="grey").model_dump(mode="json")

@@ -9,7 +9,7 @@ import pytest
 from mlflow import MlflowClient
 
 from pipeline.errors import SchemaError
-from tests.training.toys import make_dataset, make_settings
+from tests.support.toys import make_dataset, make_settings
 from training.search import SearchSpace, apply_choice, search
 
 # Ray warns of its own settings while it is imported.

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import SettingsError, SourceError
+from pipeline.io.storage import write_bytes
 from pipeline.records import Label
 from pipeline.sources.camelyon16 import list_slides
 from pipeline.sources.slide_tables import read_errata
-from pipeline.storage import write_bytes
 
 
 def touch(root: Path, *names: str) -> str:

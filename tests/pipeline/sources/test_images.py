@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import SourceError, StorageError
+from pipeline.io.storage import describe, write_bytes
 from pipeline.records import Label
 from pipeline.sources.images import list_images
-from pipeline.sources.listings import plain_url
-from pipeline.storage import describe, write_bytes
+from pipeline.sources.listing import plain_url
 
 PIXELS = b"listing reads no image"
 

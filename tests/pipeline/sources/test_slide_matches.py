@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import SettingsError
+from pipeline.io.storage import write_bytes
 from pipeline.records import Label
 from pipeline.sources.camelyon16 import SlideListing, list_slides
-from pipeline.storage import write_bytes
 from tests.pipeline.sources.test_camelyon16 import touch
 
 

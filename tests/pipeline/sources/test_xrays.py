@@ -11,12 +11,12 @@ import pytest
 from pydicom.uid import CTImageStorage
 
 from pipeline.errors import NormscopeError, SettingsError, SourceError
-from pipeline.privacy import PseudonymKey
+from pipeline.privacy.key import PseudonymKey
 from pipeline.records import Label
 from pipeline.sources.xrays import list_xrays, recognise_format
-from tests.pipeline.made_dicom import make_dicom, ramp, write_dicom
-from tests.pipeline.sources.test_chestxray14 import NAMES, ROWS, table_text, write_set
-from tests.pipeline.sources.test_chestxray14_experiments import write_lists
+from tests.pipeline.sources.chestxray14.test_experiments import write_lists
+from tests.pipeline.sources.chestxray14.test_listing import NAMES, ROWS, table_text, write_set
+from tests.support.made.dicom import make_dicom, ramp, write_dicom
 
 KEY = PseudonymKey(bytes(range(32)))
 NAME = "MUSTERFRAU ERIKA"

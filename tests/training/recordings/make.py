@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from training.losses import Norm, Reduction, growing_perceptual_loss, perceptual_loss
-from training.models.autoencoder import Autoencoder, mix_input
-from training.models.vgg import VggFeatures, random_vgg_weights
+from training.networks.autoencoder import Autoencoder, mix_input
+from training.networks.losses import Norm, Reduction, growing_perceptual_loss, perceptual_loss
+from training.networks.vgg import VggFeatures, random_vgg_weights
 
 Array = NDArray[np.float32]
 

@@ -17,12 +17,12 @@ from typing import Any, Final
 
 import torch
 
-from tests.training.toys import make_dataset, make_settings
-from training.data import TrainingImages, to_tensor
-from training.features import prepare_features
-from training.loop import Report, train, train_step
-from training.state import begin_training, growth_at, make_recipe
-from training.validation import read_validation
+from tests.support.toys import make_dataset, make_settings
+from training.data.batches import TrainingImages, to_tensor
+from training.learning.loop import Report, train, train_step
+from training.learning.perceptual_features import prepare_features
+from training.learning.state import begin_training, growth_at, make_recipe
+from training.learning.validation import read_validation
 
 STEPS: Final = Path(__file__).with_name("steps.json")
 _SETTINGS: Final = make_settings(

@@ -1,0 +1,1 @@
+"""The local stack: Prefect, MLflow and Ray as processes on this machine."""

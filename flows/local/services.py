@@ -1,0 +1,133 @@
+"""The servers that make up the local stack: how each is started and when it is ready."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from flows.local.loopback import HOST, answers, find_free_port, require_free_port
+from flows.local.processes import Service
+from flows.shared.settings import Settings, child_environment, prepare_environment
+
+POOL: Final = "local"
+"""The Prefect work pool whose worker runs deployments on this machine."""
+
+PREFECT: Final = "prefect-server"
+MLFLOW: Final = "mlflow-server"
+RAY: Final = "ray-head"
+WORKER: Final = "prefect-worker"
+
+
+def prefect_server(settings: Settings, port: int) -> Service:
+    """The server's own application under uvicorn: a third of the time `prefect server` takes."""
+    prepare_environment(settings)
+    port = _choose_port(port, PREFECT)
+    database = settings.home / "prefect" / "prefect.db"
+    url = f"http://{HOST}:{port}/api"
+    return Service(
+        name=PREFECT,
+        command=(
+            *(sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"),
+            *("--host", HOST, "--port", str(port), "--log-level", "warning"),
+        ),
+        environment=child_environment(
+            settings,
+            PREFECT_API_DATABASE_CONNECTION_URL=f"sqlite+aiosqlite:///{database}",
+            PREFECT_SERVER_API_HOST=HOST,
+            PREFECT_SERVER_API_PORT=str(port),
+            PREFECT_API_URL=url,
+        ),
+        url=url,
+        is_ready=lambda: answers(port, "/api/health") is not None,
+    )
+
+
+def mlflow_server(settings: Settings, port: int) -> Service:
+    """The server over the same files that commands use without it, so that both see all runs."""
+    prepare_environment(settings)
+    port = _choose_port(port, MLFLOW)
+    folder = settings.home / "mlflow"
+    return Service(
+        name=MLFLOW,
+        command=(
+            *(sys.executable, "-m", "mlflow", "server", "-w", "1", "--host", HOST),
+            *("--port", str(port), "--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"),
+            *("--default-artifact-root", (folder / "artifacts").as_uri(), "--no-serve-artifacts"),
+        ),
+        environment=child_environment(settings, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false"),
+        url=f"http://{HOST}:{port}",
+        is_ready=lambda: answers(port, "/health") is not None,
+    )
+
+
+def ray_head(
+    settings: Settings, port: int, dashboard_port: int, cpus: int | None = None
+) -> Service:
+    """`ray start --block`, all of whose processes are ours to stop; `ray stop` is host-wide."""
+    prepare_environment(settings)
+    port = _choose_port(port, RAY)
+    dashboard_port = _choose_port(dashboard_port, RAY)
+    # Not below the home folder: paths of sockets may not exceed 107 characters.
+    scratch = tempfile.mkdtemp(prefix="normscope-ray-")
+    raylet = Path(scratch, "session_latest", "sockets", "raylet")
+    return Service(
+        name=RAY,
+        command=(
+            *(str(Path(sys.executable).with_name("ray")), "start", "--head", "--block"),
+            *("--node-ip-address", HOST, "--port", str(port)),
+            *("--dashboard-host", HOST, "--dashboard-port", str(dashboard_port)),
+            *("--ray-client-server-port", str(find_free_port())),
+            *("--dashboard-agent-listen-port", str(find_free_port())),
+            *("--temp-dir", scratch, "--disable-usage-stats"),
+            *(() if cpus is None else ("--num-cpus", str(cpus))),
+        ),
+        environment=child_environment(settings, RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S="0"),
+        url=f"{HOST}:{port}",
+        is_ready=lambda: (
+            raylet.exists() and answers(dashboard_port, "/api/gcs_healthz") is not None
+        ),
+        scratch=scratch,
+    )
+
+
+def prefect_worker(settings: Settings, addresses: Mapping[str, str]) -> Service:
+    """A process worker; it makes the work pool where that is missing.
+
+    Args:
+        settings: As for the other services.
+        addresses: Variables that point its flow runs at the stack, `PREFECT_API_URL` among them.
+    """
+    url = addresses["PREFECT_API_URL"]
+    port = int(url.removesuffix("/api").rpartition(":")[2])
+    # A new name each time: the server takes a dead worker for alive for another minute.
+    worker = f"{POOL}-{secrets.token_hex(3)}"
+    return Service(
+        name=WORKER,
+        command=(
+            *(sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL),
+            *("--type", "process", "--name", worker),
+        ),
+        environment=child_environment(settings, **addresses, PREFECT_WORKER_QUERY_SECONDS="2"),
+        url=url,
+        is_ready=lambda: _is_online(worker, port),
+    )
+
+
+def _is_online(worker: str, port: int) -> bool:
+    """Whether the Prefect server has heard of a worker."""
+    content = answers(port, f"/api/work_pools/{POOL}/workers/filter", body={})
+    found = json.loads(content) if content else []
+    return any(entry["name"] == worker and entry["status"] == "ONLINE" for entry in found)
+
+
+def _choose_port(port: int, name: str) -> int:
+    """The port to listen on, known to be free at this moment."""
+    if port == 0:
+        return find_free_port()
+    require_free_port(port, name)
+    return port

@@ -1,0 +1,1 @@
+"""DICOM: parsing, headers, pixels, grey values, export."""

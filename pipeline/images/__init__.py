@@ -1,0 +1,1 @@
+"""Images and radiographs in files: decoding, resizing, duplicates, contact sheets."""

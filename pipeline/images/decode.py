@@ -1,0 +1,213 @@
+"""Image bytes -> uint8 arrays of one size: decode, grey, centre crop, equalise, resize. Pure.
+
+The order is that of the paper's public code: grey, crop, equalise, resize.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from io import BytesIO
+from typing import Final, Literal, TypeAlias
+
+import imagecodecs
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from pipeline.errors import NormscopeError, SourceError
+from pipeline.privacy.redaction import withhold_quotes
+
+Resampling: TypeAlias = Literal["antialiased", "area"]
+
+FORMATS: Final = ("PNG", "JPEG", "TIFF")
+# The largest flat detectors have about 20 megapixels. Below Pillow's own warning level.
+MAX_PIXELS: Final = 80_000_000
+MIN_SIDE_PX: Final = 16
+_REMEDY: Final = "Replace or remove the file, or leave it out"
+_WITH_ALPHA: Final = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
+_DEEP_GREY: Final = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
+_RESAMPLINGS: Final[Mapping[Resampling, Image.Resampling]] = {
+    "antialiased": Image.Resampling.BILINEAR,
+    "area": Image.Resampling.BOX,
+}
+_PNG_MAGIC: Final = b"\x89PNG\r\n\x1a\n"
+# The end of an IHDR (PNG 11.2.1): 8 bits, grey, deflate, adaptive filters, not interlaced.
+_PLAIN_GREY: Final = bytes([8, 0, 0, 0, 0])
+# What says nothing of the pixels. Transparency, orientation and animation are Pillow's business.
+_PLAIN_CHUNKS: Final = frozenset(
+    {b"IHDR", b"IDAT", b"IEND", b"gAMA", b"cHRM", b"sRGB", b"sBIT", b"bKGD", b"pHYs", b"tIME"}
+)
+
+
+def decode_image(data: bytes, name: str) -> NDArray[np.uint8]:
+    """Decode a PNG, JPEG or TIFF.
+
+    16-bit grey is scaled from the format's whole range (65535 -> 255). A palette is looked up,
+    transparency is laid on black, an EXIF orientation is applied.
+
+    Args:
+        data: The file's bytes.
+        name: Of the file, for the error.
+
+    Returns:
+        uint8 (H, W, C): one channel where the file is grey, three (red, green, blue) otherwise.
+
+    Raises:
+        SourceError: The bytes are no such image, are cut off or damaged, hold several frames or
+            values that are not 8 or 16 bits, or are smaller or larger than any radiograph.
+    """
+    if not data:
+        raise SourceError(name, "the file is empty", _REMEDY)
+    plain = _decode_plain_png(data)
+    if plain is not None:
+        return plain
+    try:
+        with Image.open(BytesIO(data), formats=FORMATS) as image:
+            _check(image, name)
+            image.load()
+            pixels = _to_pixels(ImageOps.exif_transpose(image), name)
+    except UnidentifiedImageError as error:
+        raise SourceError(name, "not a PNG, JPEG or TIFF image", _REMEDY) from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise SourceError(name, f"more than {MAX_PIXELS} pixels", _REMEDY) from error
+    except NormscopeError:
+        raise
+    except Exception as error:  # a parser of foreign bytes may raise anything
+        problem = f"cut off or damaged ({withhold_quotes(str(error))})"
+        raise SourceError(name, problem, _REMEDY) from error
+    return pixels
+
+
+def prepare_image(
+    pixels: NDArray[np.uint8],
+    name: str,
+    *,
+    size_px: int,
+    channels: int,
+    crop_px: int | None = None,
+    equalize: bool = False,
+    resampling: Resampling = "antialiased",
+) -> NDArray[np.uint8]:
+    """Bring an image to the shape of its dataset.
+
+    Args:
+        pixels: uint8 (H, W, 1 or 3).
+        name: Of the file, for the error.
+        size_px: Side of the result. The whole (cropped) image is squeezed into it, so that
+            nothing is cut off unasked.
+        channels: 1: colour becomes grey by ITU-R BT.601 luma. 3: grey is repeated.
+        crop_px: Side of the square that is first cut from the centre, in the file's pixels.
+        equalize: Whether to equalise the histogram of the cropped grey image.
+        resampling: `antialiased` weighs neighbours by a triangle as wide as the reduction,
+            `area` takes the mean of the pixels that fall into one.
+
+    Returns:
+        uint8 (size_px, size_px, channels).
+
+    Raises:
+        SourceError: The image is smaller than the crop.
+        ValueError: Equalising colour, or a number of channels other than 1 and 3.
+    """
+    if channels not in {1, 3} or (equalize and channels != 1):
+        raise ValueError(f"{channels} channels, equalize {equalize}: give 1, or 3 unequalised")
+    image = _to_image(pixels, channels)
+    if crop_px is not None:
+        image = _crop_centre(image, crop_px, name)
+    if equalize:
+        image = ImageOps.equalize(image)
+    small = np.asarray(image.resize((size_px, size_px), _RESAMPLINGS[resampling]))
+    small = small.reshape(size_px, size_px, -1)
+    return np.repeat(small, channels // small.shape[2], axis=2)
+
+
+def is_grey(pixels: NDArray[np.uint8]) -> bool:
+    """Whether an image (H, W, C) has no colour: one channel, or three that are equal."""
+    return bool((pixels == pixels[..., :1]).all())
+
+
+def _decode_plain_png(data: bytes) -> NDArray[np.uint8] | None:
+    """A PNG of 8-bit grey and nothing unusual, by libpng in half of Pillow's time.
+
+    Returns:
+        uint8 (H, W, 1) as Pillow gives it, or None where Pillow is to decode or to refuse.
+    """
+    if not data.startswith(_PNG_MAGIC) or data[24:29] != _PLAIN_GREY:
+        return None
+    width, height = struct.unpack(">II", data[16:24])
+    if min(width, height) < MIN_SIDE_PX or width * height > MAX_PIXELS:
+        return None
+    at = len(_PNG_MAGIC)
+    while at + 12 <= len(data):
+        length, kind = struct.unpack(">I4s", data[at : at + 8])
+        # Text may hold an orientation too (`Raw profile type exif`, XMP).
+        is_comment = kind == b"tEXt" and not data.startswith(b"Raw profile", at + 8)
+        if kind not in _PLAIN_CHUNKS and not is_comment:
+            return None
+        at += 12 + length
+    try:
+        pixels: NDArray[np.uint8] = imagecodecs.png_decode(data)
+    except (imagecodecs.PngError, UnicodeDecodeError):  # the latter from the former's own words
+        return None
+    return pixels[..., None] if pixels.shape == (height, width) else None
+
+
+def _check(image: Image.Image, name: str) -> None:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise SourceError(
+            name, f"{width} x {height} pixels, at most {MAX_PIXELS} are read", _REMEDY
+        )
+    if min(width, height) < MIN_SIDE_PX:
+        raise SourceError(
+            name, f"{width} x {height} pixels, a side needs at least {MIN_SIDE_PX}", _REMEDY
+        )
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1:
+        raise SourceError(name, f"holds {frames} frames", "Give one file a frame")
+
+
+def _to_pixels(image: Image.Image, name: str) -> NDArray[np.uint8]:
+    if image.mode in _DEEP_GREY or (image.mode == "I" and image.format == "PNG"):
+        deep = np.asarray(image).astype(np.uint32)
+        return ((deep + 128) // 257).astype(np.uint8)[..., None]
+    if image.mode in {"I", "F"}:
+        raise SourceError(
+            name, f"32-bit values (mode {image.mode}) have no agreed range", "Save 8 or 16 bits"
+        )
+    if image.mode in _WITH_ALPHA or "transparency" in image.info:
+        grey = image.mode in {"L", "LA", "La"}
+        image = _lay_on_black(image.convert("RGBA"))
+        image = image.convert("L") if grey else image
+    if image.mode not in {"L", "RGB"}:
+        image = image.convert("L" if image.mode == "1" else "RGB")
+    pixels = np.array(image)
+    return pixels if pixels.ndim == 3 else pixels[..., None]
+
+
+def _lay_on_black(image: Image.Image) -> Image.Image:
+    if image.getchannel("A").getextrema() == (255, 255):
+        return image.convert("RGB")
+    return Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image).convert(
+        "RGB"
+    )
+
+
+def _to_image(pixels: NDArray[np.uint8], channels: int) -> Image.Image:
+    """As grey or colour; grey stays grey until it has been resized, which is faster."""
+    if pixels.shape[2] == 1:
+        return Image.fromarray(pixels[..., 0])
+    image = Image.fromarray(pixels)
+    return image.convert("L") if channels == 1 else image
+
+
+def _crop_centre(image: Image.Image, side: int, name: str) -> Image.Image:
+    width, height = image.size
+    if min(width, height) < side:
+        raise SourceError(
+            name,
+            f"{width} x {height} pixels, smaller than the centre crop of {side}",
+            "Choose a smaller crop_px, or none",
+        )
+    left, top = (width - side) // 2, (height - side) // 2
+    return image.crop((left, top, left + side, top + side))

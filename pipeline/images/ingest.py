@@ -1,0 +1,158 @@
+"""Listed images -> sealed datasets, and what a person should look at before training on it.
+
+Beside the arrays, in `review/`: `contact_sheet.png`, and `duplicates.json` with images that are,
+or look like, one, though they belong to different patients or slides.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Final
+
+from pipeline.errors import SettingsError
+from pipeline.images.contact_sheet import choose_strips, draw_contact_sheet
+from pipeline.images.duplicates import DuplicateSet, find_duplicates, read_hashes
+from pipeline.images.plan import ImageSettings, make_reader, plan_images, resize_plan
+from pipeline.ingest.run import IngestReport, Target, ingest_together
+from pipeline.io.scratch import Scratch
+from pipeline.io.storage import join, write_bytes
+from pipeline.records import Progress, ignore_progress
+from pipeline.runtime.engines import MapWork
+from pipeline.sources.listing import ImageListing
+from pipeline.store.dataset import Array, Dataset, open_dataset
+
+CONTACT_SHEET: Final = "review/contact_sheet.png"
+DUPLICATES: Final = "review/duplicates.json"
+SIZE_PLACE: Final = "{size_px}"
+_LOOKED_AT: Final = frozenset(
+    {"image_id", "group_id", "split", "label", "readable", "pixel_digest", "perceptual_hash",
+     "burned_in_text"}
+)  # fmt: skip
+_NAMED: Final = 5  # duplicates that a report names; the file has them all
+
+
+@dataclass(frozen=True)
+class ImageIngestReport(IngestReport):
+    """The outcome of an ingest of images, and of the review after it.
+
+    Args:
+        notes: Of the source: how it was read.
+        duplicates: Images of different groups that are, or look like, one; as `image_id`s.
+        further: Of the same images at further sizes, made in the same go.
+    """
+
+    notes: tuple[str, ...] = ()
+    duplicates: tuple[tuple[DuplicateSet, tuple[str, ...]], ...] = ()
+    further: tuple[ImageIngestReport, ...] = ()
+
+    def describe_review(self) -> list[str]:
+        """What to look at before training, a line each."""
+        counts = Counter(found.kind for found, _ in self.duplicates)
+        across = sum(found.crosses_splits for found, _ in self.duplicates)
+        lines = [
+            *self.notes,
+            f"duplicates between groups: {counts['exact']} exact, {counts['near']} near, {across} "
+            f"of them across splits; all are in `{DUPLICATES}`",
+        ]
+        for found, image_ids in self.duplicates[:_NAMED]:
+            where = ", across splits" if found.crosses_splits else ""
+            lines.append(f"{found.kind} duplicates{where}: {', '.join(image_ids[:_NAMED])}")
+        return [*lines, f"contact sheet: `{join(self.url, CONTACT_SHEET)}`"]
+
+
+def ingest_images(
+    url: str,
+    listing: ImageListing,
+    settings: ImageSettings,
+    map_work: MapWork,
+    *,
+    source: str,
+    sizes_px: Sequence[int] = (),
+    scratch: Scratch | None = None,
+    on_progress: Progress = ignore_progress,
+) -> ImageIngestReport:
+    """Write and seal a dataset of images, find duplicates in it, and draw its contact sheet.
+
+    Or one for each of several sizes: every file is read and decoded once for all of them, and each
+    dataset is what it would be by itself. A run with one more size makes only that.
+
+    Args:
+        url: Of the dataset; the size replaces `{size_px}` in it, which several sizes need.
+        listing: What to take.
+        settings: How.
+        map_work: An engine of `pipeline.runtime.engines`.
+        source: Name of the dataset's source, e.g. `chestxray14`.
+        sizes_px: In place of that of the settings.
+        scratch: Where archives are unpacked; None for the usual place.
+        on_progress: Called with images done and in all, of all sizes.
+
+    Returns:
+        What became of the first size, and the reports of the further ones in it.
+
+    Raises:
+        SettingsError: Several sizes have one place.
+        NormscopeError: As `plan_images` and `ingest`.
+    """
+    plan = plan_images(listing.images, settings, source=source, rejected=listing.rejected)
+    sizes = dict.fromkeys(sizes_px or [settings.size_px])
+    if len(sizes) > 1 and SIZE_PLACE not in url:
+        raise SettingsError(
+            url, f"one place for {len(sizes)} sizes", f"Put `{SIZE_PLACE}` into the dataset's URL"
+        )
+    plans = {url.replace(SIZE_PLACE, str(size)): resize_plan(plan, size) for size in sizes}
+    targets = [Target(at, each, make_reader(each, scratch)) for at, each in plans.items()]
+    first, *further = (
+        _review(report, listing)
+        for report in ingest_together(targets, map_work, on_progress=on_progress)
+    )
+    return replace(first, further=tuple(further))
+
+
+def _review(report: IngestReport, listing: ImageListing) -> ImageIngestReport:
+    """Write what a person should look at beside a sealed dataset."""
+    dataset = open_dataset(report.url)
+    columns = {name: dataset.column(name) for name in _LOOKED_AT & set(dataset.column_names)}
+    duplicates = _find_duplicates(columns)
+    write_bytes(join(report.url, CONTACT_SHEET), _draw_sheet(dataset, columns))
+    write_bytes(join(report.url, DUPLICATES), _write_duplicates(duplicates, columns))
+    ids = columns["image_id"]
+    return ImageIngestReport(
+        **{field.name: getattr(report, field.name) for field in fields(report)},
+        notes=listing.notes,
+        duplicates=tuple((found, tuple(ids[list(found.rows)])) for found in duplicates),
+    )
+
+
+def _find_duplicates(columns: Mapping[str, Array]) -> tuple[DuplicateSet, ...]:
+    return find_duplicates(
+        columns["pixel_digest"],
+        read_hashes(columns["perceptual_hash"]),
+        columns["group_id"],
+        columns["split"],
+        readable=columns["readable"],
+    )
+
+
+def _write_duplicates(duplicates: tuple[DuplicateSet, ...], columns: Mapping[str, Array]) -> bytes:
+    names = ("image_id", "group_id", "split")
+    found: list[dict[str, Any]] = [
+        {
+            "kind": each.kind,
+            "crosses_splits": each.crosses_splits,
+            "images": [{name: str(columns[name][row]) for name in names} for row in each.rows],
+        }
+        for each in duplicates
+    ]
+    return (json.dumps(found, indent=1) + "\n").encode()
+
+
+def _draw_sheet(dataset: Dataset, columns: Mapping[str, Array]) -> bytes:
+    strips = choose_strips(
+        columns["split"], columns["label"], columns["readable"], columns.get("burned_in_text")
+    )
+    return draw_contact_sheet(
+        [(strip, [dataset.read_images(row, row + 1)[0] for row in strip.rows]) for strip in strips]
+    )

@@ -1,0 +1,160 @@
+"""Image files -> rows of a dataset: PNG, JPEG, TIFF or DICOM, alone or in an archive."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.dicom.grey import Voi
+from pipeline.dicom.parse import is_dicom
+from pipeline.dicom.pixels import decode_dicom
+from pipeline.errors import SourceError
+from pipeline.images.decode import Resampling, decode_image, prepare_image
+from pipeline.images.duplicates import hash_images, write_hashes
+from pipeline.ingest.plan import SourceRead
+from pipeline.io.archives import read_member
+from pipeline.io.scratch import Scratch
+from pipeline.io.storage import describe, read_bytes
+from pipeline.privacy.redaction import calling_it
+from pipeline.records import SourceImage
+from pipeline.store.dataset import Array
+
+MEASURED_COLUMNS: Final[Mapping[str, np.dtype[Any]]] = {
+    # Height and width of the file's own pixels: boxes are given in these.
+    "file_shape_yx": np.dtype("int32"),
+    "pixel_digest": np.dtypes.StringDType(),
+    "perceptual_hash": np.dtypes.StringDType(),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedImage:
+    """A file as it is, before it takes a dataset's shape.
+
+    Args:
+        name: What errors call it.
+        pixels: uint8 (H, W, 1 or 3).
+        digest: SHA-256 of its bytes, hexadecimal.
+    """
+
+    name: str
+    pixels: NDArray[np.uint8]
+    digest: str
+
+
+@dataclass(frozen=True)
+class ImageReader:
+    """Reads one file as one image. A `plan.SharingReader`.
+
+    Args:
+        size_px: Height and width of the result.
+        channels: 1 or 3.
+        crop_px: Side of the centre crop in the file's pixels, or None.
+        equalize: Whether to equalise the histogram.
+        resampling: How it is resized.
+        voi: Of DICOM files, as of `dicom_pixels.render_pixels`.
+        scratch: Where archives are unpacked; None for the usual place.
+    """
+
+    size_px: int
+    channels: int
+    crop_px: int | None = None
+    equalize: bool = False
+    resampling: Resampling = "antialiased"
+    voi: Voi = 0
+    scratch: Scratch | None = field(default=None, repr=False)  # of no weight for the images
+
+    def read(self, source: SourceImage, rows: Mapping[str, Array]) -> SourceRead:  # noqa: ARG002 - the protocol's
+        """Read a file.
+
+        Args:
+            source: The file.
+            rows: Its one row.
+
+        Raises:
+            SourceError: It cannot be decoded, or is not the file that was planned.
+        """
+        return self.prepare(self.decode(source))
+
+    def decode(self, source: SourceImage) -> DecodedImage:
+        """Read and decode a file; the same for readers that differ in what they make of it.
+
+        Raises:
+            SourceError: As `read`.
+        """
+        data = read_source(source, self.scratch)
+        pixels = decode_source(data, source.public_name, voi=self.voi)
+        return DecodedImage(source.public_name, pixels, sha256(data).hexdigest())
+
+    def prepare(self, decoded: DecodedImage) -> SourceRead:
+        """Make a dataset's image of a decoded file.
+
+        Raises:
+            SourceError: It is smaller than the crop.
+        """
+        image = prepare_image(
+            decoded.pixels,
+            decoded.name,
+            size_px=self.size_px,
+            channels=self.channels,
+            crop_px=self.crop_px,
+            equalize=self.equalize,
+            resampling=self.resampling,
+        )
+        digests, hashes = hash_images(image[None])
+        measured: dict[str, Array] = {
+            "file_shape_yx": np.array([decoded.pixels.shape[:2]], np.int32),
+            "pixel_digest": np.array(digests, object),
+            "perceptual_hash": np.array(write_hashes(hashes), object),
+        }
+        return SourceRead(image[None], (None,), measured, decoded.digest)
+
+
+def read_source(source: SourceImage, scratch: Scratch | None = None) -> bytes:
+    """Read a listed file; errors call it by its public name.
+
+    Args:
+        source: As listed.
+        scratch: Where archives are unpacked; None for the usual place.
+
+    Raises:
+        SourceError: It has changed since it was listed; or is gone, where it has a public name.
+        AbsentError: It is gone.
+        StorageError: It cannot be reached.
+    """
+    with calling_it(source.name) if source.name else nullcontext():
+        if source.span_bytes is not None:
+            return read_member(source.url, source.version, source.span_bytes, scratch)
+        data = read_bytes(source.url)
+        # Asked afterwards: whatever was read before this answer is what was planned.
+        version = describe(source.url).version
+    if version != source.version:
+        raise SourceError(
+            source.public_name, "the file has changed since it was planned", "Run the ingest again"
+        )
+    return data
+
+
+def decode_source(data: bytes, name: str, *, voi: Voi = 0) -> NDArray[np.uint8]:
+    """Decode a DICOM, PNG, JPEG or TIFF, whichever the bytes are.
+
+    Args:
+        data: The file's bytes.
+        name: What errors call it.
+        voi: Of DICOM files, as of `dicom_pixels.render_pixels`.
+
+    Returns:
+        uint8 (H, W, C), one channel or three.
+
+    Raises:
+        SourceError: It is none of them, or cannot be decoded.
+    """
+    if is_dicom(data):
+        return decode_dicom(data, name, voi=voi)[..., None]
+    return decode_image(data, name)

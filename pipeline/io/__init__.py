@@ -1,0 +1,1 @@
+"""Object stores, local copies, scratch space, archives: every door to bytes."""

@@ -1,0 +1,222 @@
+"""S3 through boto3: the check before the work, and local copies of slides.
+
+The only importer of boto3, whose transfer manager does the parallel ranged download.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache, partial
+from hashlib import file_digest, md5, sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import boto3
+import botocore.exceptions
+from boto3.s3.transfer import TransferConfig
+from botocore.config import Config
+from s3transfer.exceptions import RetriesExceededError, S3DownloadFailedError
+
+from pipeline.errors import AbsentError, DeniedError, SourceError, StorageError
+from pipeline.io.scratch import Copy, Scratch
+from pipeline.io.storage import (
+    BUCKET_REMEDY,
+    CREDENTIALS_REMEDY,
+    ObjectInfo,
+    Place,
+    describe,
+    name_of,
+    parse,
+    read_bytes,
+)
+from pipeline.slides.formats import join_versions
+
+if TYPE_CHECKING:
+    from types_boto3_s3 import S3Client
+
+# A server that answers 503 now and then is asked again, ever more slowly.
+_DOWNLOAD_ATTEMPTS: Final = 8
+_PARALLEL: Final = TransferConfig(
+    multipart_threshold=16 << 20, multipart_chunksize=16 << 20, max_concurrency=8
+)
+_TRANSFER_ERRORS: Final = (RetriesExceededError, S3DownloadFailedError)
+_MD5_ETAG: Final = re.compile(r'"?[0-9a-f]{32}(?:-(\d+))?"?')
+_SCRATCH: Final[ContextVar[Scratch | None]] = ContextVar("scratch", default=None)
+
+
+def require_reachable(url: str) -> None:
+    """Check, before work is spent, that a URL's bucket exists and lets us in, or its folder does.
+
+    Raises:
+        StorageError: It does not, with what to do about it.
+    """
+    place = parse(url)
+    if place.scheme == "file":
+        _require_writable(url, Path(place.key))
+    if place.scheme != "s3":
+        return
+    try:
+        _s3_client().head_bucket(Bucket=place.root)
+    except botocore.exceptions.ClientError as error:
+        code = error.response.get("Error", {}).get("Code", "")
+        if code in {"404", "NoSuchBucket"}:
+            raise DeniedError(url, f"no bucket {place.root!r}", BUCKET_REMEDY) from error
+        raise DeniedError(url, f"S3 refuses us ({code})", CREDENTIALS_REMEDY) from error
+    except botocore.exceptions.NoCredentialsError as error:
+        raise DeniedError(url, "no credentials for S3", CREDENTIALS_REMEDY) from error
+    except botocore.exceptions.BotoCoreError as error:
+        raise StorageError(
+            url, f"S3 does not answer ({error})", "Check AWS_ENDPOINT_URL and the server"
+        ) from error
+
+
+def _require_writable(url: str, folder: Path) -> None:
+    """Whether a folder can be written, or made: the first that there is on the way up tells."""
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise StorageError(url, f"{folder} is a file", "Choose a folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise DeniedError(
+            url, f"{folder} cannot be written to", "Choose another, or ask for rights"
+        )
+
+
+def _s3_client(attempts: int = 3) -> S3Client:
+    patience = Config(
+        connect_timeout=5,
+        read_timeout=60,
+        retries={"mode": "standard", "total_max_attempts": attempts},
+    )
+    # A session of its own: the default one remembers the first credentials it has seen.
+    return boto3.Session().client("s3", config=patience)
+
+
+@contextmanager
+def using_scratch(scratch: Scratch) -> Iterator[None]:
+    """Let `stage` use a scratch folder for as long as the block runs, in this thread."""
+    token = _SCRATCH.set(scratch)
+    try:
+        yield
+    finally:
+        _SCRATCH.reset(token)
+
+
+@contextmanager
+def stage(url: str, version: str, companions: Sequence[str] = ()) -> Iterator[Path]:
+    """A local file with the bytes of `url`, for libraries that only read files.
+
+    A local file is given in place. An object on S3 is fetched by boto3's parallel ranged
+    download into the scratch folder, once for each version, checked by its size and its ETag's
+    MD5, and stays there for the next user until others need the room.
+
+    Args:
+        url: Of the file.
+        version: As listed, by `companions.join_versions`; what has changed since is refused.
+        companions: URLs of files that its reader looks for beside it or in a folder there; they
+            are fetched, kept and evicted together with it.
+
+    Raises:
+        SourceError: One of the files has changed, or a companion is gone.
+        AbsentError: It is gone.
+        SettingsError: The files are larger than the scratch folder may be.
+        StorageError: They cannot be fetched, or there is no room for them.
+    """
+    place = parse(url)
+    files = [describe(url), *(_describe_companion(url, companion) for companion in companions)]
+    if (now := join_versions(files)) != version:
+        raise _changed(url, version, now)
+    if place.scheme == "file":
+        yield Path(place.key)
+        return
+    key = sha256(f"{url}\n{version}".encode()).hexdigest()[:24]
+    folder = url[: -len(name_of(url))]
+    connect = cache(partial(_s3_client, attempts=_DOWNLOAD_ATTEMPTS))
+    copies = [
+        Copy(info.url.removeprefix(folder), info.size_bytes, partial(_fetch, info, connect))
+        for info in files
+    ]
+    scratch = _SCRATCH.get() or Scratch()
+    with scratch.hold(url, key, copies[0], copies[1:]) as path:
+        yield path
+
+
+def _describe_companion(url: str, companion: str) -> ObjectInfo:
+    try:
+        return describe(companion)
+    except AbsentError as error:
+        raise SourceError(
+            url,
+            f"one of its files is missing since it was listed: {companion}",
+            "Copy it there again, or list the slides again",
+        ) from error
+
+
+def _changed(url: str, listed: str, found: str) -> SourceError:
+    return SourceError(url, f"changed since it was listed ({listed} -> {found})", "Run again")
+
+
+def _fetch(info: ObjectInfo, connect: Callable[[], S3Client], path: Path) -> None:
+    """Fill a file with the object's bytes, and prove that they are its."""
+    place = parse(info.url)
+    if place.scheme == "memory":
+        path.write_bytes(read_bytes(info.url))
+        return
+    client = connect()
+    try:
+        with path.open("r+b") as file:
+            client.download_fileobj(place.root, place.key, file, Config=_PARALLEL)
+        head = client.head_object(Bucket=place.root, Key=place.key)
+        if head["ETag"] != info.version:
+            raise _changed(info.url, info.version, head["ETag"])
+        found = _measure_etag(client, place, head["ETag"], path)
+    except botocore.exceptions.ClientError as error:
+        raise _translate(info.url, error) from error
+    except (botocore.exceptions.BotoCoreError, *_TRANSFER_ERRORS) as error:
+        raise StorageError(info.url, f"download failed ({error})", "Run again") from error
+    is_encrypted = head.get("ServerSideEncryption") == "aws:kms" or "SSECustomerAlgorithm" in head
+    is_whole = is_encrypted or found is None or found == info.version.strip('"')
+    if path.stat().st_size != info.size_bytes or not is_whole:
+        raise StorageError(
+            info.url,
+            f"download is damaged ({path.stat().st_size} of {info.size_bytes} bytes, MD5 {found} "
+            f"for ETag {info.version})",
+            "Run again",
+        )
+
+
+def _measure_etag(client: S3Client, place: Place, etag: str, path: Path) -> str | None:
+    """The ETag that S3 would give the bytes of a file; None where it is no MD5.
+
+    Of an object that was uploaded in parts it is the MD5 of the parts' MD5s.
+    """
+    if not (match := _MD5_ETAG.fullmatch(etag)):
+        return None
+    if match[1] is None:
+        with path.open("rb") as file:
+            return file_digest(file, _md5).hexdigest()
+    part = client.head_object(Bucket=place.root, Key=place.key, PartNumber=1)
+    if part.get("PartsCount", 0) != int(match[1]):
+        return None  # the server does not say where the parts end
+    total = _md5()
+    with path.open("rb") as file:
+        while data := file.read(part["ContentLength"]):
+            total.update(_md5(data).digest())
+    return f"{total.hexdigest()}-{match[1]}"
+
+
+def _md5(data: bytes = b"") -> Any:
+    return md5(data, usedforsecurity=False)
+
+
+def _translate(url: str, error: botocore.exceptions.ClientError) -> StorageError:
+    code = error.response.get("Error", {}).get("Code", "")
+    if code in {"404", "NoSuchKey"}:
+        return AbsentError(url, "no such object", "Check the spelling of the URL")
+    if code in {"403", "AccessDenied"}:
+        return DeniedError(url, f"S3 refuses us ({code})", CREDENTIALS_REMEDY)
+    return StorageError(url, f"download failed ({error})", "Run again")

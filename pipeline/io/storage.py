@@ -1,0 +1,298 @@
+"""URLs to bytes, listings and Zarr stores.
+
+A URL is a plain path, `file:///path`, `s3://bucket/key` or, for tests, `memory://name/key`.
+Credentials and the endpoint of S3 come from the usual `AWS_*` variables, which obstore and boto3
+read themselves: keys passed as arguments would end up in pickles.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal
+from urllib.parse import unquote, urlsplit
+
+import obstore
+from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.store import LocalStore, MemoryStore, S3Store
+from zarr.storage import ObjectStore, StorePath
+
+from pipeline.errors import AbsentError, DeniedError, StorageError
+from pipeline.io.atomic_files import Part, written_beside
+
+if TYPE_CHECKING:
+    from obstore import ObjectMeta
+
+CREDENTIALS_REMEDY: Final = (
+    "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_ENDPOINT_URL for a server of your "
+    "own) where the work runs"
+)
+BUCKET_REMEDY: Final = "Create the bucket, or correct its name in the URL"
+_ABSENT_REMEDY: Final = "Check the spelling of the URL"
+_NO_FILE: Final = {errno.ENOENT, errno.ELOOP}  # removed meanwhile, a link to nowhere or itself
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """One file or object.
+
+    Args:
+        url: In the form of the URL that it was listed under.
+        size_bytes: Its size.
+        version: Changes when the content does: the ETag, or size and modification time.
+        modified_at: When it was last written, UTC; the version tells whether it was.
+    """
+
+    url: str
+    size_bytes: int
+    version: str
+    # S3 gives fractions of a second in listings only.
+    modified_at: datetime = field(compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A parsed URL; `root` is the bucket or the memory store's name, empty for files."""
+
+    scheme: Literal["file", "s3", "memory"]
+    root: str
+    key: str
+
+
+def parse(url: str) -> Place:
+    """Take a URL apart.
+
+    Raises:
+        StorageError: It has another scheme.
+    """
+    if "://" not in url:
+        return Place("file", "", str(Path(url).absolute()))
+    parts = urlsplit(url, allow_fragments=False)
+    if parts.scheme == "file" and parts.netloc in {"", "localhost"}:
+        return Place("file", "", unquote(parts.path))
+    # A `?` is a legal character of an object's key, so the query is put back.
+    key = (parts.path + (f"?{parts.query}" if parts.query else "")).strip("/")
+    if parts.scheme == "s3" and parts.netloc:
+        return Place("s3", parts.netloc, key)
+    if parts.scheme == "memory" and parts.netloc:
+        return Place("memory", parts.netloc, key)
+    raise DeniedError(
+        url, "not a URL that can be stored to", "Use a path, file:///path or s3://bucket/key"
+    )
+
+
+def join(url: str, *parts: str) -> str:
+    """Append path segments to a URL."""
+    return "/".join([url.rstrip("/"), *(part.strip("/") for part in parts)])
+
+
+def name_of(url: str) -> str:
+    """The last segment of a URL: the file's name."""
+    return parse(url).key.rpartition("/")[2]
+
+
+@lru_cache(maxsize=64)
+def _objects(scheme: Literal["s3", "memory"], root: str) -> S3Store | MemoryStore:
+    if scheme == "memory":
+        return MemoryStore()
+    return S3Store(root, client_options={"allow_http": True})
+
+
+def reset_connections() -> None:
+    """Forget connections and memory stores, e.g. after `AWS_*` variables changed."""
+    _objects.cache_clear()
+
+
+@contextmanager
+def translated(url: str) -> Iterator[None]:
+    """Turn the libraries' errors into one line with a remedy."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        # obstore's NotFoundError is a FileNotFoundError too.
+        if "NoSuchBucket" in str(error):
+            raise DeniedError(url, "the bucket does not exist", BUCKET_REMEDY) from error
+        raise AbsentError(url, "no such file or object", _ABSENT_REMEDY) from error
+    except PermissionError as error:
+        raise DeniedError(url, "access denied", "Check the credentials and their rights") from error
+    except (BaseError, OSError) as error:
+        text = str(error)
+        if "169.254.169.254" in text:
+            raise DeniedError(url, "no credentials for S3", CREDENTIALS_REMEDY) from error
+        if "403 Forbidden" in text or "InvalidAccessKeyId" in text or "AccessDenied" in text:
+            raise DeniedError(url, "access denied by S3", CREDENTIALS_REMEDY) from error
+        first = text.splitlines()[0] if text else type(error).__name__
+        remedy = "Check that the server or disk answers, then rerun"
+        raise StorageError(url, f"storage failed ({first})", remedy) from error
+
+
+def _local_info(url: str, status: os.stat_result) -> ObjectInfo:
+    modified_at = datetime.fromtimestamp(status.st_mtime, UTC)
+    return ObjectInfo(url, status.st_size, f"{status.st_size}-{status.st_mtime_ns}", modified_at)
+
+
+def _object_info(url: str, meta: ObjectMeta) -> ObjectInfo:
+    return ObjectInfo(url, meta["size"], meta["e_tag"] or "", meta["last_modified"])
+
+
+def list_objects(url: str) -> list[ObjectInfo]:
+    """List every file below a folder or prefix, sorted by URL; empty if there are none.
+
+    Args:
+        url: A folder, a prefix ending at a `/`, or one file, which is then the only entry.
+
+    Raises:
+        StorageError: The bucket, the credentials or the folder cannot be read.
+    """
+    place = parse(url)
+    with translated(url):
+        if place.scheme == "file":
+            return sorted(_walk(url, Path(place.key)), key=lambda info: info.url)
+        store = _objects(place.scheme, place.root)
+        base = f"{place.scheme}://{place.root}"
+        found = [
+            _object_info(f"{base}/{meta['path']}", meta)
+            for batch in obstore.list(store, prefix=place.key or None)
+            for meta in batch
+        ]
+        if not found and place.key:
+            with suppress(FileNotFoundError):
+                found = [_head(url, place)]
+    return sorted(found, key=lambda info: info.url)
+
+
+def _walk(url: str, root: Path) -> Iterator[ObjectInfo]:
+    if root.is_file():
+        yield _local_info(url, root.stat())
+        return
+    real: dict[Path, str] = {}
+    for name, folders, files in os.walk(root, followlinks=True):
+        folder = Path(name)
+        real[folder] = os.path.realpath(folder)
+        if any(real.get(above) == real[folder] for above in folder.parents):
+            folders.clear()  # a link has led back to where it came from
+            continue
+        for path in map(folder.joinpath, files):
+            try:
+                yield _local_info(join(url, path.relative_to(root).as_posix()), path.stat())
+            except OSError as error:
+                if error.errno not in _NO_FILE:
+                    raise
+
+
+def _head(url: str, place: Place) -> ObjectInfo:
+    if place.scheme == "file":
+        return _local_info(url, Path(place.key).stat())
+    return _object_info(url, obstore.head(_objects(place.scheme, place.root), place.key))
+
+
+def describe(url: str) -> ObjectInfo:
+    """Size and version of one file; raises as `read_bytes`."""
+    with translated(url):
+        return _head(url, parse(url))
+
+
+def exists(url: str) -> bool:
+    """Whether the URL names a file or object (not a folder or prefix)."""
+    place = parse(url)
+    if place.scheme == "file":
+        return Path(place.key).is_file()
+    with translated(url), suppress(FileNotFoundError):
+        _head(url, place)
+        return True
+    return False
+
+
+def read_bytes(url: str) -> bytes:
+    """Read one whole file.
+
+    Raises:
+        AbsentError: It does not exist.
+        StorageError: It cannot be reached.
+    """
+    place = parse(url)
+    with translated(url):
+        if place.scheme == "file":
+            return Path(place.key).read_bytes()
+        return bytes(obstore.get(_objects(place.scheme, place.root), place.key).bytes())
+
+
+def read_range(url: str, start: int, stop: int) -> bytes:
+    """Bytes `start` to `stop` of a file, fewer where it ends before; raises as `read_bytes`."""
+    place = parse(url)
+    with translated(url):
+        if place.scheme == "file":
+            with Path(place.key).open("rb") as file:
+                file.seek(start)
+                return file.read(stop - start)
+        store = _objects(place.scheme, place.root)
+        return bytes(obstore.get_range(store, place.key, start=start, end=stop))
+
+
+def write_bytes(url: str, data: bytes) -> None:
+    """Write one whole file: readers see the old content or the new; StorageError if neither."""
+    place = parse(url)
+    with translated(url):
+        if place.scheme == "file":
+            with written_beside(Path(place.key), [data]) as temporary:
+                temporary.replace(place.key)
+        else:
+            obstore.put(_objects(place.scheme, place.root), place.key, data)
+
+
+def write_parts(url: str, parts: Iterator[Part]) -> None:
+    """Write one large file part by part, never whole in memory; else as `write_bytes`."""
+    place = parse(url)
+    with translated(url):
+        if place.scheme == "file":
+            with written_beside(Path(place.key), parts, is_large=True) as temporary:
+                temporary.replace(place.key)
+        else:
+            obstore.put(_objects(place.scheme, place.root), place.key, parts)
+
+
+def create_bytes(url: str, data: bytes) -> bool:
+    """Write one whole file unless there is one; of many writers one wins, and is told so."""
+    place = parse(url)
+    with translated(url), suppress(AlreadyExistsError, FileExistsError):
+        if place.scheme == "file":
+            with written_beside(Path(place.key), [data]) as temporary:
+                os.link(temporary, place.key)
+        else:
+            obstore.put(_objects(place.scheme, place.root), place.key, data, mode="create")
+        return True
+    return False
+
+
+def delete(url: str) -> None:
+    """Delete one file or object; one that is absent is no error."""
+    place = parse(url)
+    with translated(url), suppress(FileNotFoundError):
+        if place.scheme == "file":
+            Path(place.key).unlink()
+        else:
+            obstore.delete(_objects(place.scheme, place.root), place.key)
+
+
+def open_zarr_store(url: str, *, read_only: bool) -> StorePath:
+    """Where zarr-python finds or makes the group at a URL; picklable unless in memory.
+
+    Raises:
+        AbsentError: There is no such folder to read.
+        StorageError: The folder cannot be made.
+    """
+    place = parse(url)
+    with translated(url):
+        if place.scheme != "file":
+            store: S3Store | MemoryStore = _objects(place.scheme, place.root)
+            return StorePath(ObjectStore(store, read_only=read_only), place.key)
+        if read_only and not Path(place.key).is_dir():
+            raise AbsentError(url, "no such folder", _ABSENT_REMEDY)
+        folder = LocalStore(place.key, mkdir=not read_only)
+        return StorePath(ObjectStore(folder, read_only=read_only))

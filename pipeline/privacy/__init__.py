@@ -1,0 +1,1 @@
+"""Pseudonyms, and what is kept out of messages."""

@@ -1,0 +1,1 @@
+"""Engines that run work, and what they ask of memory."""

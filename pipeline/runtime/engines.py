@@ -1,0 +1,223 @@
+"""Serial, threads, Dask: three ways to map work over shards or slides.
+
+An engine is a `MapWork`: it applies a picklable function to each item and yields the results in
+the order in which they are ready. Callers never depend on that order, so that every engine gives
+the same dataset. The only importer of dask.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, Protocol, TypeVar
+
+import dask
+from dask.utils import funcname
+from distributed import Client, KilledWorker, LocalCluster
+from distributed import as_completed as dask_completed
+from distributed.system import MEMORY_LIMIT
+
+from pipeline.errors import SettingsError
+from pipeline.runtime.malloc import set_freed_memory
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+# An item whose function raises is tried again so often: a server may have been away.
+_RETRIES: Final = 3
+# A worker that dies takes the item at hand with it; at so many deaths it is the item that kills.
+# An existing scheduler decides for itself (`distributed.scheduler.allowed-failures`, by default 3).
+_DEATHS_OF_AN_ITEM: Final = 10
+DEATH: Final = "every worker that took it up has died: out of memory, or a crash in a codec"
+DEATH_REMEDY: Final = "Look into the workers' logs; give workers more memory or leave the file out"
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """What an engine works with.
+
+    Args:
+        count: Items worked on at once.
+        memory_bytes: Memory for each of them.
+    """
+
+    count: int
+    memory_bytes: int
+
+
+class MapWork(Protocol):
+    """Apply a function to each item, yielding results as they are ready."""
+
+    def __call__(
+        self,
+        function: Callable[[T], R],
+        items: Sequence[T],
+        *,
+        give_up: Callable[[T], R] | None = None,
+    ) -> Iterator[R]:
+        """Apply a function; its exceptions are raised here.
+
+        Args:
+            function: To be applied.
+            items: To each of these.
+            give_up: What an item gives in place of a result that kills whoever takes it up;
+                without it such an item is an error. In this process it would kill us all.
+        """
+        ...
+
+
+def map_serially(
+    function: Callable[[T], R],
+    items: Sequence[T],
+    *,
+    give_up: Callable[[T], R] | None = None,  # noqa: ARG001 - the protocol's
+) -> Iterator[R]:
+    """One after the other, in this thread."""
+    return (function(item) for item in items)
+
+
+@contextmanager
+def thread_engine(workers: int) -> Iterator[MapWork]:
+    """A pool of threads in this process; OpenSlide, Pillow and obstore release the lock.
+
+    Args:
+        workers: Number of threads.
+    """
+    with ThreadPoolExecutor(workers) as pool:
+
+        def map_in_threads(
+            function: Callable[[T], R],
+            items: Sequence[T],
+            *,
+            give_up: Callable[[T], R] | None = None,  # noqa: ARG001 - the protocol's
+        ) -> Iterator[R]:
+            futures = [pool.submit(function, item) for item in items]
+            return (future.result() for future in as_completed(futures))
+
+        yield map_in_threads
+
+
+@contextmanager
+def dask_engine(
+    *, address: str | None = None, workers: int = 2, memory_limit: str = "auto"
+) -> Iterator[MapWork]:
+    """Processes of a Dask cluster: an existing one, or one started here and stopped again.
+
+    Args:
+        address: Of a running scheduler (`tcp://host:8786`), or None to start a local cluster.
+        workers: Processes of the local cluster.
+        memory_limit: Of each local worker, e.g. `4GiB`; a worker beyond it is restarted.
+
+    Raises:
+        SettingsError: No scheduler answers at the address.
+    """
+    logging.getLogger("distributed").setLevel(logging.WARNING)  # its every step is an INFO line
+    with (
+        dask.config.set({"distributed.comm.timeouts.connect": "10s"}),
+        _cluster(address, workers, memory_limit) as target,
+    ):
+        try:
+            client = Client(target, set_as_default=False)
+        except OSError as error:
+            raise SettingsError(
+                str(address), "no Dask scheduler answers", "Start one with `dask scheduler`"
+            ) from error
+        with client:
+            yield DaskMap(client)
+
+
+@dataclass(frozen=True)
+class DaskMap:
+    """`MapWork` on the workers of a Dask client."""
+
+    client: Client
+
+    def __call__(
+        self,
+        function: Callable[[T], R],
+        items: Sequence[T],
+        *,
+        give_up: Callable[[T], R] | None = None,
+    ) -> Iterator[R]:
+        """Submit every item; what has not begun when the caller stops is not begun.
+
+        Raises:
+            SettingsError: Every worker that took up an item has died, and nothing stands in for it.
+        """
+        # pure=False: results are effects on storage, so none may be taken from a cache.
+        work = partial(_keeping_memory, function)
+        futures = self.client.map(
+            work, list(items), key=funcname(function), pure=False, retries=_RETRIES
+        )
+        suspects = []
+        for future in dask_completed(futures, loop=self.client.loop):
+            try:
+                yield future.result()
+            except KilledWorker as error:
+                number = futures.index(future)
+                if give_up is None:
+                    raise SettingsError(
+                        f"item {number + 1} of {len(futures)}", DEATH, DEATH_REMEDY
+                    ) from error
+                suspects.append(items[number])
+        if give_up is not None:
+            for item in suspects:
+                # A worker may have held others when it died: the guilty one kills alone, too.
+                again = self(function, [item], give_up=give_up) if len(items) > 1 else None
+                yield from again or [give_up(item)]
+
+    def describe(self) -> Workers:
+        """The workers there are; at least one, as the client waits for the first."""
+        found: list[Mapping[str, Any]] = []
+        while not found:  # the first may have died since
+            self.client.wait_for_workers(1)
+            found = list(self.client.scheduler_info(n_workers=-1)["workers"].values())
+        memory = min((w["memory_limit"] or MEMORY_LIMIT) // w["nthreads"] for w in found)
+        return Workers(sum(worker["nthreads"] for worker in found), memory)
+
+
+def _keeping_memory(function: Callable[[T], R], item: T) -> R:
+    """Work in a process that keeps what arrays leave; Dask's own give all of it back at once.
+
+    Mapping it anew for every tile takes as long as decoding them. Dask would do so that workers
+    look smaller between tasks (`MALLOC_TRIM_THRESHOLD_`); their peak is the same.
+    """
+    set_freed_memory(is_kept=True)
+    return function(item)
+
+
+def describe_workers(map_work: MapWork) -> Workers:
+    """What an engine works with; of one in this process the whole machine, or its container."""
+    if isinstance(map_work, DaskMap):
+        return map_work.describe()
+    return Workers(1, MEMORY_LIMIT)
+
+
+@contextmanager
+def _cluster(address: str | None, workers: int, memory_limit: str) -> Iterator[str | LocalCluster]:
+    if address:
+        yield address
+        return
+    settings = {
+        "distributed.scheduler.allowed-failures": _DEATHS_OF_AN_ITEM,
+        # Looking into the threads every 10 ms takes a twentieth of the work's own time.
+        "distributed.worker.profile.enabled": False,
+    }
+    # Processes are spawned, not forked: obstore hangs in a forked child.
+    with (
+        dask.config.set(settings),
+        LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            memory_limit=memory_limit,
+            dashboard_address="127.0.0.1:0",
+            silence_logs=logging.ERROR,
+        ) as cluster,
+    ):
+        # A worker that dies is started again, unless it died while it was starting: then this.
+        cluster.adapt(minimum=workers, maximum=workers)
+        yield cluster

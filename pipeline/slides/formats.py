@@ -1,0 +1,142 @@
+"""Slides of several files: which files they are, and whether all of them are there.
+
+A MIRAX slide is `x.mrxs` and the files in the folder `x` beside it, which `Slidedat.ini` there
+names. A Hamamatsu slide is `x.vms` or `x.vmu` and the files beside it that this names; theirs
+begin with `x` too, https://openslide.org/formats/hamamatsu/. A DICOM slide is the `.dcm` files of
+one folder, of one series; OpenSlide is given any of them and finds the others,
+https://openslide.org/formats/dicom/. Every other slide is one file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from configparser import ConfigParser
+from configparser import Error as IniError
+from hashlib import sha256
+from pathlib import Path, PurePath, PurePosixPath
+from typing import Final, TypeVar
+
+from pipeline.dicom.parse import parse_series_uid
+from pipeline.errors import SourceError
+from pipeline.io.storage import ObjectInfo, name_of, read_bytes, read_range
+from pipeline.records import Slide
+
+DICOM_SUFFIX: Final = ".dcm"
+HAMAMATSU_SUFFIXES: Final = frozenset({".vms", ".vmu"})
+_MIRAX_SUFFIX: Final = ".mrxs"
+_INDEX: Final = "Slidedat.ini"
+_HAMAMATSU_PARTS: Final = frozenset({".jpg", ".ngr", ".opt"})
+_HAMAMATSU_KEYS: Final = ("imagefile", "mapfile", "macroimage")
+_WHOLE_REMEDY: Final = "Copy the slide again with all its files, or leave it out"
+_DICOM_START_BYTES: Final = 1 << 18  # the series stands near the beginning
+
+AnyPath = TypeVar("AnyPath", bound=PurePath)
+
+
+def is_dicom_part(path: PurePath) -> bool:
+    """Whether a file may be one of a DICOM slide, by its name."""
+    return path.suffix.lower() == DICOM_SUFFIX
+
+
+def folder_of_companions(path: AnyPath) -> AnyPath | None:
+    """The folder in which the other files of a slide lie; None for a slide that is one file."""
+    if path.suffix.lower() == _MIRAX_SUFFIX:
+        return path.with_suffix("")
+    return path.parent if is_dicom_part(path) or _is_hamamatsu(path) else None
+
+
+def belongs_to(path: PurePath, slide: PurePath) -> bool:
+    """Whether a file in the folder of a slide's companions is one of them."""
+    if _is_hamamatsu(slide):
+        return path.suffix.lower() in _HAMAMATSU_PARTS and path.name.startswith(slide.stem)
+    return path != slide and (is_dicom_part(path) or not is_dicom_part(slide))
+
+
+def _is_hamamatsu(path: PurePath) -> bool:
+    return path.suffix.lower() in HAMAMATSU_SUFFIXES
+
+
+def join_versions(files: Sequence[ObjectInfo]) -> str:
+    """The version of a slide: that of its file, or one that changes when any of several does."""
+    if len(files) == 1:
+        return files[0].version
+    facts = [(name_of(info.url), info.version) for info in files]
+    return sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def find_companions(path: Path) -> tuple[Path, ...]:
+    """The other files of a slide on this disk, by name; empty for a slide that is one file."""
+    folder = folder_of_companions(path)
+    if folder is None or not folder.is_dir():
+        return ()
+    return tuple(
+        file for file in sorted(folder.iterdir()) if file.is_file() and belongs_to(file, path)
+    )
+
+
+def require_whole(slide: Slide) -> None:
+    """Check, before it is fetched, that a slide has all its files, and only its own.
+
+    OpenSlide notices an absent MIRAX file only when it comes to it; of several series in a folder
+    it takes one, and of one series the files that it can read.
+
+    Raises:
+        SourceError: A file of it is absent or unreadable, or the folder holds several series.
+        StorageError: A file cannot be reached.
+    """
+    path = PurePosixPath(slide.url)
+    if path.suffix.lower() == _MIRAX_SUFFIX:
+        index = next((url for url in slide.companions if name_of(url) == _INDEX), None)
+        names = _name_mirax_files(read_bytes(index)) if index else [_INDEX]
+        _require_all(slide, names, f"{path.stem}/")
+    elif _is_hamamatsu(path):
+        _require_all(slide, _name_hamamatsu_files(read_bytes(slide.url)))
+    elif is_dicom_part(path):
+        _require_one_series(slide)
+
+
+def _require_all(slide: Slide, names: Sequence[str], folder: str = "") -> None:
+    found = {name_of(url) for url in slide.companions}
+    if absent := [name for name in names if name not in found]:
+        more = f" and {len(absent) - 1} more are" if len(absent) > 1 else " is"
+        raise SourceError(slide.url, f"its file {folder}{absent[0]}{more} missing", _WHOLE_REMEDY)
+
+
+def _name_mirax_files(index: bytes) -> list[str]:
+    """The files that a MIRAX slide says it has."""
+    found = _parse_index(index)
+    data = found.get("DATAFILE", {})
+    names = [name for key, name in data.items() if key.startswith("file_") and key != "file_count"]
+    return [name for name in (found.get("HIERARCHICAL", {}).get("indexfile", ""), *names) if name]
+
+
+def _name_hamamatsu_files(index: bytes) -> list[str]:
+    """The files that a Hamamatsu slide says it has, but for the index that OpenSlide can miss."""
+    pairs = [pair for section in _parse_index(index).values() for pair in section.items()]
+    return [name for key, name in pairs if key.startswith(_HAMAMATSU_KEYS) and name]
+
+
+def _parse_index(index: bytes) -> dict[str, dict[str, str]]:
+    """Sections, keys in lower case; nothing if it makes no sense, which OpenSlide is to judge."""
+    found = ConfigParser(interpolation=None, strict=False, allow_no_value=True)
+    try:
+        found.read_string(index.decode("utf-8-sig", errors="replace"))
+    except IniError:
+        return {}
+    return {name: dict(found.items(name)) for name in found.sections()}
+
+
+def _require_one_series(slide: Slide) -> None:
+    series: dict[str, str] = {}  # and a file of each
+    for url in (slide.url, *slide.companions):
+        start = read_range(url, 0, _DICOM_START_BYTES)
+        series.setdefault(parse_series_uid(start, url), name_of(url))
+    if len(series) > 1:
+        first, second, *_ = series.values()
+        raise SourceError(
+            slide.url,
+            f"its folder holds {len(series)} DICOM series ({first} and {second} are of different "
+            "ones)",
+            "Give every series a folder of its own",
+        )

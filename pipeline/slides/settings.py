@@ -1,0 +1,141 @@
+"""Settings of a slide dataset, and presets of them.
+
+`all-tissue` takes every tile that is at least half tissue. `paper` is what Shvetsova et al. 2021
+made of Camelyon16, from the public code (`ninatu/anomaly_detection` at 89b63fc,
+`camelyon16_preprocessing/scripts`): tiles of 768 px at 40x (0.243 to 0.25 um/px) on cells that are
+tissue throughout on a mask of 256 px a pixel, at most 50 a slide drawn at random, of tumour slides
+only those that are tumour throughout; Vahadane's normalisation; reduced to 10x, 192 px. Training
+then crops 64 px of them (the training preset `camelyon16-paper`). Three things differ: the unit is
+um/px, so that both scanners' tiles show the same 192 um; tiles are reduced first and normalised
+then, by stains that are fitted once per slide, to public reference stains in place of a region of
+normal_056; and slides keep their borders, as a black border is no tissue here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, Any, Final, Literal, Self, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.errors import SettingsError
+from pipeline.slides.annotations import EXCLUDED_GROUPS, LESION_GROUPS
+from pipeline.slides.stain.normalise import StainMethod
+
+StainSetting: TypeAlias = Literal["none"] | StainMethod
+Fraction: TypeAlias = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class SlideSettings(BaseModel):
+    """How slides become tiles.
+
+    Args:
+        tile_size_px: Height and width of a tile.
+        mpp_um: Micrometres per tile pixel. A 10x objective gives about 1.0, 20x 0.5, 40x 0.25;
+            the objective itself is never used, since cameras differ.
+        stride_px: From one tile to the next, in tile pixels; None for side by side.
+        min_tissue_fraction: A tile with a smaller share of tissue is left out.
+        mask_mpp_um: Micrometres per pixel of the thumbnail that tissue is sought on.
+        max_tiles_per_slide: A random sample of so many, or None for all.
+        lesion_tiles_only: Of slides with lesions, only the anomalous tiles.
+        lesion_threshold: A tile with a larger lesion share is anomalous, one without any is
+            normal, and one between is mixed: its label stays unknown.
+        lesion_groups: Annotation groups that outline lesions.
+        excluded_groups: Annotation groups that outline holes in lesions.
+        mpp_override_um: Micrometres per level-0 pixel, in place of what every slide says; a
+            table of single slides outweighs it.
+        mpp_fallback_um: The same, of slides that do not say.
+        stain: How stains are normalised, by what is found on each slide; `none` leaves them.
+        validation_fraction: Share of the normal training slides kept for validation.
+        test_fraction: Share of the slides kept for testing where no official split exists.
+        seed: Of the splits and of the sample of tiles.
+        shard_images: Tiles in a shard.
+        chunk_images: Tiles in a chunk.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tile_size_px: int = Field(64, ge=8, le=4096)
+    mpp_um: float = Field(1.0, gt=0.0)
+    stride_px: int | None = Field(None, ge=1)
+    min_tissue_fraction: Fraction = 0.5
+    mask_mpp_um: float = Field(8.0, gt=0.0)
+    max_tiles_per_slide: int | None = Field(None, ge=1)
+    lesion_tiles_only: bool = False
+    lesion_threshold: Fraction = 0.1
+    lesion_groups: tuple[str, ...] = Field(LESION_GROUPS, min_length=1)
+    excluded_groups: tuple[str, ...] = EXCLUDED_GROUPS
+    mpp_override_um: float | None = Field(None, gt=0.0)
+    mpp_fallback_um: float | None = Field(None, gt=0.0)
+    stain: StainSetting = "none"
+    validation_fraction: Fraction = 0.2
+    test_fraction: Fraction = 0.2
+    seed: int = Field(0, ge=0)
+    shard_images: int = Field(1024, ge=1)
+    chunk_images: int = Field(64, ge=1)
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if self.validation_fraction + self.test_fraction >= 1.0:
+            raise ValueError(
+                f"validation_fraction {self.validation_fraction} and test_fraction "
+                f"{self.test_fraction} leave nothing to train on: lower one"
+            )
+        if both := set(self.lesion_groups) & set(self.excluded_groups):
+            raise ValueError(
+                f"lesion_groups and excluded_groups both name {', '.join(sorted(both))}: leave it "
+                "to one of them"
+            )
+        if self.shard_images % self.chunk_images:
+            raise ValueError(
+                f"shard_images {self.shard_images} is not a multiple of chunk_images "
+                f"{self.chunk_images}: choose a multiple"
+            )
+        return self
+
+
+_PRESETS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
+    {
+        "all-tissue": {},
+        "paper": {
+            "tile_size_px": 192,
+            "mpp_um": 1.0,
+            # A mask pixel is 256 px at 0.25 um/px. All nine of a tile are to be tissue; a tile of
+            # ours need not lie on their edges, hence not quite 1.
+            "mask_mpp_um": 64.0,
+            "min_tissue_fraction": 0.99,
+            "max_tiles_per_slide": 50,
+            "lesion_tiles_only": True,
+            "lesion_threshold": 0.99,
+            "stain": "vahadane",
+            "shard_images": 256,
+        },
+    }
+)
+SLIDE_PRESETS: Final = tuple(_PRESETS)
+
+
+def load_slide_preset(name: str, **changes: Any) -> SlideSettings:
+    """Make settings from a preset.
+
+    Args:
+        name: One of `SLIDE_PRESETS`.
+        **changes: Settings that differ from it; None leaves one as it is.
+
+    Raises:
+        SettingsError: There is no such preset or setting, or they contradict each other.
+
+    Example:
+        >>> load_slide_preset("paper", seed=3, stain=None).stain
+        'vahadane'
+    """
+    if name not in _PRESETS:
+        raise SettingsError(name, "no such preset", f"Choose {' or '.join(SLIDE_PRESETS)}")
+    given = {key: value for key, value in changes.items() if value is not None}
+    try:
+        return SlideSettings.model_validate({**_PRESETS[name], **given})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or f"preset {name}"
+        raise SettingsError(where, first["msg"], "Correct the setting") from error

@@ -1,0 +1,1 @@
+"""Stain normalisation, fitted once a slide."""

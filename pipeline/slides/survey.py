@@ -1,0 +1,204 @@
+"""The first pass over one slide: where its tissue, tiles and lesions are. No tile is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import ceil
+from typing import Final, NamedTuple
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+from shapely.geometry.base import BaseGeometry
+
+from pipeline.errors import SourceError
+from pipeline.io import storage
+from pipeline.io.staging import stage
+from pipeline.records import Label, Slide
+from pipeline.slides.annotations import outline_lesions, parse_annotations
+from pipeline.slides.formats import require_whole
+from pipeline.slides.openslide_reader import SlideReader, digest_slide, open_slide
+from pipeline.slides.resolution import MppSource
+from pipeline.slides.review import draw_review
+from pipeline.slides.settings import SlideSettings
+from pipeline.slides.stain.normalise import StainFit
+from pipeline.slides.stain.reader import fit_slide
+from pipeline.slides.thumbnail import Thumbnail, read_thumbnail
+from pipeline.slides.tile_choice import (
+    account_for_tissue,
+    choose_tiles,
+    label_tiles,
+    lay_over_tissue,
+)
+from pipeline.slides.tiling import PairYX, measure_tile_extent_yx, order_along_z
+from pipeline.slides.tissue import MaskMethod, find_tissue
+
+_MASK_SIDE_LIMIT_PX: Final = 8192
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SlideSurvey:
+    """What the first pass found on one slide.
+
+    Args:
+        slide: The slide.
+        mpp_yx: um per level-0 pixel.
+        mpp_source: Where that is from.
+        mask_method: How tissue was told from glass.
+        origins_yx: (n, 2) int64, the tiles to read, level-0 pixels, by `tiling.order_along_z`.
+        tissue_fraction: (n,) float32.
+        lesion_fraction: (n,) float32; NaN where nobody annotated.
+        label: (n,) int8, of `records.Label`.
+        tissue_um2: (n,) float64, tissue that each tile stands for in the account. Tiles that
+            overlap share it, so that nothing counts twice.
+        coverage: um^2 of tissue in all, and by fate: `tiled`, `below_min_tissue`,
+            `outside_lesions`, `not_sampled`, `outside_tiles`. The fates add up to `tissue`.
+        stain_fit: Its two stains, or None where they are left as they are.
+        digest: Of the slide's bytes (`slides.digest_slide`).
+    """
+
+    slide: Slide
+    mpp_yx: tuple[float, float]
+    mpp_source: MppSource
+    mask_method: MaskMethod
+    origins_yx: NDArray[np.int64]
+    tissue_fraction: NDArray[np.float32]
+    lesion_fraction: NDArray[np.float32]
+    label: NDArray[np.int8]
+    tissue_um2: NDArray[np.float64]
+    coverage: dict[str, float]
+    stain_fit: StainFit | None
+    digest: str
+
+
+def survey_slide(
+    slide: Slide,
+    settings: SlideSettings,
+    *,
+    is_partly_annotated: bool = False,
+    review_url: str | None = None,
+) -> SlideSurvey:
+    """Find the tissue of a slide, lay tiles over it and measure their lesion shares.
+
+    Where the file is too corrupt to show whether there is tissue, the place counts as tissue:
+    its tiles are attempted, and those that cannot be read are accounted for as unreadable.
+
+    Args:
+        slide: Which one.
+        settings: How.
+        is_partly_annotated: Whether there may be lesions that nobody outlined; tiles without any
+            outline are then unknown in place of normal.
+        review_url: Where to put the review picture (PNG), or None for none.
+
+    Raises:
+        SourceError: The slide or its annotations cannot be used.
+        StorageError: One of them cannot be fetched.
+    """
+    seen = _look(slide, settings)
+    thumbnail, shape_yx, mpp_yx = seen.thumbnail, seen.shape_yx, seen.mpp_yx
+    if seen.mpp_source == "fallback":
+        settings = settings.model_copy(update={"mpp_override_um": mpp_yx[0]})
+    extent_yx, stride_yx = _measure_grid(slide, mpp_yx, settings)
+    found = find_tissue(thumbnail.pixels)
+    mask = found.is_tissue | ~thumbnail.is_readable
+    lesions = _read_lesions(slide, shape_yx, settings)
+    grid = lay_over_tissue(mask, shape_yx, extent_yx, stride_yx)
+    choice = choose_tiles(slide, grid, lesions, extent_yx, settings, is_partly_annotated)
+    order = order_along_z(grid.origins_yx[choice.chosen], extent_yx)
+    choice = replace(
+        choice, chosen=choice.chosen[order], lesion_fraction=choice.lesion_fraction[order]
+    )
+    origins_yx = grid.origins_yx[choice.chosen]
+    if review_url:
+        picture = draw_review(thumbnail.pixels, mask, shape_yx, origins_yx, extent_yx, lesions)
+        storage.write_bytes(review_url, picture)
+    px_um2 = mpp_yx[0] * mpp_yx[1]
+    return SlideSurvey(
+        slide=slide,
+        mpp_yx=mpp_yx,
+        mpp_source=seen.mpp_source,
+        mask_method=found.method,
+        origins_yx=origins_yx,
+        tissue_fraction=grid.tissue_fraction[choice.chosen].astype(np.float32),
+        lesion_fraction=choice.lesion_fraction,
+        label=label_tiles(choice.lesion_fraction, settings.lesion_threshold),
+        tissue_um2=grid.tissue_px2[choice.chosen] * px_um2,
+        coverage={
+            fate: float(area_px2 * px_um2)
+            for fate, area_px2 in account_for_tissue(mask, shape_yx, grid, choice).items()
+        },
+        stain_fit=fit_slide(slide, origins_yx, settings),
+        digest=seen.digest,
+    )
+
+
+class _Look(NamedTuple):
+    """What is seen of a slide as a whole: (y, x) of level 0, um per its pixels."""
+
+    thumbnail: Thumbnail
+    shape_yx: PairYX
+    mpp_yx: tuple[float, float]
+    mpp_source: MppSource
+    digest: str
+
+
+def _look(slide: Slide, settings: SlideSettings) -> _Look:
+    require_whole(slide)
+    with (
+        stage(slide.url, slide.version, slide.companions) as path,
+        open_slide(
+            path, item=slide.url, mpp_override_um=settings.mpp_override_um,
+            mpp_fallback_um=settings.mpp_fallback_um,
+        ) as reader,
+    ):  # fmt: skip
+        thumbnail = read_thumbnail(reader, _mask_side_px(reader, settings.mask_mpp_um))
+        shape_yx = reader.level_shapes_yx[0]
+        return _Look(thumbnail, shape_yx, reader.mpp_yx, reader.mpp_source, digest_slide(path))
+
+
+def _mask_side_px(reader: SlideReader, mask_mpp_um: float) -> int:
+    sides_um = np.multiply(reader.level_shapes_yx[0], reader.mpp_yx)
+    return min(_MASK_SIDE_LIMIT_PX, ceil(float(sides_um.max()) / mask_mpp_um))
+
+
+def _measure_grid(
+    slide: Slide, mpp_yx: tuple[float, float], settings: SlideSettings
+) -> tuple[PairYX, PairYX]:
+    """Extent and stride in level-0 pixels."""
+    stride_px = settings.stride_px or settings.tile_size_px
+    try:
+        return (
+            measure_tile_extent_yx(mpp_yx, settings.mpp_um, settings.tile_size_px),
+            measure_tile_extent_yx(mpp_yx, settings.mpp_um, stride_px),
+        )
+    except ValueError as error:
+        raise SourceError(slide.url, str(error), "Or leave the slide out") from error
+
+
+def _read_lesions(slide: Slide, shape_yx: PairYX, settings: SlideSettings) -> BaseGeometry | None:
+    """The lesions on a slide; None where nobody outlined them and it is not labelled normal."""
+    if slide.annotation_url is None:
+        return shapely.Polygon() if slide.label is Label.NORMAL else None
+    lesions = outline_lesions(
+        parse_annotations(storage.read_bytes(slide.annotation_url), slide.annotation_url),
+        lesion_groups=settings.lesion_groups,
+        excluded_groups=settings.excluded_groups,
+        item=slide.annotation_url,
+    )
+    if not lesions.area:
+        return lesions if slide.label is Label.NORMAL else None
+    if slide.label is Label.NORMAL:
+        raise SourceError(
+            slide.annotation_url,
+            f"outlines lesions on {slide.slide_id}, which is labelled normal",
+            "Correct the label or remove the annotation",
+        )
+    if not lesions.intersects(shapely.box(0, 0, shape_yx[1], shape_yx[0])):
+        left, top, right, bottom = lesions.bounds
+        raise SourceError(
+            slide.annotation_url,
+            f"all lesions (y {top:.0f} to {bottom:.0f}, x {left:.0f} to {right:.0f}) lie outside "
+            f"the slide of {shape_yx[0]} x {shape_yx[1]} px (y, x)",
+            "Check that the annotation belongs to this slide",
+        )
+    return lesions

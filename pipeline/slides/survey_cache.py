@@ -1,0 +1,101 @@
+"""Surveys kept beside a dataset, so that only new and changed slides are surveyed again.
+
+A survey fetches the whole slide; of ten thousand slides one may be new. What a survey depends on
+is its key: the slide as listed, its annotation, the settings, the code.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable
+from dataclasses import asdict
+from hashlib import sha256
+from io import BytesIO
+from typing import Any, Final
+
+import numpy as np
+
+from pipeline.errors import AbsentError
+from pipeline.io import storage
+from pipeline.records import Slide
+from pipeline.slides.settings import SlideSettings
+from pipeline.slides.stain.normalise import StainFit
+from pipeline.slides.stain.reader import decode_stains, encode_stains
+from pipeline.slides.survey import SlideSurvey
+from pipeline.store.dataset import code_version
+
+_ARRAYS: Final = ("origins_yx", "tissue_fraction", "lesion_fraction", "label", "tissue_um2")
+_FACTS: Final = ("mpp_yx", "mpp_source", "mask_method", "coverage", "digest")
+
+
+def recall_or_survey(
+    url: str,
+    slide: Slide,
+    settings: SlideSettings,
+    is_partly_annotated: bool,
+    survey: Callable[[], SlideSurvey],
+) -> SlideSurvey:
+    """The survey kept at a URL if it is of this slide as it is now, else a new one, kept there.
+
+    Args:
+        url: Where this slide's survey is kept.
+        slide: The slide.
+        settings: Of the survey.
+        is_partly_annotated: Likewise.
+        survey: Makes a new one.
+
+    Raises:
+        SourceError: The slide or its annotations cannot be used.
+        StorageError: One of them cannot be fetched.
+    """
+    key = _key_of_survey(slide, settings, is_partly_annotated)
+    try:
+        kept = _decode(storage.read_bytes(url), slide, key)
+    except AbsentError:
+        kept = None
+    if kept is not None:
+        return kept
+    made = survey()
+    storage.write_bytes(url, _encode(made, key))
+    return made
+
+
+def _key_of_survey(slide: Slide, settings: SlideSettings, is_partly_annotated: bool) -> str:
+    annotation = storage.describe(slide.annotation_url).version if slide.annotation_url else ""
+    facts = [
+        asdict(slide),
+        annotation,
+        settings.model_dump(mode="json"),
+        is_partly_annotated,
+        code_version(),
+    ]
+    return sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _encode(found: SlideSurvey, key: str) -> bytes:
+    facts: dict[str, Any] = {name: getattr(found, name) for name in _FACTS}
+    fit = found.stain_fit
+    facts["stain_fit"] = [fit.method, fit.reason, encode_stains(fit)] if fit else None
+    arrays = {name: getattr(found, name) for name in _ARRAYS}
+    buffer = BytesIO()
+    np.savez_compressed(buffer, key=np.array(key), facts=np.array(json.dumps(facts)), **arrays)
+    return buffer.getvalue()
+
+
+def _decode(data: bytes, slide: Slide, key: str) -> SlideSurvey | None:
+    """The survey, or None where it is of something else or damaged."""
+    try:
+        with np.load(BytesIO(data), allow_pickle=False) as kept:
+            if str(kept["key"]) != key:
+                return None
+            facts = json.loads(str(kept["facts"]))
+            arrays = {name: kept[name] for name in _ARRAYS}
+    except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile):
+        return None
+    mpp_y, mpp_x = facts.pop("mpp_yx")
+    fit = facts.pop("stain_fit")
+    if fit:
+        method, reason, text = fit
+        fit = StainFit(method, decode_stains(text) if text else None, reason)
+    return SlideSurvey(slide=slide, mpp_yx=(mpp_y, mpp_x), stain_fit=fit, **facts, **arrays)

@@ -1,0 +1,1 @@
+"""The NIH ChestX-ray14 dataset in its official layout."""

@@ -1,0 +1,139 @@
+"""What the rows of ChestX-ray14's table mean: labels, columns, and which of them are wanted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal, TypeAlias
+
+from pipeline.errors import SettingsError
+from pipeline.records import Label, ManifestEntry, Scalar, SourceImage, Split
+from pipeline.sources.listing import Gathering, ImageFile
+from pipeline.sources.tables import parse_age, parse_sex
+
+Views: TypeAlias = Literal["PA", "AP", "all"]
+VIEW_POSITIONS: Final = frozenset({"PA", "AP"})
+NO_FINDING: Final = "No Finding"
+FINDINGS: Final = (
+    "Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Effusion", "Emphysema", "Fibrosis",
+    "Hernia", "Infiltration", "Mass", "Nodule", "Pleural_Thickening", "Pneumonia", "Pneumothorax",
+)  # fmt: skip
+
+COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
+    "image": ("Image Index",),
+    "findings": ("Finding Labels",),
+    "patient": ("Patient ID",),
+    "age": ("Patient Age",),
+    "sex": ("Patient Gender", "Patient Sex"),
+    "view": ("View Position",),
+}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What the rows of the table mean.
+
+    Args:
+        files: By name.
+        boxes: Image name -> its boxes, as `chestxray14_boxes` writes them.
+        lists: Image name -> official split.
+        views: Which are wanted.
+        findings: Which are wanted, empty for all.
+        experiment: Image name -> label and split, or None for the table's and the lists'.
+    """
+
+    files: Mapping[str, ImageFile]
+    boxes: Mapping[str, str]
+    lists: Mapping[str, Split]
+    views: Views
+    findings: frozenset[str]
+    experiment: Mapping[str, tuple[Label, Split]] | None
+
+    def gather(self, rows: Sequence[Mapping[str, str]], table_url: str) -> Gathering:
+        """Match every row of the table with its image."""
+        gathering = Gathering(table_url)
+        unwanted: Counter[str] = Counter()
+        for row in rows:
+            name = row["image"]
+            if not name or "/" in name or "\\" in name or name in {".", ".."}:
+                gathering.refuse(name, "not a plain file name")
+            elif reason := self._reason_to_skip(row):
+                unwanted[reason] += 1
+                gathering.named.add(name)
+            elif name not in self.files:
+                gathering.absent.append(name)
+            else:
+                self._take(gathering, row)
+        gathering.rejected += [
+            ManifestEntry(table_url, "skipped", f"{count} rows: {reason}")
+            for reason, count in sorted(unwanted.items())
+        ]
+        return gathering
+
+    def _reason_to_skip(self, row: Mapping[str, str]) -> str | None:
+        if self.experiment is not None and row["image"] not in self.experiment:
+            return "not in the experiment's lists"
+        if self.views not in {"all", row["view"].upper()}:
+            return f"the view position is not {self.views}"
+        found = _split_findings(row["findings"])
+        if self.findings and found != [NO_FINDING] and not self.findings.intersection(found):
+            return f"none of {', '.join(sorted(self.findings))} is among the findings"
+        return None
+
+    def _take(self, gathering: Gathering, row: Mapping[str, str]) -> None:
+        name, view, age = row["image"], row["view"].upper(), row.get("age", "")
+        if not row["patient"]:
+            gathering.refuse(name, "no patient")
+            return
+        if view not in VIEW_POSITIONS:
+            gathering.ignore_cell(name, "View Position", row["view"])
+        if "age" in row and parse_age(age) < 0:
+            gathering.ignore_cell(name, "Patient Age", age)
+        found = _split_findings(row["findings"])
+        if not found:
+            gathering.ignore_cell(name, "Finding Labels", row["findings"])
+        columns: dict[str, Scalar] = {
+            "view_position": view if view in VIEW_POSITIONS else "",
+            "age_years": parse_age(age),
+            "sex": parse_sex(row.get("sex", "")),
+            "findings": "|".join(found),
+        }
+        if self.boxes:
+            columns["boxes_yxhw"] = self.boxes.get(name, "")
+        file = self.files[name]
+        label, split = _label_of(found), self.lists.get(name)
+        if self.experiment is not None:
+            label, split = self.experiment[name]
+        gathering.add(
+            name,
+            SourceImage(
+                name, row["patient"], file.url, file.version, label, split, columns, file.name,
+                file.span_bytes,
+            ),
+        )  # fmt: skip
+
+
+def check_findings(findings: Sequence[str]) -> frozenset[str]:
+    """The official names of some findings.
+
+    Raises:
+        SettingsError: There is no such finding.
+    """
+    by_folded = {name.lower(): name for name in FINDINGS}
+    for name in findings:
+        if name.lower() not in by_folded:
+            raise SettingsError(
+                "findings", f"no finding {name!r} in ChestX-ray14", f"Use {', '.join(FINDINGS)}"
+            )
+    return frozenset(by_folded[name.lower()] for name in findings)
+
+
+def _split_findings(cell: str) -> list[str]:
+    return [finding for part in cell.split("|") if (finding := part.strip())]
+
+
+def _label_of(findings: Sequence[str]) -> Label:
+    if not findings:
+        return Label.UNKNOWN
+    return Label.NORMAL if list(findings) == [NO_FINDING] else Label.ANOMALOUS

@@ -1,0 +1,210 @@
+"""What listing a folder or prefix of images gives, and what all such listings share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Final
+
+from pipeline.errors import AbsentError
+from pipeline.io.storage import ObjectInfo, exists, join, list_objects, name_of, parse
+from pipeline.records import ManifestEntry, SourceImage
+
+IMAGE_SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff"})
+# A table of a hundred thousand rows may lie beside a few hundred images.
+_NAMED: Final = 20
+
+
+@dataclass(frozen=True)
+class ImageListing:
+    """The images of a source.
+
+    Args:
+        images: Those that can be tried, in order of `image_id`.
+        rejected: What never became one: absent, without a row, refused, filtered out.
+        notes: What the user should know of how the source was read, a line each.
+    """
+
+    images: tuple[SourceImage, ...]
+    rejected: tuple[ManifestEntry, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder, a prefix or a single file, and the files in it.
+
+    Args:
+        url: A plain absolute path or an `s3://` URL, without a final slash.
+        files: In order of their URLs.
+    """
+
+    url: str
+    files: tuple[ObjectInfo, ...]
+
+    @property
+    def is_single_file(self) -> bool:
+        """Whether the URL names a file itself."""
+        return len(self.files) == 1 and self.files[0].url == self.url
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFile:
+    """An image that lies in a folder, or in an archive there.
+
+    Args:
+        url: Of the file, or of the archive.
+        version: Changes when that does.
+        name: What errors and manifests call it; empty where the URL does.
+        span_bytes: Start and stop of its bytes in the archive, unpacked.
+    """
+
+    url: str
+    version: str
+    name: str = ""
+    span_bytes: tuple[int, int] | None = None
+
+    @property
+    def public_name(self) -> str:
+        """What errors and manifests call it."""
+        return self.name or self.url
+
+
+@dataclass
+class Gathering:
+    """Images gathered row by row from a table: every row ends in exactly one place.
+
+    Args:
+        table_url: Of the table.
+        images: Name -> image, for the rows that gave one.
+        rejected: What became of the others.
+        absent: Names whose file is absent.
+        named: Every name that a row has given a file's fate.
+    """
+
+    table_url: str
+    images: dict[str, SourceImage] = field(default_factory=dict)
+    rejected: list[ManifestEntry] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)
+    named: set[str] = field(default_factory=set)
+
+    def add(self, name: str, image: SourceImage) -> None:
+        """Take an image. A row that repeats another is dropped; a contradiction drops both."""
+        if name not in self.named:
+            self.images[name] = image
+        elif self.images.get(name) == image:
+            self.rejected.append(ManifestEntry(name, "skipped", "duplicated row"))
+        else:
+            self.images.pop(name, None)
+            self.refuse(name, "its rows contradict each other")
+        self.named.add(name)
+
+    def refuse(self, name: str, reason: str) -> None:
+        """Refuse a row."""
+        self.rejected.append(ManifestEntry(name, "failed", reason))
+        self.named.add(name)
+
+    def ignore_cell(self, name: str, column: str, cell: str) -> None:
+        """Say that a cell is not understood; its row is used without it."""
+        self.rejected.append(
+            ManifestEntry(f"{name}, {column}", "skipped", f"{cell!r} is recorded as unknown")
+        )
+
+    def list_absent(self) -> tuple[ManifestEntry, ...]:
+        """Rows without an image: the first few by name, the others by their number."""
+        entries = [
+            ManifestEntry(name, "skipped", "in the table, but no such image")
+            for name in self.absent[:_NAMED]
+        ]
+        if more := len(self.absent) - len(entries):
+            reason = f"{more} more rows: in the table, but no such image"
+            entries.append(ManifestEntry(self.table_url, "skipped", reason))
+        return tuple(entries)
+
+
+def list_folder(url: str) -> Folder:
+    """List a folder, a prefix or a single file; raises as `list_source`."""
+    plain = plain_url(url)
+    return Folder(plain, tuple(list_source(plain)))
+
+
+def list_source(url: str) -> list[ObjectInfo]:
+    """List what lies at a URL that a user has named as a source: there must be something.
+
+    What belongs to a Zarr group or array below it is left out, such as a dataset that an earlier
+    ingest has put there.
+
+    Raises:
+        AbsentError: There is nothing.
+        StorageError: It cannot be read.
+    """
+    if found := list_objects(url):
+        zarrs = {parent_of(info.url) for info in found if name_of(info.url) == "zarr.json"}
+        if not zarrs:
+            return found
+        return [info for info in found if zarrs.isdisjoint(_folders_of(info.url, url))]
+    raise AbsentError(
+        url, "no such folder or file, or nothing in it", "Check the spelling of the path or URL"
+    )
+
+
+def _folders_of(found: str, url: str) -> Iterator[str]:
+    """Every folder that a file lies in, below the URL."""
+    folder = parent_of(found)
+    while folder is not None and len(folder) > len(url.rstrip("/")):
+        yield folder
+        folder = parent_of(folder)
+
+
+def plain_url(url: str) -> str:
+    """A URL as an absolute path where it names a file; without a final slash."""
+    place = parse(url)
+    return (place.key if place.scheme == "file" else url).rstrip("/")
+
+
+def parent_of(url: str) -> str | None:
+    """The folder that holds a file or folder; None for a bucket or the root of a disk."""
+    return url.rpartition("/")[0] if parse(url).key.strip("/") else None
+
+
+def relative_path(url: str, folder: str) -> str | None:
+    """The path of a file below a folder, or None where it lies elsewhere."""
+    below = folder.rstrip("/") + "/"
+    return url[len(below) :] if url.startswith(below) else None
+
+
+def find_beside(folder: Folder, names: Sequence[str]) -> str | None:
+    """The first of some files that lies below a folder, the nearest first, or in its parent.
+
+    Args:
+        folder: Where to look.
+        names: Of the file, in order of preference; each may also end in `.gz`.
+    """
+    nearest = sorted(folder.files, key=lambda info: info.url.count("/"))
+    parent = parent_of(folder.url)
+    for wanted in names:
+        spellings = (wanted, f"{wanted}.gz")
+        below = [info.url for info in nearest if name_of(info.url) in spellings]
+        if below:
+            return below[0]
+    beside = (
+        [join(parent, wanted + end) for wanted in names for end in ("", ".gz")] if parent else []
+    )
+    return next((url for url in beside if exists(url)), None)
+
+
+def is_image(url: str) -> bool:
+    """Whether a file's name is that of an image."""
+    path = PurePosixPath(url)
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+
+
+def in_order(images: Iterable[SourceImage]) -> tuple[SourceImage, ...]:
+    """Images by their id."""
+    return tuple(sorted(images, key=lambda image: image.image_id))
+
+
+def list_unlisted(names: Iterable[str]) -> tuple[ManifestEntry, ...]:
+    """Files that no row names."""
+    return tuple(ManifestEntry(name, "skipped", "no row in the table") for name in names)

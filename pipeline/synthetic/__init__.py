@@ -1,0 +1,1 @@
+"""Generators of synthetic scans with planted anomalies, for the demo and the tests."""

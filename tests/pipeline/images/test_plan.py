@@ -1,0 +1,258 @@
+"""Folders of images become sealed datasets: real bytes, real splits, bad files named."""
+
+from __future__ import annotations
+
+import pickle
+from collections import Counter
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from pydantic import ValidationError
+
+from pipeline.errors import SettingsError, SourceError
+from pipeline.images.plan import ImageSettings, choose_shards, make_reader, plan_images
+from pipeline.images.reader import ImageReader
+from pipeline.ingest.run import IngestReport, ingest
+from pipeline.io.storage import describe, write_bytes
+from pipeline.records import Label, Scalar, SourceImage
+from pipeline.runtime.engines import map_serially
+from pipeline.sources.images import list_images
+from pipeline.splits import prove_disjoint
+from pipeline.store.dataset import Dataset, open_dataset
+from tests.support.made.images import claim_png
+
+SMALL = ImageSettings(size_px=16)
+
+
+def write_image(path: Path, level: int, *, colour: bool = False, side: int = 20) -> SourceImage:
+    """An image wider than high whose right half is brighter."""
+    pixels = np.full((side, side + 12, 3), level, np.uint8)
+    pixels[:, side:] = level + 40
+    if colour:
+        pixels[..., 0] = 250
+    image = Image.fromarray(pixels)
+    (image if colour else image.convert("L")).save(path)
+    version = describe(str(path)).version
+    return SourceImage(path.name, path.name, str(path), version, Label.NORMAL)
+
+
+def write_images(folder: Path, count: int, **options: bool) -> list[SourceImage]:
+    folder.mkdir(parents=True, exist_ok=True)
+    return [write_image(folder / f"{n:03}.png", n * 5, **options) for n in range(count)]
+
+
+def ingest_images(
+    url: Path, images: list[SourceImage], settings: ImageSettings = SMALL
+) -> tuple[IngestReport, Dataset]:
+    plan = plan_images(images, settings, source="made")
+    report = ingest(str(url), plan, make_reader(plan), map_serially)
+    return report, open_dataset(str(url))
+
+
+def test_every_image_lands_in_its_row(tmp_path: Path) -> None:
+    images = write_images(tmp_path / "in", 12)
+    report, dataset = ingest_images(tmp_path / "out", images)
+    assert dataset.image_shape == (16, 16, 1)
+    assert dataset.attributes["modality"] == "image"
+    assert report.failures == ()
+    ids = dataset.column("image_id").tolist()
+    assert sorted(ids) == [image.image_id for image in images]
+    pixels = dataset.read_images(0, 12)
+    for row, name in enumerate(ids):
+        assert pixels[row, 8, 3, 0] == int(name[:3]) * 5
+        assert pixels[row, 3, 14, 0] == int(name[:3]) * 5 + 40
+    digests = [sha256((tmp_path / "in" / name).read_bytes()).hexdigest() for name in ids]
+    assert dataset.column("source_digest").tolist() == digests
+
+
+def test_rows_are_ordered_by_split_then_id_whatever_the_order_of_the_input(tmp_path: Path) -> None:
+    images = write_images(tmp_path / "in", 40)
+    report, dataset = ingest_images(tmp_path / "out", images)
+    again, _ = ingest_images(tmp_path / "again", images[::-1])
+    assert report.fingerprint == again.fingerprint
+    splits = dataset.column("split").tolist()
+    assert [name for name, _ in Counter(splits).items()] == ["train", "validation", "test"]
+    assert splits == sorted(splits, key=["train", "validation", "test"].index)
+    for split in ("train", "test"):
+        rows = [n for n, s in zip(dataset.column("image_id"), splits, strict=True) if s == split]
+        assert rows == sorted(rows)
+
+
+def test_one_bad_file_is_named_and_the_rest_is_whole(tmp_path: Path) -> None:
+    images = write_images(tmp_path / "in", 8)
+    (tmp_path / "in" / "001.png").write_text("this is text")
+    half = (tmp_path / "in" / "002.png").read_bytes()
+    (tmp_path / "in" / "002.png").write_bytes(half[: len(half) // 2])
+    Image.new("L", (1, 1)).save(tmp_path / "in" / "003.png")
+    (tmp_path / "in" / "004.png").write_bytes(claim_png(30_000, 30_000))
+    fresh = list_images(str(tmp_path / "in")).images
+    # Gone and changed after they were listed.
+    (tmp_path / "in" / "005.png").unlink()
+    write_image(tmp_path / "in" / "006.png", 99, side=31)
+    report, dataset = ingest_images(tmp_path / "out", list(fresh))
+    assert len(images) == report.image_count == 8
+    reasons = {Path(entry.item).name: entry.reason for entry in report.failures}
+    assert sorted(reasons) == [f"00{n}.png" for n in range(1, 7)]
+    assert "not a PNG" in reasons["001.png"]
+    assert "cut off or damaged" in reasons["002.png"] or "not a PNG" in reasons["002.png"]
+    assert "1 x 1 pixels" in reasons["003.png"]
+    assert "pixels" in reasons["004.png"]
+    assert "no such file" in reasons["005.png"]
+    assert "changed since it was planned" in reasons["006.png"]
+    readable = dataset.column("image_id")[dataset.column("readable")]
+    assert sorted(readable.tolist()) == ["000.png", "007.png"]
+    unreadable = dataset.read_images(0, 8)[~dataset.column("readable")]
+    assert not unreadable.any()
+
+
+def test_every_store_gives_the_same_dataset(tmp_path: Path, store_url: str) -> None:
+    images = write_images(tmp_path / "in", 5)
+    (tmp_path / "in" / "labels.csv").write_text("path,label\n001.png,1\n002.png,0\n003.png,0\n")
+    for path in (tmp_path / "in").iterdir():
+        write_bytes(f"{store_url}/in/{path.name}", path.read_bytes())
+    fingerprints = set()
+    for source, target in (
+        (str(tmp_path / "in"), str(tmp_path / "out")),
+        (f"{store_url}/in", f"{store_url}/out"),
+    ):
+        listing = list_images(source)
+        plan = plan_images(listing.images, SMALL, source="made", rejected=listing.rejected)
+        report = ingest(target, plan, make_reader(plan), map_serially)
+        fingerprints.add(report.fingerprint)
+        assert [entry.state for entry in report.manifest] == ["done"] * 3 + ["skipped"] * 2
+    assert len(images) == 5
+    assert len(fingerprints) == 1
+
+
+def test_columns_get_their_types_and_unknown_values(tmp_path: Path) -> None:
+    first, second = write_images(tmp_path / "in", 2)
+    known: dict[str, Scalar] = {
+        "view_position": "PA",
+        "age_years": 61,
+        "is_portable": True,
+        "dose": 0.5,
+    }
+    images = [
+        SourceImage("a", "p1", first.url, first.version, Label.NORMAL, "train", known),
+        SourceImage("b", "p2", second.url, second.version, Label.ANOMALOUS, "test"),
+    ]
+    _, dataset = ingest_images(tmp_path / "out", images)
+    assert dataset.column("view_position").tolist() == ["PA", ""]
+    assert dataset.column("age_years").dtype == np.int16
+    assert dataset.column("age_years").tolist() == [61, -1]
+    assert dataset.column("is_portable").tolist() == [True, False]
+    assert dataset.column("dose")[0] == 0.5
+    assert np.isnan(dataset.column("dose")[1])
+    assert dataset.column("label").tolist() == [0, 1]
+    assert dataset.column("group_id").tolist() == ["p1", "p2"]
+
+
+@pytest.mark.parametrize(("coloured", "channels"), [(0, 1), (4, 1), (5, 3), (10, 3)])
+def test_auto_declares_what_at_least_half_of_the_images_have(
+    tmp_path: Path, coloured: int, channels: int
+) -> None:
+    images = [
+        write_image(tmp_path / f"{n}.png", 50, colour=n < coloured, side=20) for n in range(10)
+    ]
+    plan = plan_images(images, SMALL, source="made")
+    assert plan.spec.image_shape == (16, 16, channels)
+    said = ImageSettings(size_px=16, colour="rgb" if channels == 3 else "grey")
+    assert plan_images(images, said, source="made").spec == plan.spec
+
+
+def test_grey_images_saved_as_colour_are_seen_to_be_grey(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.new("RGB", (30, 20), (90, 90, 90)).save(path)
+    image = SourceImage("a", "a", str(path), describe(str(path)).version)
+    plan = plan_images([image], SMALL, source="made")
+    assert plan.spec.image_shape == (16, 16, 1)
+    assert make_reader(plan).read(image, {}).images[0, 5, 9, 0] == 90
+
+
+def test_the_reader_follows_the_settings(tmp_path: Path) -> None:
+    image = write_image(tmp_path / "a.png", 10, side=40)
+    settings = ImageSettings(size_px=16, crop_px=16, colour="rgb")
+    plan = plan_images([image], settings, source="made")
+    reader = make_reader(plan)
+    assert reader == ImageReader(size_px=16, channels=3, crop_px=16)
+    assert pickle.loads(pickle.dumps(reader)) == reader  # noqa: S301 - our own bytes
+    assert set(np.unique(reader.read(image, {}).images)) == {10}  # the bright edge is cut off
+    grey = ImageSettings(size_px=16, equalize=True)
+    assert make_reader(plan_images([image], grey, source="made")).equalize
+    too_large = plan_images([image], ImageSettings(crop_px=41), source="made")
+    with pytest.raises(SourceError, match="smaller than the centre crop of 41"):
+        make_reader(too_large).read(image, {})
+
+
+def test_contradictions_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="only grey images can be equalised"):
+        ImageSettings(equalize=True, colour="rgb")
+    with pytest.raises(ValidationError, match="leave nothing to train on"):
+        ImageSettings(validation_fraction=0.5, test_fraction=0.5)
+    with pytest.raises(ValidationError, match="colr"):
+        ImageSettings(colr="grey")  # type: ignore[call-arg]  # on purpose
+    images = write_images(tmp_path, 3, colour=True)
+    with pytest.raises(SettingsError, match="3 of 3 sampled images have colour"):
+        plan_images(images, ImageSettings(equalize=True), source="made")
+    with pytest.raises(ValueError, match=r"'000\.png' names 2 images"):
+        plan_images([images[0], images[0]], SMALL, source="made")
+
+
+@given(st.integers(1, 300_000), st.sampled_from([64 * 64, 64 * 64 * 3, 256 * 256, 1024 * 1024]))
+def test_shards_are_whole_chunks_and_fit_memory(image_count: int, image_bytes: int) -> None:
+    shard, chunk = choose_shards(image_count, image_bytes=image_bytes)
+    assert shard % chunk == 0
+    assert shard * image_bytes <= 256 * 2**20
+    assert shard < image_count + 64
+
+
+@given(st.integers(1, 300_000), st.sampled_from([40, 224, 400, 600, 1024, 2048]))
+def test_shards_of_large_images_lie_within_those_of_small(image_count: int, size_px: int) -> None:
+    small, _ = choose_shards(image_count, image_bytes=32 * 32)
+    large, _ = choose_shards(image_count, image_bytes=size_px * size_px * 3)
+    assert small % large == 0
+
+
+@pytest.mark.parametrize(
+    ("image_count", "image_bytes", "shard", "shards"),
+    [(50, 4096, 64, 1), (600, 4096, 320, 2), (709, 4096, 384, 2), (2000, 4096, 512, 4),
+     (7403, 12288, 512, 15), (16_384, 12288, 2048, 8), (112_120, 4096, 2048, 55),
+     (112_120, 2**20, 256, 438)],
+)  # fmt: skip
+def test_small_datasets_still_give_several_workers_work(
+    image_count: int, image_bytes: int, shard: int, shards: int
+) -> None:
+    chosen, _ = choose_shards(image_count, image_bytes=image_bytes)
+    assert chosen == shard
+    assert -(-image_count // chosen) == shards
+
+
+def test_real_radiographs_become_a_dataset(tmp_path: Path, shared_data: Path) -> None:
+    listing = list_images(str(shared_data / "nih224"))
+    settings = ImageSettings(modality="radiograph", seed=7)
+    report, dataset = ingest_images(tmp_path / "out", list(listing.images), settings)
+    assert report.failures == ()
+    assert dataset.image_count == 709
+    assert dataset.image_shape == (64, 64, 1)
+    splits, labels = dataset.column("split"), dataset.column("label")
+    prove_disjoint(dataset.column("group_id"), splits)
+    assert not (labels[splits == "train"] == 1).any()
+    assert (labels[splits == "validation"] == 0).any()
+    assert set(labels[splits == "test"]) == {0, 1}
+    assert 40 < dataset.read_images(0, 709).mean() < 200
+
+
+def test_real_tiles_keep_their_colour_and_official_splits(
+    tmp_path: Path, shared_data: Path
+) -> None:
+    listing = list_images(str(shared_data / "pcam" / "valid"))
+    some = list(listing.images[::20])
+    _, dataset = ingest_images(tmp_path / "out", some, ImageSettings(modality="histology"))
+    assert dataset.image_shape == (64, 64, 3)
+    assert set(dataset.column("split")) == {"test"}
+    assert Counter(dataset.column("label").tolist()) == Counter(int(i.label) for i in some)

@@ -1,0 +1,111 @@
+"""Stains as a setting of the dataset: fitted once a slide, applied as read, flagged where not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.ingest.plan import Plan
+from pipeline.ingest.run import ingest
+from pipeline.records import Slide
+from pipeline.runtime.engines import map_serially
+from pipeline.slides.plan import SlideSettings, make_reader, plan_slides
+from pipeline.slides.stain.fit import fit_stains
+from pipeline.slides.stain.normalise import StainFit, StainMethod, Stains, normalise_stains
+from pipeline.slides.stain.reader import decode_stains, encode_stains
+from pipeline.store.dataset import Dataset, open_dataset
+from tests.support.made.slides import (
+    BOXES,
+    SETTINGS,
+    SHAPE,
+    list_slide,
+    paint_tissue,
+    write_pyramid,
+    write_slide,
+)
+
+
+def write_stained(path: Path) -> Slide:
+    """Tissue of two stains by Beer and Lambert, in other places in other amounts."""
+    rng = np.random.default_rng(5)
+    pixels = paint_tissue(SHAPE, [])
+    for top, left, bottom, right in BOXES:
+        amounts = rng.uniform(0.1, 1.2, (bottom - top, right - left, 2))
+        density = amounts @ np.array([[0.65, 0.70, 0.29], [0.27, 0.57, 0.78]])
+        pixels[top:bottom, left:right] = 243 * np.exp(-density)
+    return list_slide(write_pyramid(path, pixels))
+
+
+@pytest.mark.parametrize("method", ["macenko", "vahadane"])
+def test_tiles_are_normalised_by_one_fit_a_slide(tmp_path: Path, method: StainMethod) -> None:
+    slide = write_stained(tmp_path / "a.tif")
+    plain = _ingest(tmp_path / "plain", slide, SETTINGS)
+    dataset = _ingest(tmp_path / "out", slide, SETTINGS.model_copy(update={"stain": method}))
+    assert set(dataset.column("stain_state")) == {"normalised"}
+    (text,) = set(dataset.column("stain_fit"))
+    raw = plain.read_images(0, plain.image_count)
+    # 42 tiles, fewer than a fit looks at: it has seen them all.
+    fit = fit_stains(raw, method, seed=0)
+    assert decode_stains(text) == fit.stains
+    found = dataset.read_images(0, dataset.image_count)
+    np.testing.assert_array_equal(found, normalise_stains(raw, fit))
+    assert (found != raw).any()
+    np.testing.assert_array_equal(dataset.column("saturation"), plain.column("saturation"))
+    assert set(plain.column("stain_state")) == {"unchanged"}
+
+
+def _ingest(folder: Path, slide: Slide, settings: SlideSettings) -> Dataset:
+    plan = _plan([slide], settings)
+    ingest(str(folder), plan, make_reader(settings), map_serially)
+    return open_dataset(str(folder))
+
+
+def _plan(slides: list[Slide], settings: SlideSettings) -> Plan:
+    return plan_slides(slides, settings, map_serially, source="made")
+
+
+def test_a_slide_of_one_colour_is_left_and_flagged(tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(update={"stain": "macenko"})
+    flat = list_slide(write_slide(tmp_path, "flat"))
+    plan = _plan([flat, write_stained(tmp_path / "good.tif")], settings)
+    report = ingest(str(tmp_path / "out"), plan, make_reader(settings), map_serially)
+    dataset = open_dataset(str(tmp_path / "out"))
+    is_flat = dataset.column("group_id") == "flat"
+    assert set(dataset.column("stain_state")[is_flat]) == {"degenerate"}
+    assert set(dataset.column("stain_state")[~is_flat]) == {"normalised"}
+    notes = {Path(entry.item).stem: entry for entry in report.manifest}
+    assert notes["flat"].state == "done"
+    assert "stains left as they are" in notes["flat"].reason
+    assert notes["good"].reason == ""
+    plain = make_reader(SETTINGS).read(flat, {"origin_yx": dataset.column("origin_yx")[is_flat]})
+    first = int(np.flatnonzero(is_flat)[0])
+    np.testing.assert_array_equal(dataset.read_images(first, first + 1)[0], plain.images[0])
+
+
+def test_stains_survive_their_column() -> None:
+    stains = Stains((0.65, 0.7, 0.29), (0.27, 0.57, 0.78), (1.25, 0.1))
+    assert decode_stains(encode_stains(StainFit("macenko", stains))) == stains
+    assert encode_stains(StainFit("macenko", None, "one stain")) == encode_stains(None) == ""
+
+
+def test_the_user_table_decides_the_mpp_of_single_slides(tmp_path: Path) -> None:
+    pixels = paint_tissue(SHAPE, BOXES)
+    silent = list_slide(write_pyramid(tmp_path / "silent.tif", pixels, mpp_yx=None))
+    other = list_slide(write_pyramid(tmp_path / "other.tif", pixels, mpp_yx=(0.5, 0.25)))
+    plan = plan_slides(
+        [silent, other], SETTINGS, map_serially, source="made", mpp_um={"silent": 0.5}
+    )
+    assert not plan.rejected
+    ingest(str(tmp_path / "out"), plan, make_reader(SETTINGS), map_serially)
+    dataset = open_dataset(str(tmp_path / "out"))
+    is_silent = dataset.column("group_id") == "silent"
+    assert dataset.column("readable").all()
+    assert set(dataset.column("mpp_source")[is_silent]) == {"user table"}
+    assert dataset.column("mpp_yx")[is_silent][0].tolist() == [0.5, 0.5]
+    assert dataset.column("mpp_yx")[~is_silent][0].tolist() == [0.5, 0.25]
+    # 64 level-0 px a side by the table; nothing but tissue in a tile in the island's midst.
+    origins = dataset.column("origin_yx")[is_silent]
+    row = int(np.flatnonzero(is_silent)[np.flatnonzero((origins == (128, 128)).all(axis=1))[0]])
+    assert (dataset.read_images(row, row + 1) == (205, 120, 170)).all()

@@ -1,0 +1,154 @@
+"""Whatever an archive of slides holds: a clear state for each, and the rest of the batch whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+
+from pipeline.ingest.run import IngestReport, ingest
+from pipeline.records import ManifestEntry
+from pipeline.runtime.engines import map_serially
+from pipeline.slides.plan import make_reader, plan_slides
+from pipeline.sources.camelyon16 import list_slides
+from pipeline.store.dataset import Dataset, open_dataset
+from tests.pipeline.slides.test_annotations import BOMB
+from tests.support.made.slides import (
+    BOXES,
+    SETTINGS,
+    SHAPE,
+    corrupt_tile,
+    expect_balance,
+    paint_tissue,
+    write_asap,
+    write_pyramid,
+    write_slide,
+)
+
+BOW_TIE = [(128.0, 64.0), (192.0, 128.0), (192.0, 64.0), (128.0, 128.0)]  # half of one tile
+FAR_AWAY = [(x + 9000.0, y) for x, y in BOW_TIE]
+
+
+def write_aperio(path: Path) -> None:
+    """A slide that states its objective power and nothing else."""
+    description = "Aperio Image Library v11.2.1\r\n1152x640 (256x256) JPEG/RGB Q=30|AppMag = 20"
+    with tifffile.TiffWriter(path) as tiff:
+        tiff.write(
+            paint_tissue(SHAPE, BOXES), photometric="rgb", tile=(256, 256), compression="jpeg",
+            description=description, metadata=None,
+        )  # fmt: skip
+
+
+def write_archive(folder: Path) -> None:
+    """Every kind of slide that has ever been met."""
+    for name in ("x", "y"):
+        (folder / name).mkdir(parents=True)
+        write_slide(folder / name, "same")
+    write_slide(folder, "good")
+    write_pyramid(folder / "black.tif", np.zeros((*SHAPE, 3), np.uint8))
+    write_pyramid(folder / "white.tif", np.full((*SHAPE, 3), 255, np.uint8))
+    with tifffile.TiffWriter(folder / "mpp_0.tif") as tiff:
+        tiff.write(
+            paint_tissue(SHAPE, BOXES), photometric="rgb", tile=(64, 64), metadata=None,
+            resolution=((0, 1), (0, 1)), resolutionunit="CENTIMETER",
+        )  # fmt: skip
+    write_aperio(folder / "power.svs")
+    outlines = {"outside": FAR_AWAY, "crossing": BOW_TIE, "bomb": BOW_TIE, "two": BOW_TIE}
+    for name, outline in {**outlines, "nested": [], "line": BOW_TIE[:2]}.items():
+        write_slide(folder, name)
+        write_asap(folder / f"{name}.xml", [("Tumor", outline)])
+    (folder / "bomb.xml").write_bytes(BOMB)
+    (folder / "nested.xml").write_bytes(b"[" * 200_000)
+    (folder / "two.geojson").write_text('{"type": "FeatureCollection", "features": []}')
+    torn = write_slide(folder, "torn")
+    torn.write_bytes(torn.read_bytes()[:4000])
+    corrupt_tile(write_slide(folder, "spoilt"), row=1, column=2)
+    without_level = write_slide(folder, "without_level")
+    for row in range(3):
+        for column in range(5):
+            corrupt_tile(without_level, row, column, level=1)
+    write_slide(folder, "changing")
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory: pytest.TempPathFactory) -> tuple[IngestReport, Dataset]:
+    """The whole archive's ingest, in which one slide changes between plan and read."""
+    folder = tmp_path_factory.mktemp("archive")
+    write_archive(folder / "in")
+    listing = list_slides(str(folder / "in"))
+    plan = plan_slides(
+        listing.slides, SETTINGS, map_serially, source="made", rejected=listing.rejected
+    )
+    write_slide(folder / "in", "changing", boxes=[(64, 64, 320, 320)])
+    report = ingest(str(folder / "out"), plan, make_reader(SETTINGS), map_serially)
+    return report, open_dataset(report.url)
+
+
+def find(entries: Sequence[ManifestEntry], name: str) -> ManifestEntry:
+    (found,) = (entry for entry in entries if Path(entry.item).name == name)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "state", "said"),
+    [
+        ("good.tif", "done", ""),
+        ("crossing.tif", "done", ""),
+        ("spoilt.tif", "done", "1 of 42 tiles unreadable"),
+        ("black.tif", "skipped", "no tissue found"),
+        ("white.tif", "skipped", "no tissue found"),
+        ("mpp_0.tif", "failed", "mpp"),
+        ("power.svs", "failed", "only an objective power of 20"),
+        ("outside.tif", "failed", "lie outside the slide"),
+        ("bomb.tif", "failed", "hostile XML"),
+        ("nested.tif", "failed", "malformed JSON"),
+        ("line.tif", "failed", "points and lines outline nothing"),
+        ("two.tif", "failed", "another annotation of the same slide"),
+        ("torn.tif", "failed", "truncated"),
+        ("without_level.tif", "failed", "of level 1"),
+        ("changing.tif", "failed", "changed since it was listed"),
+    ],
+)
+def test_each_has_its_state(
+    outcome: tuple[IngestReport, Dataset], name: str, state: str, said: str
+) -> None:
+    entry = find(outcome[0].manifest, name)
+    assert entry.state == state, entry.reason
+    assert said in entry.reason
+    assert bool(said) == bool(entry.reason)
+
+
+def test_nothing_goes_unmentioned(outcome: tuple[IngestReport, Dataset]) -> None:
+    report, dataset = outcome
+    assert len(report.manifest) == 17
+    tiled = {"good", "crossing", "spoilt", "changing", "same", "y_same.tif"}
+    assert set(dataset.column("group_id")) == tiled
+    same = [entry for entry in report.manifest if Path(entry.item).name == "same.tif"]
+    assert [entry.state for entry in same] == ["done", "done"]
+
+
+def test_only_what_is_readable_is_there(outcome: tuple[IngestReport, Dataset]) -> None:
+    dataset = outcome[1]
+    lost = ~dataset.column("readable")
+    groups = dataset.column("group_id")
+    assert set(groups[lost]) == {"spoilt", "changing"}
+    assert lost[groups == "changing"].all()
+    images = dataset.read_images(0, dataset.image_count)
+    assert not images[lost].any()
+    assert images[~lost].any(axis=(1, 2, 3)).all()
+    for coverage in dataset.coverage.values():
+        expect_balance(dict(coverage))
+    assert dataset.coverage["black"]["tissue"] == dataset.coverage["white"]["tissue"] == 0
+
+
+def test_an_outline_that_crosses_itself_counts_by_the_even_odd_rule(
+    outcome: tuple[IngestReport, Dataset],
+) -> None:
+    dataset = outcome[1]
+    is_hit = dataset.column("lesion_fraction") > 0
+    assert dataset.column("image_id")[is_hit].tolist() == ["crossing_y64_x128"]
+    assert dataset.column("lesion_fraction")[is_hit] == pytest.approx(0.5)
+    assert dataset.column("tile_state")[is_hit].tolist() == ["tumour"]

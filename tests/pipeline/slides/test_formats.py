@@ -1,0 +1,267 @@
+"""Slides of several files, on this disk and on S3: all of their files, or a clear error."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from pipeline.errors import SettingsError, SourceError
+from pipeline.ingest.run import ingest
+from pipeline.io import storage
+from pipeline.io.scratch import Scratch
+from pipeline.io.staging import stage, using_scratch
+from pipeline.records import Slide
+from pipeline.runtime.engines import map_serially
+from pipeline.slides.formats import find_companions
+from pipeline.slides.openslide_reader import digest_slide, open_slide
+from pipeline.slides.plan import make_reader, plan_slides
+from pipeline.slides.survey import survey_slide
+from pipeline.sources.camelyon16 import list_slides
+from pipeline.store.dataset import open_dataset
+from tests.conftest import S3Server
+from tests.support.flaky_s3 import flaky_s3
+from tests.support.made.companions import write_dicom_slide, write_mirax, write_vms, write_vmu
+from tests.support.made.slides import BOXES, SETTINGS, SHAPE, make_pixels, paint_tissue
+
+Write = Callable[[Path], list[Path]]
+
+
+@pytest.fixture
+def memory_url() -> str:
+    return f"memory://{uuid.uuid4().hex}"
+
+
+def write_dicom(folder: Path) -> list[Path]:
+    """`1.2.7`, whose name has no suffix."""
+    return write_dicom_slide(folder / "1.2.7", paint_tissue(SHAPE, BOXES))
+
+
+def write_mrxs(folder: Path) -> list[Path]:
+    return write_mirax(folder / "1.2.7.mrxs", paint_tissue(SHAPE, BOXES))
+
+
+def write_hamamatsu(folder: Path) -> list[Path]:
+    return write_vmu(folder / "1.2.7.vmu", paint_tissue(SHAPE, BOXES))
+
+
+def write_mixed(folder: Path) -> None:
+    """Files of two series in one folder."""
+    pixels = paint_tissue(SHAPE, BOXES)
+    write_dicom_slide(folder / "mixed", pixels)
+    _, second = write_dicom_slide(folder / "other", pixels, series="1.2.3.2")
+    second.replace(folder / "mixed" / "2.dcm")
+    shutil.rmtree(folder / "other")
+
+
+every_form = pytest.mark.parametrize("write", [write_dicom, write_mrxs, write_hamamatsu])
+
+
+def upload(folder: Path, url: str) -> str:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            name = path.relative_to(folder).as_posix()
+            storage.write_bytes(storage.join(url, name), path.read_bytes())
+    return url
+
+
+def list_one(url: str) -> Slide:
+    (slide,) = list_slides(url).slides
+    return slide
+
+
+def make_dataset(slide: Slide, folder: Path) -> str:
+    """Its fingerprint. The tiles are read from level 1, which is in another file than level 0."""
+    scratch = Scratch(folder / "scratch")
+    plan = plan_slides([slide], SETTINGS, map_serially, source="made", scratch=scratch)
+    report = ingest(str(folder / "out"), plan, make_reader(SETTINGS, scratch), map_serially)
+    assert [entry.state for entry in report.manifest] == ["done"]
+    assert (open_dataset(report.url).read_images(0, 9).reshape(-1, 3) == (205, 120, 170)).all()
+    return report.fingerprint
+
+
+@every_form
+def test_a_slide_on_s3_gives_what_it_gives_on_disk(
+    write: Write, s3_url: str, tmp_path: Path
+) -> None:
+    files = write(tmp_path / "in")
+    local = list_one(str(tmp_path / "in"))
+    assert [local.url, *local.companions] == [str(path) for path in files]
+    remote = list_one(upload(tmp_path / "in", f"{s3_url}/in"))
+    assert remote.slide_id == local.slide_id == "1.2.7"
+    assert make_dataset(remote, tmp_path / "a") == make_dataset(local, tmp_path / "b")
+    assert not (tmp_path / "b" / "scratch").exists()
+
+
+def test_a_real_dicom_slide_is_staged_whole(
+    shared_data: Path, memory_url: str, tmp_path: Path
+) -> None:
+    for path in sorted((shared_data / "slides").glob("boxes_*.dcm")):
+        shutil.copy(path, tmp_path / path.name)
+    slide = list_one(upload(tmp_path, f"{memory_url}/boxes"))
+    assert (slide.slide_id, len(slide.companions)) == ("boxes", 1)
+    with (
+        using_scratch(Scratch(tmp_path / "scratch")),
+        stage(slide.url, slide.version, slide.companions) as path,
+        open_slide(path) as staged,
+        open_slide(tmp_path / "boxes_0.dcm") as local,
+    ):
+        assert [file.name for file in (path, *find_companions(path))] == [
+            "boxes_0.dcm", "boxes_1.dcm"
+        ]  # fmt: skip
+        assert staged.mpp_yx == local.mpp_yx == (0.499, 0.499)
+        np.testing.assert_array_equal(
+            staged.read_region_yx((0, 0), 0, (16, 16)), local.read_region_yx((0, 0), 0, (16, 16))
+        )
+        assert digest_slide(path) == digest_slide(tmp_path / "boxes_0.dcm")
+
+
+@every_form
+def test_the_version_and_the_digest_are_of_all_files(write: Write, tmp_path: Path) -> None:
+    files = write(tmp_path)
+    seen = {(list_one(str(tmp_path)).version, digest_slide(files[0]))}
+    for path in files:
+        path.write_bytes(path.read_bytes() + b" ")
+        seen.add((list_one(str(tmp_path)).version, digest_slide(files[0])))
+    assert {len(set(column)) for column in zip(*seen, strict=True)} == {len(files) + 1}
+
+
+@every_form
+def test_a_file_that_changes_or_goes_after_listing_is_noticed(
+    write: Write, memory_url: str, tmp_path: Path
+) -> None:
+    write(tmp_path)
+    slide = list_one(upload(tmp_path, f"{memory_url}/in"))
+    last = slide.companions[-1]
+    storage.write_bytes(last, storage.read_bytes(last) + b" ")
+    with (
+        pytest.raises(SourceError, match="changed since"),
+        stage(slide.url, slide.version, slide.companions),
+    ):
+        pass
+    storage.delete(last)
+    with (
+        pytest.raises(SourceError, match=f"1.2.7.*one of its files is missing.*{last}"),
+        stage(slide.url, slide.version, slide.companions),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("name", ["Data0001.dat", "Index.dat", "Slidedat.ini"])
+def test_an_absent_file_of_a_mirax_slide_is_named(name: str, tmp_path: Path) -> None:
+    write_mrxs(tmp_path)
+    (tmp_path / "1.2.7" / name).unlink()
+    slide = list_one(str(tmp_path))
+    plan = plan_slides([slide], SETTINGS, map_serially, source="made")
+    assert [entry.state for entry in plan.rejected] == ["failed"]
+    assert f"1.2.7.mrxs: its file 1.2.7/{name} is missing. Copy" in plan.rejected[0].reason
+
+
+def test_a_folder_of_two_dicom_series_is_refused_and_the_rest_goes_on(tmp_path: Path) -> None:
+    write_dicom_slide(tmp_path / "good", paint_tissue(SHAPE, BOXES))
+    write_mixed(tmp_path)
+    slides = list_slides(str(tmp_path)).slides
+    assert [slide.slide_id for slide in slides] == ["good", "mixed"]
+    plan = plan_slides(slides, SETTINGS, map_serially, source="made")
+    assert [slide.slide_id for slide in plan.sources] == ["good"]
+    (entry,) = plan.rejected
+    assert "2 DICOM series (0.dcm and 2.dcm are of different ones). Give every" in entry.reason
+
+
+def test_a_damaged_dicom_level_is_not_passed_over(tmp_path: Path) -> None:
+    _, second = write_dicom(tmp_path)
+    second.write_bytes(second.read_bytes()[:300])
+    with pytest.raises(SourceError, match=r"/1\.dcm: the DICOM elements are cut off"):
+        survey_slide(list_one(str(tmp_path)), SETTINGS)
+
+
+def test_what_is_not_one_slide_is_not_fetched(moto_url: str, tmp_path: Path) -> None:
+    write_mixed(tmp_path)
+    slide = list_one(upload(tmp_path, f"{moto_url}/in"))
+    scratch = Scratch(tmp_path / "scratch")
+    with using_scratch(scratch), pytest.raises(SourceError, match="2 DICOM series"):
+        survey_slide(slide, SETTINGS)
+    assert not scratch.folder.exists()
+
+
+@every_form
+def test_one_file_of_a_slide_stands_for_all(
+    write: Write, memory_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = write(tmp_path)[0].relative_to(tmp_path)
+    url = upload(tmp_path, f"{memory_url}/in")
+    assert list_one(f"{url}/{first.as_posix()}") == list_one(url)
+    monkeypatch.chdir(tmp_path / first.parent)
+    with_name_only, whole = list_one(first.name), list_one(str(tmp_path))
+    assert with_name_only.companions == whole.companions
+    assert with_name_only.version == whole.version
+    assert with_name_only.slide_id == "1.2.7"
+
+
+def test_all_files_are_fetched_once_bounded_and_evicted_together(
+    moto_url: str, moto_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = write_mrxs(tmp_path / "in")
+    slide = list_one(upload(tmp_path / "in", f"{moto_url}/in"))
+    size_bytes = sum(path.stat().st_size for path in files)
+    tight = Scratch(tmp_path / "tight", max_bytes=size_bytes - 1)
+    with (
+        pytest.raises(SettingsError, match=f"{size_bytes} bytes are more"),
+        using_scratch(tight),
+        stage(slide.url, slide.version, slide.companions),
+    ):
+        pass
+    scratch = Scratch(tmp_path / "scratch", max_bytes=size_bytes)
+    with flaky_s3(moto_server.endpoint) as proxy, using_scratch(scratch):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        storage.reset_connections()
+        for _ in range(2):
+            with stage(slide.url, slide.version, slide.companions) as path:
+                (entry,) = (found for found in scratch.folder.iterdir() if found.is_dir())
+                assert path == entry / "1.2.7.mrxs"
+                for file in files:
+                    staged = entry / file.relative_to(tmp_path / "in")
+                    assert staged.read_bytes() == file.read_bytes()
+        assert [method for method, _ in proxy.requests].count("GET") == len(files)
+        storage.write_bytes(f"{moto_url}/other.tif", b"pixels")
+        other = storage.describe(f"{moto_url}/other.tif")
+        with stage(other.url, other.version):
+            assert not entry.exists()
+
+
+@pytest.mark.parametrize("name", ["1.2.7(1,0).jpg", "1.2.7_map2.jpg"])
+def test_an_absent_file_of_a_hamamatsu_slide_is_named(name: str, tmp_path: Path) -> None:
+    write_vms(tmp_path / "1.2.7.vms", paint_tissue(SHAPE, BOXES))
+    survey_slide(list_one(str(tmp_path)), SETTINGS)
+    (tmp_path / name).unlink()
+    with pytest.raises(SourceError, match=re.escape(f"1.2.7.vms: its file {name} is missing")):
+        survey_slide(list_one(str(tmp_path)), SETTINGS)
+
+
+def test_what_lies_beside_a_hamamatsu_slide_is_not_its_own(tmp_path: Path) -> None:
+    files = write_vms(tmp_path / "1.2.7.vms", paint_tissue(SHAPE, BOXES))
+    for name in ("1.2.7.xml", "1.2.7_mask.tif", "other.jpg"):
+        (tmp_path / name).write_bytes(b"beside")
+    slide = list_one(str(tmp_path))
+    assert [slide.url, *slide.companions] == [str(path) for path in files]
+
+
+@pytest.mark.parametrize(
+    ("write", "name"), [(write_dicom_slide, "a"), (write_mirax, "a.mrxs"), (write_vmu, "a.vmu")]
+)
+def test_pixels_of_both_levels_are_as_written(
+    write: Callable[[Path, NDArray[np.uint8]], list[Path]], name: str, tmp_path: Path
+) -> None:
+    pixels = make_pixels(SHAPE)
+    with open_slide(write(tmp_path / name, pixels)[0]) as slide:
+        assert (slide.mpp_yx, slide.mpp_source) == ((0.5, 0.5), "vendor property")
+        level_0 = slide.read_region_yx((37, 211), 0, (120, 90))
+        level_1 = slide.read_region_yx((38, 210), 1, (50, 90))
+    np.testing.assert_array_equal(level_0, pixels[37:157, 211:301])
+    np.testing.assert_array_equal(level_1, pixels[38:138:2, 210:390:2])

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from pipeline.errors import SourceError
+from pipeline.slides import thumbnail as thumbnails
+from pipeline.slides.openslide_reader import open_slide
+from pipeline.slides.resolution import MppSource
+from pipeline.slides.thumbnail import read_thumbnail
+from tests.support.made.slides import corrupt_tile, make_pixels, write_pyramid
+
+
+def test_each_pixel_is_the_mean_of_its_area(tmp_path: Path) -> None:
+    pixels = make_pixels((320, 480))
+    with open_slide(write_pyramid(tmp_path / "a.tif", pixels)) as slide:
+        small = read_thumbnail(slide, 120)
+    expected = pixels.reshape(80, 4, 120, 4, 3).mean((1, 3))
+    assert small.is_readable.all()
+    assert np.abs(small.pixels - expected).max() <= 1
+
+
+def test_blocks_leave_no_seam(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_pyramid(tmp_path / "a.tif", make_pixels((331, 487)))
+    with open_slide(path) as slide:
+        whole = read_thumbnail(slide, 111).pixels
+        monkeypatch.setattr(thumbnails, "_BLOCK_PX", 50)
+        in_blocks = read_thumbnail(slide, 111).pixels
+    assert np.abs(whole.astype(int) - in_blocks).max() <= 1
+
+
+def test_reads_the_coarsest_level_that_suffices(tmp_path: Path) -> None:
+    pixels = make_pixels((320, 480))
+    path = write_pyramid(tmp_path / "a.tif", pixels, downsamples_yx=((1, 1), (4, 4), (16, 16)))
+    for row in range(5):
+        for column in range(8):
+            corrupt_tile(path, row, column)  # all of level 0, which must not be needed
+    with open_slide(path) as slide:
+        small = read_thumbnail(slide, 120)
+    np.testing.assert_array_equal(small.pixels, pixels[::4, ::4])
+
+
+def test_does_not_enlarge(tmp_path: Path) -> None:
+    pixels = make_pixels((70, 90))
+    with open_slide(write_pyramid(tmp_path / "a.tif", pixels)) as slide:
+        np.testing.assert_array_equal(read_thumbnail(slide, 1000).pixels, pixels)
+
+
+def test_marks_what_is_corrupt_and_nothing_far_from_it(tmp_path: Path) -> None:
+    pixels = make_pixels((1088, 1600))
+    path = write_pyramid(tmp_path / "a.tif", pixels)
+    corrupt_tile(path, row=2, column=20)  # y 128 to 192, x 1280 to 1344
+    with open_slide(path) as slide:
+        small = read_thumbnail(slide, 400)
+    lost_y, lost_x = np.nonzero(~small.is_readable)
+    assert 32 in lost_y
+    assert 320 in lost_x
+    assert lost_y.max() < 64 + 64
+    assert lost_x.min() > 320 - 64
+    assert not small.pixels[~small.is_readable].any()
+
+
+class UnreadableSlide:
+    """A slide every read of which fails."""
+
+    level_shapes_yx = ((60, 50),)
+    level_downsamples_yx = ((1.0, 1.0),)
+    mpp_yx = (0.5, 0.5)
+    mpp_source: MppSource = "vendor property"
+
+    def read_region_yx(
+        self, origin_yx: tuple[int, int], level: int, shape_yx: tuple[int, int]
+    ) -> NDArray[np.uint8]:
+        raise SourceError("a.tif", f"corrupt at {origin_yx} {level} {shape_yx}", "Mend it")
+
+
+def test_refuses_a_slide_with_nothing_to_read() -> None:
+    with pytest.raises(SourceError, match=r"a\.tif: corrupt"):
+        read_thumbnail(UnreadableSlide(), 30)

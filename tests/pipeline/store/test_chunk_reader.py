@@ -1,0 +1,102 @@
+"""Chunks read straight from shards are those that zarr-python reads, or are refused."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from zarr.codecs import ZstdCodec
+
+from pipeline.errors import SchemaError
+from pipeline.io.storage import read_bytes, write_bytes
+from pipeline.store.chunk_reader import open_chunks
+from pipeline.store.dataset import Dataset, open_dataset
+from pipeline.store.sharding import encode_shard
+from tests.support.toys import make_dataset
+
+CHUNKS = 11  # 43 images in chunks of 4, four chunks a shard; every tenth is unreadable
+
+
+def make(url: str) -> Dataset:
+    """Three shards, the last of them not full, nor its last chunk."""
+    return make_dataset(url, normals=35, validation=4, channels=3)
+
+
+def shard_of(dataset: Dataset, number: int) -> str:
+    return f"{dataset.url}/image/c/{number}/0/0/0"
+
+
+def test_chunks_are_those_that_zarr_reads(store_url: str) -> None:
+    dataset = make(store_url)
+    read = open_chunks(dataset)
+    with ThreadPoolExecutor(4) as readers:
+        chunks = list(readers.map(read, [*range(CHUNKS), *range(CHUNKS)]))
+    assert [len(chunk) for chunk in chunks[:CHUNKS]] == [4] * 10 + [3]
+    expected = dataset.read_images(0, dataset.image_count)
+    np.testing.assert_array_equal(np.concatenate(chunks[:CHUNKS]), expected)
+    np.testing.assert_array_equal(np.concatenate(chunks[CHUNKS:]), expected)
+    assert expected.any()
+
+
+def test_chunks_that_do_not_compress_are_those_that_zarr_reads(tmp_path: Path) -> None:
+    dataset = make(str(tmp_path / "one"))
+    noise = np.random.default_rng(0).integers(0, 256, (16, *dataset.image_shape), dtype=np.uint8)
+    noise[4:8] = 7  # between the others one that does
+    chunks = noise.reshape(4, 4, *dataset.image_shape)
+    write_bytes(shard_of(dataset, 0), b"".join(
+        encode_shard(chunks, chunk_images=4, shard_images=16)
+    ))  # fmt: skip
+    read = open_chunks(dataset)
+    np.testing.assert_array_equal(np.concatenate([read(chunk) for chunk in range(4)]), noise)
+    np.testing.assert_array_equal(dataset.read_images(0, 16), noise)
+
+
+def test_zarr_is_left_out_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = make("memory://chunks/alone")
+    expected = dataset.read_images(8, 12)
+    monkeypatch.setattr(Dataset, "read_images", None)
+    np.testing.assert_array_equal(open_chunks(dataset)(2), expected)
+
+
+def test_arrays_of_another_form_are_left_to_zarr(tmp_path: Path) -> None:
+    dataset = make(str(tmp_path / "one"))
+    group = zarr.open_group(tmp_path / "one", mode="r+")
+    images = dataset.read_images(0, dataset.image_count)
+    del group["image"]
+    group.create_array(
+        "image", shape=images.shape, dtype="uint8", chunks=(4, *images.shape[1:]),
+        shards=(16, *images.shape[1:]), compressors=ZstdCodec(level=1),
+    )[:] = images  # fmt: skip
+    other = Dataset(
+        dataset.url, zarr.open_group(tmp_path / "one", mode="r", use_consolidated=False)
+    )
+    np.testing.assert_array_equal(open_chunks(other)(10), images[40:])
+
+
+def test_chunks_that_were_not_written_are_black(tmp_path: Path) -> None:
+    dataset = make(str(tmp_path / "one"))
+    group = zarr.open_group(tmp_path / "one", mode="r+")
+    array = group["image"]
+    assert isinstance(array, zarr.Array)
+    array[0:4] = 0  # which zarr-python leaves out of the shard
+    read = open_chunks(open_dataset(dataset.url))
+    assert not read(0).any()
+    np.testing.assert_array_equal(read(1), dataset.read_images(4, 8))
+
+
+@pytest.mark.parametrize(
+    ("place", "problem"),
+    [(-30, "index of the shard is damaged"), (5, "of another size"), (13, "of another size")],
+)  # fmt: skip
+def test_a_damaged_shard_is_refused(place: int, problem: str) -> None:
+    dataset = make(f"memory://chunks/damaged-{place}")
+    data = bytearray(read_bytes(shard_of(dataset, 1)))
+    data[place] ^= 0xFF
+    write_bytes(shard_of(dataset, 1), bytes(data))
+    read = open_chunks(dataset)
+    assert read(0).any()
+    with pytest.raises(SchemaError, match=problem):
+        read(4)

@@ -1,0 +1,138 @@
+"""Logged, registered, loaded, and loaded elsewhere; on a real MLflow."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+
+from pipeline.errors import RegistryError, SchemaError
+from pipeline.store.dataset import Dataset
+from tests.support.registered import NAME, make_detector, own_mlflow, register
+from tests.support.toys import make_dataset
+from training.registry.fresh_process import score_in_fresh_process
+from training.registry.versions import (
+    VersionInfo,
+    aliases,
+    load_champion,
+    load_version,
+    log_record,
+    resolve,
+    set_alias,
+    tag_version,
+    tracking_uri,
+)
+from training.scoring.preparation import IngestRecord
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return make_dataset(str(tmp_path_factory.mktemp("dataset")))
+
+
+@pytest.fixture(scope="module")
+def version(tmp_path_factory: pytest.TempPathFactory, dataset: Dataset) -> Iterator[VersionInfo]:
+    with own_mlflow(tmp_path_factory.mktemp("mlflow")):
+        yield register(dataset)
+
+
+def test_a_loaded_version_answers_by_the_contract(version: VersionInfo, dataset: Dataset) -> None:
+    path_before = list(sys.path)
+    model = load_version(NAME, "challenger")
+    assert sys.path == path_before
+    assert (model.version, model.run_id) == (version.version, version.run_id)
+    images = dataset.read_images(40, 47)
+    found = model.predict(images, heatmaps=True)
+    detector = make_detector(dataset.image_shape)
+    assert found.anomaly_score == pytest.approx(detector.detect(images).anomaly_score, rel=1e-5)
+    assert found.percentile == pytest.approx(model.calibration.percentile(found.anomaly_score))
+    assert (found.is_anomalous == (found.anomaly_score > model.threshold.value)).all()
+    assert found.embedding is not None
+    np.testing.assert_allclose(found.embedding, detector.detect(images).embedding, atol=1e-6)
+    assert found.heatmap is not None
+    assert found.heatmap.shape == (7, 40, 34)
+    assert model.predict(images).heatmap is None
+    assert model.ingest == IngestRecord.of(dataset)
+    assert "random feature network" in model.notes[0]
+
+
+def test_a_version_holds_its_code_and_nothing_to_unpickle(version: VersionInfo) -> None:
+    folder = Path(mlflow.artifacts.download_artifacts(version.uri))
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert {
+        "code/training/scoring/detector.py",
+        "code/pipeline/store/dataset.py",
+        "scorer.py",
+    } <= names
+    assert {f"artifacts/{name}" for name in (
+        "model.json", "network.safetensors", "features.safetensors", "ingest.json",
+        "calibration.json", "threshold.json",
+    )} == {name for name in names if name.startswith("artifacts/")}  # fmt: skip
+    assert not [name for name in names if name.endswith((".pkl", ".pt", ".pth", ".pickle"))]
+
+
+def test_a_fresh_process_gives_the_same_scores(version: VersionInfo, dataset: Dataset) -> None:
+    images = dataset.read_images(40, 43)
+    found = score_in_fresh_process(version.uri, tracking_uri(), images)
+    wanted = load_version(NAME, version.version).predict(images).anomaly_score
+    assert found == pytest.approx(wanted, rel=1e-6)
+
+
+def test_a_version_that_does_not_load_elsewhere_is_refused(version: VersionInfo) -> None:
+    images = np.zeros((1, 40, 34, 1), np.uint8)
+    with pytest.raises(RegistryError, match="does not load or score in a fresh process"):
+        score_in_fresh_process(f"models:/{NAME}/99", tracking_uri(), images)
+
+
+def test_images_of_another_shape_or_type_are_refused_by_the_signature(version: VersionInfo) -> None:
+    model = load_version(NAME, version.version)
+    with pytest.raises(mlflow.exceptions.MlflowException, match="shape"):
+        model.predict(np.zeros((2, 34, 40, 1), np.uint8))
+    with pytest.raises(mlflow.exceptions.MlflowException, match="float64"):
+        model.predict(np.zeros((2, 40, 34, 1)))  # type: ignore[arg-type] # that is what is tested
+
+
+def test_aliases_and_what_is_missing(version: VersionInfo) -> None:
+    assert aliases(NAME) == {"challenger": version.version}
+    with pytest.raises(RegistryError, match=r"no version has the alias 'champion'.*promote"):
+        load_champion(NAME)
+    with pytest.raises(RegistryError, match=r"no version has the alias 'x'. It has challenger"):
+        resolve(NAME, "x")
+    with pytest.raises(RegistryError, match=r"nothing-anomaly.*not found.*train"):
+        load_champion("nothing-anomaly")
+    with pytest.raises(RegistryError, match="version=99"):
+        resolve(NAME, "99")
+    set_alias(NAME, "previous", version.version)
+    assert resolve(NAME, "previous") == resolve(NAME, version.version)
+
+
+def test_tags_and_records(version: VersionInfo) -> None:
+    tag_version(version, {"note": "a"})
+    found = resolve(NAME, version.version)
+    assert found.tags["note"] == "a"
+    assert found.tags["feature_weights"] == "random"
+    log_record(version.run_id, "notes/a.json", {"b": 1})
+    uri = f"runs:/{version.run_id}/notes/a.json"
+    assert mlflow.artifacts.load_dict(uri) == {"b": 1}
+
+
+def test_a_dataset_prepared_otherwise_is_refused_with_both_values(dataset: Dataset) -> None:
+    record = IngestRecord.of(dataset)
+    record.require_alike(dataset, image_shape=dataset.image_shape)
+    other = record.model_copy(
+        update={"modality": "radiograph", "mpp_um": 0.5, "parameters": {"normals": 41, "seed": 9}}
+    )
+    with pytest.raises(SchemaError) as error:
+        other.require_alike(dataset, image_shape=(34, 40, 1))
+    for part in (
+        "image shape is (40, 34, 1), the model has (34, 40, 1)",
+        "modality is image, the model has radiograph",
+        "mpp_um is None, the model has 0.5",
+        "parameter normals is 40, the model has 41",
+    ):
+        assert part in str(error.value)
+    assert "seed" not in str(error.value)

@@ -1,0 +1,1 @@
+"""Sealed datasets to batches for training and scoring."""

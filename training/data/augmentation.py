@@ -1,0 +1,111 @@
+"""Which part of an image is looked at, and whether mirrored: drawn for each sample by itself.
+
+What is drawn for a sample depends on the seed and the sample's number alone, so neither the
+number of workers nor an interruption changes it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+from torch import Tensor
+
+from training.settings import ImageSettings
+
+_GOLDEN: Final = 0x9E3779B97F4A7C15
+_MASK: Final = 2**64 - 1
+_MIXING: Final = 2**32  # the purposes of views are 0 to 3, and four times the seed is added
+
+Images = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Views:
+    """A square of each image.
+
+    Attributes:
+        origins_yx: (n, 2) int64, upper left corners (y, x) in px.
+        flips_yx: (n, 2) bool, whether mirrored along y, along x.
+        side_px: Side of the squares.
+    """
+
+    origins_yx: NDArray[np.int64]
+    flips_yx: NDArray[np.bool_]
+    side_px: int
+
+
+def centre_views(count: int, *, size_yx: tuple[int, int], settings: ImageSettings) -> Views:
+    """The centre of each image, as validation and scoring see it."""
+    side = settings.crop_px or min(size_yx)
+    origin = [(extent - side) // 2 for extent in size_yx]
+    return Views(np.tile(np.array(origin, np.int64), (count, 1)), np.zeros((count, 2), bool), side)
+
+
+def draw_views(
+    samples: NDArray[np.int64], *, size_yx: tuple[int, int], settings: ImageSettings, seed: int
+) -> Views:
+    """Draw what training sees of each sample.
+
+    Args:
+        samples: (n,) numbers of the samples, counted over the whole training.
+        size_yx: Height and width of the images in px.
+        settings: Whether crops and flips are drawn; without, it is the unmirrored centre.
+        seed: Same seed and number, same view.
+    """
+    views = centre_views(len(samples), size_yx=size_yx, settings=settings)
+    origins_yx, flips_yx = views.origins_yx, views.flips_yx
+    for axis in (0, 1):
+        places = size_yx[axis] - views.side_px + 1
+        if settings.crops_at_random and places > 1:
+            drawn = _draw(samples, seed=seed, purpose=axis) % np.uint64(places)
+            origins_yx[:, axis] = drawn.astype(np.int64)
+        if settings.flips_at_random:
+            flips_yx[:, axis] = _draw(samples, seed=seed, purpose=2 + axis) & np.uint64(1)
+    return Views(origins_yx, flips_yx, views.side_px)
+
+
+def draw_shares(samples: NDArray[np.int64], *, seed: int) -> NDArray[np.float32]:
+    """Draw for each sample how much of it is in a mixture: (n,) evenly from [0, 1)."""
+    drawn = _draw(samples, seed=seed, purpose=_MIXING) >> np.uint64(40)
+    return drawn.astype(np.float32) / np.float32(2**24)
+
+
+def take_views(images: Images, views: Views) -> Images:
+    """Cut the views out: (n, H, W, C) -> (n, side, side, C)."""
+    side = (views.side_px, views.side_px)
+    places = sliding_window_view(images, side, axis=(1, 2)).transpose(0, 1, 2, 4, 5, 3)
+    taken: Images = places[np.arange(len(images)), views.origins_yx[:, 0], views.origins_yx[:, 1]]
+    for flips_yx in ((True, False), (False, True), (True, True)):
+        mirrored = np.flatnonzero((views.flips_yx == flips_yx).all(axis=1))
+        axes = [axis for axis, is_flipped in enumerate(flips_yx, start=1) if is_flipped]
+        # torch mirrors all at once, pixel by pixel; NumPy goes byte by byte.
+        taken[mirrored] = torch.flip(torch.from_numpy(taken[mirrored]), axes).numpy()
+    return taken
+
+
+def locate_pixels(views: Views, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Where views lie in their images: y and x of their pixels, each (n, side) on a device."""
+    origins = torch.from_numpy(views.origins_yx).to(device, non_blocking=True)
+    flips = torch.from_numpy(views.flips_yx).to(device, non_blocking=True)
+    steps = torch.arange(views.side_px, device=device)
+    within = torch.where(flips[:, :, None], steps.flip(0), steps)
+    y, x = (origins[:, :, None] + within).unbind(1)
+    return y, x
+
+
+def _draw(samples: NDArray[np.int64], *, seed: int, purpose: int) -> NDArray[np.uint64]:
+    """SplitMix64 (Steele et al. 2014) of the sample's number, one stream for each purpose."""
+    start = _mix(np.array([(seed * 4 + purpose) & _MASK], np.uint64))
+    return _mix(start + samples.astype(np.uint64) * np.uint64(_GOLDEN))
+
+
+def _mix(bits: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    bits = bits + np.uint64(_GOLDEN)
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return bits ^ (bits >> np.uint64(31))

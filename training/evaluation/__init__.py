@@ -1,0 +1,1 @@
+"""Metrics, intervals, subgroups, calibration: arrays in, numbers out."""

@@ -1,0 +1,1 @@
+"""Training in one process: loop, state, checkpoints, validation; no Ray, no MLflow."""

@@ -1,0 +1,101 @@
+"""A run's folder: whose it is, its checkpoints, and what has come of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from torch import Tensor
+
+from pipeline.errors import SettingsError
+from pipeline.io import storage
+from pipeline.store.dataset import Dataset
+from training.cluster.listening import Resumption
+from training.learning.checkpoint import Checkpoint, Checkpoints, choose_best
+from training.learning.loop import Report
+from training.learning.perceptual_features import FEATURES
+from training.settings import TrainSettings, check_run_name
+
+RUN: Final = "run.json"
+CHECKPOINTS: Final = "checkpoints"
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a training has made.
+
+    Attributes:
+        checkpoint_url: The last checkpoint.
+        best_checkpoint_url: The one of lowest validation loss in the last stage.
+        features_url: The eyes of the loss, as safetensors.
+        networks: The autoencoder's weights in the last checkpoint.
+        reports: All that was reported from the first step on, in figures alone.
+        resumptions: Where this call's workers went on.
+    """
+
+    checkpoint_url: str
+    best_checkpoint_url: str
+    features_url: str
+    networks: Mapping[str, Tensor]
+    reports: tuple[Report, ...]
+    resumptions: tuple[Resumption, ...]
+
+
+def claim_run(storage_url: str, run_name: str, settings: TrainSettings, dataset: Dataset) -> str:
+    """Write down what the run of a name is, or make sure that it is the same.
+
+    Returns:
+        The run's folder or prefix.
+
+    Raises:
+        SettingsError: The name was given to other settings or another dataset.
+    """
+    check_run_name(run_name)
+    run_url = storage.join(make_absolute(storage_url), run_name)
+    content = {"settings": settings.model_dump(mode="json"), "dataset": dataset.fingerprint}
+    url = storage.join(run_url, RUN)
+    if not storage.create_bytes(url, json.dumps(content, indent=1).encode()):
+        before = json.loads(storage.read_bytes(url))
+        if before != json.loads(json.dumps(content)):
+            same_data = before["dataset"] == dataset.fingerprint
+            what = "with other settings" if same_data else "on another dataset"
+            raise SettingsError(
+                run_url, f"a run of this name was begun {what}", "Choose another run name"
+            )
+    return run_url
+
+
+def open_checkpoints(run_url: str, settings: TrainSettings) -> Checkpoints:
+    """The checkpoints of a run."""
+    return Checkpoints(storage.join(run_url, CHECKPOINTS), kept=settings.checkpoints_kept)
+
+
+def conclude(
+    run_url: str, settings: TrainSettings, latest: Checkpoint, resumptions: Sequence[Resumption]
+) -> FitResult:
+    """Say what has come of a run.
+
+    Args:
+        run_url: Folder or prefix of the run.
+        settings: Of the training.
+        latest: Its last checkpoint.
+        resumptions: Where workers went on.
+    """
+    checkpoints = open_checkpoints(run_url, settings)
+    best = choose_best(checkpoints.find_steps(), latest.reports, settings.growth.plan())
+    return FitResult(
+        checkpoint_url=latest.url,
+        best_checkpoint_url=latest.url if best is None else checkpoints.url_at(best),
+        features_url=storage.join(run_url, FEATURES),
+        networks=latest.networks,
+        reports=latest.reports,
+        resumptions=tuple(resumptions),
+    )
+
+
+def make_absolute(url: str) -> str:
+    """A plain path as an absolute one, for processes that stand elsewhere."""
+    return url if "://" in url else str(Path(url).absolute())

@@ -1,1 +1,0 @@
-"""Networks, and the schedule by which they grow."""

@@ -1,0 +1,1 @@
+"""The neural networks and the losses between images."""

@@ -1,0 +1,1 @@
+"""Runs, versions, gate, promotion, ledger. The only importer of mlflow."""

@@ -1,0 +1,274 @@
+"""Whether a challenger becomes champion: scores on the same images in, a decision out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipeline.records import Label
+from training.evaluation.intervals import (
+    Interval,
+    bootstrap_auroc,
+    bootstrap_auroc_difference,
+    bootstrap_relative_excess,
+    shows_non_inferiority,
+    shows_superiority,
+)
+from training.evaluation.subgroups import SubgroupGain, compare_subgroups
+from training.registry.footprint import Footprint
+
+Outcome: TypeAlias = Literal["promoted", "refused", "held"]
+Floats: TypeAlias = NDArray[np.floating[Any]]
+Labels: TypeAlias = NDArray[np.integer[Any]]
+Groups: TypeAlias = NDArray[Any]
+
+
+class PromotionSettings(BaseModel):
+    """What a challenger must show.
+
+    Args:
+        criterion: `non_inferiority`: it loses at most the margin. `superiority`: it gains more
+            than the margin.
+        margin: In AUROC; without labelled anomalies, as a share of the champion's mean score.
+        level: Of the two-sided interval that must show it, e.g. 0.95.
+        subgroup_margin: In AUROC; a subgroup that is shown to lose more refuses the challenger,
+            one that seems to holds it.
+        slowest: So many times the champion's seconds an image are too many.
+        largest: So many times the champion's bytes of weights are too many.
+        draws: Bootstrap resamples.
+        seed: Of the resamples.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    criterion: Literal["non_inferiority", "superiority"] = "non_inferiority"
+    margin: float = Field(0.02, ge=0.0, lt=1.0)
+    level: float = Field(0.95, gt=0.5, lt=1.0)
+    subgroup_margin: float = Field(0.05, ge=0.0, le=1.0)
+    slowest: float = Field(2.0, gt=0.0)
+    largest: float = Field(2.0, gt=0.0)
+    draws: int = Field(2000, ge=100)
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What became of a challenger, and why.
+
+    Args:
+        outcome: `promoted`; `refused`, where it is shown to fall short; `held`, where the images
+            decide neither, for a person to judge.
+        reasons: In words, the deciding one first.
+        numbers: Every figure that the reasons rest on.
+    """
+
+    outcome: Outcome
+    reasons: tuple[str, ...]
+    numbers: Mapping[str, float]
+
+
+def decide_promotion(
+    challenger_scores: Floats,
+    champion_scores: Floats | None,
+    labels: Labels,
+    settings: PromotionSettings,
+    *,
+    groups: Groups | None = None,
+    subgroups: Mapping[str, NDArray[Any]] | None = None,
+    is_same_measure: bool = True,
+) -> Decision:
+    """Decide by the scores of both versions on the same images.
+
+    With labelled anomalies the AUROC decides. Without, the mean score of the normals does: how
+    badly they are reconstructed, which says nothing of anomalies. A first champion needs nothing
+    but finite scores.
+
+    Args:
+        challenger_scores: float (n,), higher = stranger.
+        champion_scores: float (n,), or None if there is no champion.
+        labels: int (n,), 0 or 1.
+        settings: Criterion, margin and level.
+        groups: (n,), patient or slide of each image; each image its own if None.
+        subgroups: Column -> (n,), by whose values no subgroup may fall by more than its margin.
+        is_same_measure: Whether both versions measure by the same features and layers, so that
+            their mean scores compare.
+    """
+    for name, scores in (("challenger", challenger_scores), ("champion", champion_scores)):
+        if scores is not None and not np.isfinite(scores).all():
+            count = int((~np.isfinite(scores)).sum())
+            reason = f"{count} of {len(scores)} scores of the {name} are not finite"
+            outcome: Outcome = "refused" if name == "challenger" else "held"
+            return Decision(outcome, (reason,), {f"{name}_not_finite": float(count)})
+    has_both = (labels == Label.ANOMALOUS).any() and (labels == Label.NORMAL).any()
+    if champion_scores is None:
+        return _accept_first(challenger_scores, labels if has_both else None, settings, groups)
+    if has_both:
+        return _decide_by_auroc(
+            challenger_scores, champion_scores, labels, settings, groups, subgroups or {}
+        )
+    normal = labels == Label.NORMAL
+    if not normal.any() or not is_same_measure:
+        missing = "both measure by different features" if normal.any() else "no image is normal"
+        reason = f"Without labelled anomalies mean scores would decide, but {missing}"
+        return Decision("held", (reason,), {})
+    return _decide_by_reconstruction(
+        challenger_scores[normal],
+        champion_scores[normal],
+        settings,
+        groups[normal] if groups is not None else None,
+    )
+
+
+def _accept_first(
+    scores: Floats, labels: Labels | None, settings: PromotionSettings, groups: Groups | None
+) -> Decision:
+    first = "The first champion: it loads, reproduces its scores and all of them are finite"
+    if labels is None:
+        mean = float(scores.mean())
+        reason = (
+            "The images hold no labelled anomalies, so nothing is known of its AUROC; "
+            f"its mean score is {mean:.4g}"
+        )
+        return Decision("promoted", (first, reason), {"challenger_mean_score": mean})
+    auroc = bootstrap_auroc(
+        scores, labels, groups=groups, level=settings.level, draws=settings.draws,
+        seed=settings.seed,
+    )  # fmt: skip
+    chance = (
+        "" if auroc.low > 0.5 or auroc.missing else ", which is not shown to be better than chance"
+    )
+    reasons = (first, f"Its AUROC is {auroc}{chance}")
+    return Decision("promoted", reasons, _name_ends("challenger_auroc", auroc))
+
+
+def _decide_by_auroc(
+    challenger_scores: Floats,
+    champion_scores: Floats,
+    labels: Labels,
+    settings: PromotionSettings,
+    groups: Groups | None,
+    subgroups: Mapping[str, NDArray[Any]],
+) -> Decision:
+    keywords: dict[str, Any] = {
+        "groups": groups, "level": settings.level, "draws": settings.draws, "seed": settings.seed,
+    }  # fmt: skip
+    difference = bootstrap_auroc_difference(challenger_scores, champion_scores, labels, **keywords)
+    numbers = {
+        **_name_ends("auroc_difference", difference),
+        **_name_ends("challenger_auroc", bootstrap_auroc(challenger_scores, labels, **keywords)),
+        **_name_ends("champion_auroc", bootstrap_auroc(champion_scores, labels, **keywords)),
+    }
+    reasons = (f"AUROC differs by {_signed(difference)}; {_wanted(settings, 'AUROC')}",)
+    decision = Decision(_conclude(difference, settings), reasons, numbers)
+    for found in compare_subgroups(
+        challenger_scores, champion_scores, labels, subgroups, **keywords
+    ):
+        decision = _mind_subgroup(decision, found, settings.subgroup_margin)
+    return decision
+
+
+def _mind_subgroup(decision: Decision, found: SubgroupGain, margin: float) -> Decision:
+    numbers = {**decision.numbers, **_name_ends(f"auroc_difference {found.name}", found.gain)}
+    if not found.seems_fallen(margin):
+        return replace(decision, numbers=numbers)
+    says = "is shown to lose" if found.has_fallen(margin) else "seems to lose"
+    reason = (
+        f"Subgroup {found.name} ({found.image_count} images) {says} more than {margin:g}: its "
+        f"AUROC differs by {_signed(found.gain)}"
+    )
+    return _stop(replace(decision, numbers=numbers), reason, is_certain=found.has_fallen(margin))
+
+
+def limit_footprint(
+    decision: Decision, challenger: Footprint, champion: Footprint, settings: PromotionSettings
+) -> Decision:
+    """Refuse a challenger that costs too much to run; other decisions stay as they are.
+
+    Args:
+        decision: By scores.
+        challenger: Measured beside the champion.
+        champion: Likewise.
+        settings: The limits.
+    """
+    slower = challenger.seconds_per_image / champion.seconds_per_image
+    larger = challenger.weights_bytes / champion.weights_bytes
+    numbers = {**decision.numbers, "seconds_ratio": slower, "weights_ratio": larger}
+    decision = replace(decision, numbers=numbers)
+    for ratio, limit, what in (
+        (slower, settings.slowest, "seconds an image"),
+        (larger, settings.largest, "bytes of weights"),
+    ):
+        if ratio > limit:
+            reason = f"It takes {ratio:.2f} times the champion's {what}; the limit is {limit:g}"
+            decision = _stop(decision, reason, is_certain=True)
+    return decision
+
+
+def _stop(decision: Decision, reason: str, *, is_certain: bool) -> Decision:
+    """Hold or refuse for one more reason, which comes first unless it changes nothing."""
+    outcome: Outcome = "refused" if is_certain or decision.outcome == "refused" else "held"
+    is_decisive = outcome != decision.outcome
+    reasons = (reason, *decision.reasons) if is_decisive else (*decision.reasons, reason)
+    return replace(decision, outcome=outcome, reasons=reasons)
+
+
+def _decide_by_reconstruction(
+    challenger_scores: Floats,
+    champion_scores: Floats,
+    settings: PromotionSettings,
+    groups: Groups | None,
+) -> Decision:
+    excess = bootstrap_relative_excess(
+        challenger_scores, champion_scores, groups=groups, level=settings.level,
+        draws=settings.draws, seed=settings.seed,
+    )  # fmt: skip
+    # Less error is better: turned round, higher is better as with the AUROC.
+    gain = replace(excess, estimate=-excess.estimate, low=-excess.high, high=-excess.low)
+    reasons = (
+        f"Mean error of normal images falls by {_signed(gain)} of the champion's; "
+        f"{_wanted(settings, 'share')}",
+        "The images hold no labelled anomalies: this says how well normal images are "
+        "reconstructed, and nothing of how well anomalies are told from them",
+    )
+    return Decision(_conclude(gain, settings), reasons, _name_ends("error_reduction", gain))
+
+
+def _conclude(gain: Interval, settings: PromotionSettings) -> Outcome:
+    """Promoted or refused where the interval lies on one side of what is wanted, else held."""
+    if settings.criterion == "superiority":
+        is_shown = shows_superiority(gain, margin=settings.margin)
+        is_disproved = gain.high <= settings.margin
+    else:
+        is_shown = shows_non_inferiority(gain, margin=settings.margin)
+        is_disproved = gain.high < -settings.margin
+    if is_shown:
+        return "promoted"
+    return "refused" if is_disproved else "held"
+
+
+def _wanted(settings: PromotionSettings, unit: str) -> str:
+    if settings.criterion == "superiority":
+        return f"wanted is a gain of more than {settings.margin:g} ({unit}) at its lower end"
+    return f"wanted is a loss of at most {settings.margin:g} ({unit}) at its lower end"
+
+
+def _signed(interval: Interval) -> str:
+    if interval.missing:
+        return f"{interval.estimate:+.4f} (no interval: {interval.missing})"
+    return (
+        f"{interval.estimate:+.4f} "
+        f"({interval.level:.0%} interval {interval.low:+.4f} to {interval.high:+.4f})"
+    )
+
+
+def _name_ends(name: str, interval: Interval) -> dict[str, float]:
+    if interval.missing:
+        return {name: interval.estimate}
+    return {
+        name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high,
+    }  # fmt: skip

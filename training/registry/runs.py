@@ -1,0 +1,179 @@
+"""Trainings as MLflow runs: parameters, inputs, metrics and pictures, all under one run."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Final
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import Dataset as DatasetEntity
+from mlflow.entities import DatasetInput, Metric, Run
+from mlflow.entities.param import Param
+from pydantic import BaseModel
+
+from pipeline.store.dataset import Dataset
+from training.learning.figures import CURVES, draw_curves, draw_distribution, draw_gallery
+from training.learning.loop import Report
+from training.learning.validation import Gallery
+from training.settings import check_run_name, flatten
+
+RUN_NAME: Final = "normscope.run_name"
+FINGERPRINT: Final = "normscope.dataset_fingerprint"
+_DIGEST_CHARACTERS: Final = 36  # all that MLflow keeps of a dataset's digest
+
+
+@dataclass
+class TrackedRun:
+    """An MLflow run that is being written.
+
+    Attributes:
+        run_id: MLflow's.
+        last_step: The last step whose metrics it holds; a continued training repeats some.
+    """
+
+    run_id: str
+    last_step: int = 0
+
+    def log_report(self, report: Report) -> None:
+        """Keep what a training says of itself."""
+        if report.step > self.last_step:
+            self.log_metrics(report.metrics, step=report.step)
+            self.last_step = report.step
+        if report.gallery is not None:
+            self._log_gallery(report.step, report.gallery)
+        if report.scores is not None:
+            path = f"score-distributions/step-{report.step:08d}.png"
+            self.log_png(path, draw_distribution(report.scores))
+
+    def log_metrics(self, metrics: Mapping[str, float], *, step: int = 0) -> None:
+        """Keep figures, in one request."""
+        now = int(time.time() * 1000)
+        entities = [Metric(name, value, now, step) for name, value in metrics.items()]
+        MlflowClient().log_batch(self.run_id, metrics=entities)
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Keep facts that runs are found by."""
+        for name, value in tags.items():
+            MlflowClient().set_tag(self.run_id, name, value)
+
+    def read_record(self) -> tuple[dict[str, float], dict[str, str]]:
+        """The latest value of every metric, and the tags."""
+        data = MlflowClient().get_run(self.run_id).data
+        return data.metrics, data.tags
+
+    def log_json(self, path: str, content: Mapping[str, object]) -> None:
+        """Keep a record as an artifact."""
+        MlflowClient().log_text(self.run_id, json.dumps(content, indent=1) + "\n", path)
+
+    def log_png(self, path: str, png: bytes) -> None:
+        """Keep a picture as an artifact."""
+        with tempfile.TemporaryDirectory() as folder:
+            local = Path(folder, Path(path).name)
+            local.write_bytes(png)
+            parent = str(Path(path).parent)
+            MlflowClient().log_artifact(self.run_id, str(local), None if parent == "." else parent)
+
+    def log_curves(self) -> None:
+        """Draw the metrics that the run holds, those of its earlier parts included."""
+        client = MlflowClient()
+        curves = {
+            name: [(m.step, m.value) for m in client.get_metric_history(self.run_id, name)]
+            for name in CURVES
+        }
+        self.log_png("curves.png", draw_curves(curves))
+
+    def _log_gallery(self, step: int, gallery: Gallery) -> None:
+        path = f"reconstructions/step-{step:08d}-{gallery.resolution}px.png"
+        self.log_png(path, draw_gallery(gallery))
+
+
+@contextmanager
+def tracked_run(
+    *,
+    tracking_uri: str,
+    experiment: str,
+    run_name: str,
+    settings: BaseModel,
+    dataset: Dataset,
+    tags: Mapping[str, str] | None = None,
+) -> Iterator[TrackedRun]:
+    """Write a run, or go on with the one of this name.
+
+    Args:
+        tracking_uri: A server, or `sqlite:///file`.
+        experiment: Made if there is none of this name.
+        run_name: Names the run within its experiment.
+        settings: Its parameters, flattened, and an artifact.
+        dataset: Its logged input.
+        tags: Further facts.
+    """
+    mlflow.set_tracking_uri(tracking_uri)
+    mlflow.set_experiment(experiment)
+    before = find_run(experiment=experiment, run_name=run_name)
+    facts = {RUN_NAME: run_name, FINGERPRINT: dataset.fingerprint}
+    made_by = str(dataset.attributes["code_version"])
+    versions = {"code_version": training_version(), "dataset_code_version": made_by}
+    with mlflow.start_run(
+        run_id=before.info.run_id if before else None,
+        run_name=None if before else run_name,
+        nested=mlflow.active_run() is not None,
+        # Made with the run, so that no kill leaves a run that cannot be found by its name.
+        tags={**facts, **versions, **(tags or {})},
+        log_system_metrics=True,
+    ) as active:
+        run = TrackedRun(active.info.run_id, _last_step(before))
+        _log_inputs(run, settings, dataset)
+        yield run
+
+
+def find_run(*, experiment: str, run_name: str) -> Run | None:
+    """The latest run of this name in an experiment, at the tracking URI in use."""
+    client = MlflowClient()
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        return None
+    check_run_name(run_name)  # it needs no quoting then
+    runs = client.search_runs(
+        [found.experiment_id], filter_string=f"tags.`{RUN_NAME}` = '{run_name}'", max_results=1
+    )
+    return runs[0] if runs else None
+
+
+@lru_cache(maxsize=1)
+def training_version() -> str:
+    """A digest of this package's source."""
+    digest = sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _last_step(run: Run | None) -> int:
+    if run is None:
+        return 0
+    history = MlflowClient().get_metric_history(run.info.run_id, "train_loss")
+    return max((metric.step for metric in history), default=0)
+
+
+def _log_inputs(run: TrackedRun, settings: BaseModel, dataset: Dataset) -> None:
+    client = MlflowClient()
+    params = [Param(name, value) for name, value in flatten(settings).items()]
+    client.log_batch(run.run_id, params=params)
+    run.log_json("settings.json", settings.model_dump(mode="json"))
+    entity = DatasetEntity(
+        name=str(dataset.attributes["source"]),
+        digest=dataset.fingerprint[:_DIGEST_CHARACTERS],
+        source_type="zarr",
+        source=json.dumps({"url": dataset.url}),
+        profile=json.dumps({"images": dataset.image_count, "shape": dataset.image_shape}),
+    )
+    client.log_inputs(run.run_id, [DatasetInput(entity)])

@@ -1,0 +1,299 @@
+"""Registered models: versions, aliases, and what a loaded version answers."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import Final
+
+import mlflow
+import numpy as np
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
+
+import pipeline
+import training
+from pipeline.errors import RegistryError
+from pipeline.store.dataset import JSON
+from training.evaluation.calibration import Calibration, Threshold
+from training.scoring.detector import DESCRIPTION, FEATURES, NETWORK, Detector, DetectorDescription
+from training.scoring.loaded_model import ScoringModel
+from training.scoring.preparation import IngestRecord
+
+with warnings.catch_warnings():
+    # MLflow warns of its own type hints while this is imported.
+    warnings.simplefilter("ignore", UserWarning)
+    import mlflow.pyfunc
+
+CHALLENGER: Final = "challenger"
+CHAMPION: Final = "champion"
+PREVIOUS: Final = "previous"
+
+_FILES: Final = {
+    "model": DESCRIPTION,
+    "network": NETWORK,
+    "features": FEATURES,
+    "ingest": "ingest.json",
+    "calibration": "calibration.json",
+    "threshold": "threshold.json",
+}
+# What the model's code imports where it is loaded without this package.
+_REQUIREMENTS: Final = (
+    "mlflow", "numpy", "torch", "safetensors", "pydantic", "scikit-learn", "zarr", "obstore",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class VersionInfo:
+    """One registered version.
+
+    Args:
+        name: Registered name.
+        version: Its version.
+        run_id: The run that made it.
+        tags: Of the version.
+    """
+
+    name: str
+    version: str
+    run_id: str
+    tags: Mapping[str, str]
+
+    @property
+    def uri(self) -> str:
+        """Where MLflow finds it."""
+        return f"models:/{self.name}/{self.version}"
+
+
+def log_and_register(
+    detector: Detector,
+    *,
+    name: str,
+    run_id: str,
+    ingest: IngestRecord,
+    calibration: Calibration,
+    threshold: Threshold,
+) -> VersionInfo:
+    """Log a detector to its run, register it, and give it the alias `challenger`.
+
+    Args:
+        detector: Trained.
+        name: To register it under, `<source>-anomaly`.
+        run_id: Of the training.
+        ingest: Of the dataset that it was trained on.
+        calibration: By the dataset's validation split.
+        threshold: Likewise.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        detector.save(Path(folder))
+        for key, record in (
+            ("ingest", ingest), ("calibration", calibration), ("threshold", threshold),
+        ):  # fmt: skip
+            text = record.model_dump_json(indent=1) + "\n"
+            Path(folder, _FILES[key]).write_text(text)
+        with _within_run(run_id), warnings.catch_warnings():
+            # The signature says it all, and an example would be a page of zeros.
+            warnings.filterwarnings("ignore", message=".*input example was not provided")
+            logged = mlflow.pyfunc.log_model(
+                name="model",
+                python_model=str(Path(__file__).with_name("scorer.py")),
+                artifacts={key: str(Path(folder, file)) for key, file in _FILES.items()},
+                code_paths=[str(Path(package.__path__[0])) for package in (training, pipeline)],
+                signature=_sign(detector.description.image_shape),
+                pip_requirements=[f"{name}=={installed_version(name)}" for name in _REQUIREMENTS],
+            )
+    client = MlflowClient()
+    with _translated(name):
+        registered = mlflow.register_model(logged.model_uri, name)
+        version = str(registered.version)
+        for key, value in {
+            "dataset_fingerprint": ingest.fingerprint,
+            "modality": ingest.modality,
+            "feature_weights": detector.description.settings.loss.vgg_weights,
+        }.items():
+            client.set_model_version_tag(name, version, key, value)
+        set_alias(name, CHALLENGER, version)
+    return resolve(name, version)
+
+
+def load_champion(name: str) -> ScoringModel:
+    """Load the version that scores.
+
+    Raises:
+        RegistryError: There is no such model, or no version was promoted yet.
+    """
+    return load_version(name, CHAMPION)
+
+
+def load_version(name: str, version_or_alias: str) -> ScoringModel:
+    """Load a version by its number or alias; nothing is unpickled.
+
+    Raises:
+        RegistryError: There is none, or it does not load.
+    """
+    found = resolve(name, version_or_alias)
+    with tempfile.TemporaryDirectory() as folder, _own_import_path(), _translated(found.uri):
+        local = Path(mlflow.artifacts.download_artifacts(found.uri, dst_path=folder))
+        texts = {
+            key: (local / "artifacts" / file).read_text()
+            for key, file in _FILES.items()
+            if file.endswith(".json")
+        }
+        model = mlflow.pyfunc.load_model(str(local))
+    return ScoringModel(
+        found.name,
+        found.version,
+        found.run_id,
+        DetectorDescription.model_validate_json(texts["model"]),
+        IngestRecord.model_validate_json(texts["ingest"]),
+        Calibration.model_validate_json(texts["calibration"]),
+        Threshold.model_validate_json(texts["threshold"]),
+        model,
+    )
+
+
+def resolve(name: str, version_or_alias: str) -> VersionInfo:
+    """Find a version by its number or alias.
+
+    Raises:
+        RegistryError: There is none.
+    """
+    client = MlflowClient()
+    with _translated(name):
+        known = aliases(name)
+        version = known.get(version_or_alias, version_or_alias)
+        if not version.isdecimal():
+            remedy = (
+                "Run `normscope promote` first"
+                if version_or_alias == CHAMPION
+                else f"It has {', '.join(sorted(known)) or 'none'}; or give a version's number"
+            )
+            raise RegistryError(name, f"no version has the alias {version_or_alias!r}", remedy)
+        found = client.get_model_version(name, version)
+    return VersionInfo(name, str(found.version), str(found.run_id), dict(found.tags))
+
+
+def find_version(name: str, run_id: str) -> VersionInfo | None:
+    """The version that a run has registered, or None."""
+    found = MlflowClient().search_model_versions(f"name='{name}' and run_id='{run_id}'")
+    return resolve(name, str(found[0].version)) if found else None
+
+
+def aliases(name: str) -> dict[str, str]:
+    """Every alias of a model and the version that it names.
+
+    Raises:
+        RegistryError: There is no such model.
+    """
+    with _translated(name):
+        known = MlflowClient().get_registered_model(name).aliases
+    return {alias: str(version) for alias, version in known.items()}
+
+
+def tracking_uri() -> str:
+    """The MLflow server or database in use."""
+    return str(mlflow.get_tracking_uri())
+
+
+def set_alias(name: str, alias: str, version: str) -> None:
+    """Let an alias name a version."""
+    with _translated(name):
+        MlflowClient().set_registered_model_alias(name, alias, version)
+
+
+def delete_alias(name: str, alias: str) -> None:
+    """Let an alias name nothing; one that names nothing is no error."""
+    with _translated(name):
+        MlflowClient().delete_registered_model_alias(name, alias)
+
+
+def model_tags(name: str) -> dict[str, str]:
+    """Tags of a registered model."""
+    with _translated(name):
+        return dict(MlflowClient().get_registered_model(name).tags)
+
+
+def run_tags(run_id: str) -> dict[str, str]:
+    """Tags of a run: what it was made by."""
+    with _translated(run_id):
+        return dict(MlflowClient().get_run(run_id).data.tags)
+
+
+def tag_model(name: str, key: str, value: str) -> None:
+    """Set a tag of a registered model."""
+    with _translated(name):
+        MlflowClient().set_registered_model_tag(name, key, value)
+
+
+def tag_version(found: VersionInfo, tags: Mapping[str, str]) -> None:
+    """Set tags of a version."""
+    with _translated(found.name):
+        for key, value in tags.items():
+            MlflowClient().set_model_version_tag(found.name, found.version, key, value)
+
+
+def log_record(run_id: str, path: str, content: str | Mapping[str, JSON]) -> None:
+    """Keep a text, or a mapping as JSON, among the artifacts of a run."""
+    text = content if isinstance(content, str) else json.dumps(content, indent=1) + "\n"
+    with _translated(run_id):
+        MlflowClient().log_text(run_id, text, path)
+
+
+def _sign(image_shape: tuple[int, int, int]) -> ModelSignature:
+    def tensor(dtype: str, name: str, *shape: int) -> TensorSpec:
+        return TensorSpec(np.dtype(dtype), (-1, *shape), name)
+
+    images = TensorSpec(np.dtype("uint8"), (-1, *image_shape))
+    answers: list[ColSpec | TensorSpec] = [
+        tensor("float32", "anomaly_score"),
+        tensor("float64", "percentile"),
+        tensor("bool", "is_anomalous"),
+        tensor("float32", "embedding", -1),
+    ]
+    heatmaps = ParamSpec("heatmaps", "boolean", default=False)
+    return ModelSignature(Schema([images]), Schema(answers), ParamSchema([heatmaps]))
+
+
+@contextmanager
+def _within_run(run_id: str) -> Iterator[None]:
+    """Log to a run, whether it is the active one or has ended."""
+    active = mlflow.active_run()
+    if active is not None and active.info.run_id == run_id:
+        yield
+        return
+    with mlflow.start_run(run_id=run_id, nested=active is not None):
+        yield
+
+
+@contextmanager
+def _own_import_path() -> Iterator[None]:
+    """Undo what MLflow prepends to the import path: the model's copy of our packages."""
+    before = list(sys.path)
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
+@contextmanager
+def _translated(item: str) -> Iterator[None]:
+    """Turn MLflow's errors into one line with a remedy."""
+    try:
+        yield
+    except MlflowException as error:
+        first = re.sub(r"\s+", " ", str(error)).removeprefix("RESOURCE_DOES_NOT_EXIST: ")
+        if "not found" in first:
+            remedy = "Run `normscope train` first, or correct the name"
+        else:
+            remedy = "Check that MLFLOW_TRACKING_URI names the right server, and that it answers"
+        raise RegistryError(item, first.rstrip("."), remedy) from error

@@ -1,0 +1,1 @@
+"""A loaded model version and a dataset to tables of scores."""

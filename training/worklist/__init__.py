@@ -1,0 +1,1 @@
+"""What a reader sees and says: page, cases, heatmaps, exports, verdicts."""

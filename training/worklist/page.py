@@ -1,0 +1,250 @@
+"""The worklist: one self-contained HTML page, ranked by strangeness, that works offline."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from hashlib import sha256
+from importlib.resources import files
+from io import BytesIO
+from typing import Any, Final
+
+import numpy as np
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.records import Label
+from training.scoring.loaded_model import ScoringModel
+from training.worklist.heatmaps import legend_colors
+
+LISTED_CASES: Final = 10_000  # a page that a browser opens at once; scores.parquet has them all
+_REFERENCE_SIZE: Final = 201
+_JPEG_QUALITY: Final = 90
+_LABELS: Final = {Label.NORMAL: "normal", Label.ANOMALOUS: "anomalous", Label.UNKNOWN: ""}
+
+
+@dataclass(frozen=True)
+class WorklistFacts:
+    """What the page says of itself.
+
+    Args:
+        source: What was scored, in the dataset's own word.
+        dataset_fingerprint: Of it.
+        model_name: Registered name.
+        model_version: Its version.
+        run_id: The run that made it.
+        scored_at: UTC, for reading.
+        threshold: Scores above it are called anomalous.
+        threshold_words: Where it comes from.
+        normal_count: Normal images that percentiles compare with.
+        reference: Ascending scores of them, or quantiles.
+        scored_count: Images scored, listed or not.
+        notes: What a reader must know first, e.g. that the features are random.
+    """
+
+    source: str
+    dataset_fingerprint: str
+    model_name: str
+    model_version: str
+    run_id: str
+    scored_at: str
+    threshold: float
+    threshold_words: str
+    normal_count: int
+    reference: Sequence[float]
+    scored_count: int
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class CasePictures:
+    """Pictures of a case, as data URIs.
+
+    Args:
+        image: The image.
+        heatmap: To be laid over it.
+        reconstruction: What the network makes of the crop that it looks at.
+    """
+
+    image: str
+    heatmap: str
+    reconstruction: str
+
+
+@dataclass(frozen=True)
+class UsualImage:
+    """A usual image of the same batch, to compare with.
+
+    Args:
+        image_id: In the dataset.
+        picture: Data URI.
+    """
+
+    image_id: str
+    picture: str
+
+
+@dataclass(frozen=True)
+class Case:
+    """One image, in the order of rank.
+
+    Args:
+        image_id: In the dataset.
+        group_id: Its patient or slide.
+        anomaly_score: Higher = stranger.
+        percentile: Against the normals, 0 to 100.
+        is_anomalous: Whether the score exceeds the threshold.
+        label: What is known of it.
+        pictures: Of the strangest, else None.
+        nearest: Usual images that the network sees as its nearest, nearest first.
+        marks: Artefacts that it looks like.
+    """
+
+    image_id: str
+    group_id: str
+    anomaly_score: float
+    percentile: float
+    is_anomalous: bool
+    label: Label
+    pictures: CasePictures | None = None
+    nearest: tuple[UsualImage, ...] = ()
+    marks: tuple[str, ...] = ()
+
+
+def describe(
+    model: ScoringModel,
+    *,
+    source: str,
+    dataset_fingerprint: str,
+    scored_count: int,
+    scored_at: datetime,
+    notes: tuple[str, ...] = (),
+) -> WorklistFacts:
+    """Facts of a page from the model that scored it; the other arguments as in the facts."""
+    threshold = model.threshold
+    if threshold.rule == "normal_quantile":
+        words = (
+            f"{threshold.quantile:.0%} of {threshold.normal_count} normal validation images "
+            "lie at or below it"
+        )
+    else:
+        words = (
+            f"best balanced accuracy on {threshold.normal_count} normal and "
+            f"{threshold.anomaly_count} anomalous validation images"
+        )
+    return WorklistFacts(
+        source=source,
+        dataset_fingerprint=dataset_fingerprint,
+        model_name=model.name,
+        model_version=model.version,
+        run_id=model.run_id,
+        scored_at=f"{scored_at:%Y-%m-%d %H:%M} UTC",
+        threshold=threshold.value,
+        threshold_words=words,
+        normal_count=model.calibration.normal_count,
+        reference=model.calibration.reference,
+        scored_count=scored_count,
+        notes=notes,
+    )
+
+
+def render_worklist(facts: WorklistFacts, cases: Sequence[Case]) -> str:
+    """Render the page.
+
+    Args:
+        facts: What it says of itself.
+        cases: Ranked, the strangest first, at most `LISTED_CASES`; pictures for the first ones.
+
+    Returns:
+        HTML that loads nothing from anywhere; its security policy forbids it to.
+    """
+    style, script = (_read_part(f"worklist.{kind}") for kind in ("css", "js"))
+    return (
+        _templates()
+        .get_template("worklist.html.j2")
+        .render(
+            facts=facts,
+            picture_count=sum(case.pictures is not None for case in cases),
+            case_count=len(cases),
+            legend=legend_colors(9),
+            style=Markup(style),  # noqa: S704 -- our own file
+            script=Markup(script),  # noqa: S704 -- our own file
+            style_digest=_digest(style),
+            script_digest=_digest(script),
+            content=_content(facts, cases),
+        )
+    )
+
+
+def picture_uri(image: NDArray[np.uint8], *, max_side_px: int = 256) -> str:
+    """An image as a JPEG in a data URI.
+
+    Args:
+        image: uint8 (H, W, 1 or 3).
+        max_side_px: Length of the longer side at most; a smaller image keeps its size.
+    """
+    pixels = image[..., 0] if image.shape[-1] == 1 else image
+    picture = Image.fromarray(pixels)
+    picture.thumbnail((max_side_px, max_side_px), Image.Resampling.BOX)
+    file = BytesIO()
+    picture.save(file, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
+    return data_uri("image/jpeg", file.getvalue())
+
+
+def data_uri(media_type: str, data: bytes) -> str:
+    """Bytes as a data URI."""
+    return f"data:{media_type};base64,{b64encode(data).decode()}"
+
+
+def _content(facts: WorklistFacts, cases: Sequence[Case]) -> Mapping[str, Any]:
+    """What the script shows: columns rather than records, as they take half the space."""
+    at = np.linspace(0, 1, min(len(facts.reference), _REFERENCE_SIZE))
+    pictured = [case.pictures for case in cases if case.pictures is not None]
+    # A usual image is near to many cases, and is embedded once.
+    usual = sorted({near for case in cases for near in case.nearest}, key=lambda it: it.image_id)
+    place_of = {near: place for place, near in enumerate(usual)}
+    return {
+        "model_name": facts.model_name,
+        "model_version": facts.model_version,
+        "run_id": facts.run_id,
+        "source": facts.source,
+        "dataset_fingerprint": facts.dataset_fingerprint,
+        "threshold": facts.threshold,
+        "scored_count": facts.scored_count,
+        "reference": [float(f"{value:.6g}") for value in np.quantile(facts.reference, at)],
+        "image_id": [case.image_id for case in cases],
+        "group_id": [case.group_id for case in cases],
+        "anomaly_score": [float(f"{case.anomaly_score:.6g}") for case in cases],
+        "percentile": [round(case.percentile, 2) for case in cases],
+        "is_anomalous": [int(case.is_anomalous) for case in cases],
+        "label": [_LABELS[case.label] for case in cases],
+        "marks": [", ".join(case.marks) for case in cases],
+        "thumbnail": [pictures.image for pictures in pictured],
+        "heatmap": [pictures.heatmap for pictures in pictured],
+        "reconstruction": [pictures.reconstruction for pictures in pictured],
+        "nearest": [[place_of[near] for near in case.nearest] for case in cases if case.pictures],
+        "usual_id": [near.image_id for near in usual],
+        "usual_picture": [near.picture for near in usual],
+    }
+
+
+def _templates() -> Environment:
+    return Environment(
+        loader=FunctionLoader(_read_part),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _read_part(name: str) -> str:
+    return files("training.worklist").joinpath("templates", name).read_text(encoding="utf-8")
+
+
+def _digest(text: str) -> str:
+    return b64encode(sha256(text.encode()).digest()).decode()

@@ -1,0 +1,140 @@
+"""Scores of tiles to scores of slides, and to GeoJSON that QuPath opens over the slide."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.slides.tiling import measure_tile_extent_yx
+from pipeline.store.dataset import Dataset
+from training.scoring.table import RankedScores, encode_csv
+from training.worklist.cases import heatmap_name
+from training.worklist.heatmaps import encode_heatmap
+
+STRONGEST_SHARE: Final = 0.01
+"""Of a slide's tiles, those whose mean is its score: a small lesion counts, one odd tile less."""
+_LISTED_TILES: Final = 2000
+_HEATMAP_PX: Final = 1024  # of the longer side, about
+_COLOR: Final = [230, 159, 0]  # orange of a palette that reads without colour vision
+
+
+def is_of_slides(dataset: Dataset) -> bool:
+    """Whether the images are tiles with a place on a slide."""
+    return {"origin_yx", "mpp_yx"} <= set(dataset.column_names)
+
+
+def tabulate_slides(scored: RankedScores) -> pa.Table:
+    """A row a slide, the strangest first.
+
+    Returns:
+        `group_id`; `slide_score`, the mean of the strongest hundredth of its tiles and at least
+        of one; `tile_count`, `anomalous_count`.
+    """
+    rows: list[dict[str, Any]] = []
+    groups = scored.group_id.astype(str)
+    for group in np.unique(groups):
+        inside = groups == group
+        scores = scored.prediction.anomaly_score[inside]  # ranked: the strongest come first
+        count = max(1, round(STRONGEST_SHARE * len(scores)))
+        rows.append(
+            {
+                "group_id": str(group),
+                "slide_score": float(scores[:count].mean()),
+                "tile_count": len(scores),
+                "anomalous_count": int(scored.prediction.is_anomalous[inside].sum()),
+            }
+        )
+    rows.sort(key=lambda row: (-row["slide_score"], row["group_id"]))
+    return pa.Table.from_pylist(rows)
+
+
+def draw_slides(
+    dataset: Dataset, scored: RankedScores, reference: Sequence[float]
+) -> dict[str, bytes]:
+    """Files for slides: their table, and for each a heatmap and its tiles over the threshold.
+
+    QuPath takes the GeoJSON by dragging it onto the slide. Coordinates are (x, y) in level-0
+    pixels of the file.
+
+    Args:
+        dataset: Of tiles.
+        scored: Ranked.
+        reference: Ascending scores of normal images, which the heatmaps' colours compare with.
+
+    Returns:
+        File name -> content: `slides.csv`, `slides/NAME.geojson`, `slides/NAME.png`.
+    """
+    files = {"slides.csv": encode_csv(tabulate_slides(scored))}
+    parameters = dataset.attributes["parameters"]
+    origins, mpps = dataset.column("origin_yx"), dataset.column("mpp_yx")
+    groups = scored.group_id.astype(str)
+    for group in np.unique(groups):
+        inside = np.flatnonzero(groups == group)
+        rows = scored.rows[inside]
+        extent = measure_tile_extent_yx(  # of one slide all are alike
+            tuple(mpps[rows[0]].tolist()), parameters["mpp_um"], parameters["tile_size_px"]
+        )
+        places = inside[scored.prediction.is_anomalous[inside]][:_LISTED_TILES]
+        features = [
+            _draw_tile(origins[scored.rows[place]].tolist(), extent, scored, place)
+            for place in places.tolist()
+        ]
+        whole = {"type": "FeatureCollection", "features": features}
+        name = heatmap_name(str(group)).removesuffix(".png")
+        files[f"slides/{name}.geojson"] = (json.dumps(whole, indent=1) + "\n").encode()
+        found = scored.prediction.anomaly_score[inside]
+        files[f"slides/{name}.png"] = draw_heatmap(origins[rows], extent, found, reference)
+    return files
+
+
+def draw_heatmap(
+    origins_yx: NDArray[np.int64],
+    extent_yx: tuple[int, int],
+    scores: NDArray[np.float32],
+    reference: Sequence[float],
+) -> bytes:
+    """A slide's heatmap: a square a tile, transparent where none was scored.
+
+    Args:
+        origins_yx: int (n, 2), level-0 px.
+        extent_yx: Of a tile, level-0 px.
+        scores: float32 (n,); of tiles that overlap within a square the strangest counts.
+        reference: Ascending scores of normal images: their median is drawn transparent, whatever
+            lies beyond all of them brightest.
+
+    Returns:
+        PNG from the slide's upper left corner to its last tile.
+    """
+    y, x = (origins_yx // np.asarray(extent_yx)).T
+    grid = np.full((y.max() + 1, x.max() + 1), np.nan, np.float32)
+    np.fmax.at(grid, (y, x), scores)
+    side = max(1, _HEATMAP_PX // max(grid.shape))
+    enlarged = np.repeat(np.repeat(grid, side, axis=0), side, axis=1)
+    low, high = np.quantile(reference, (0.5, 1.0))
+    return encode_heatmap(enlarged, low=low, high=max(high, np.nextafter(low, np.inf)))
+
+
+def _draw_tile(
+    origin_yx: list[int], extent_yx: tuple[int, int], scored: RankedScores, place: int
+) -> dict[str, Any]:
+    (y, x), (height, width) = origin_yx, extent_yx
+    ring = [[x, y], [x + width, y], [x + width, y + height], [x, y + height], [x, y]]
+    found = scored.prediction
+    return {
+        "type": "Feature",
+        "geometry": {"type": "Polygon", "coordinates": [ring]},
+        "properties": {
+            "objectType": "annotation",
+            "name": f"rank {place + 1}",
+            "classification": {"name": "Anomalous", "color": _COLOR},
+            "measurements": {
+                "anomaly_score": float(found.anomaly_score[place]),
+                "percentile": float(found.percentile[place]),
+            },
+        },
+    }
