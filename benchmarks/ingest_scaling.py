@@ -49,8 +49,11 @@ def measure(quick: bool) -> Outcome:
         folder = Path(name)
         write_slides(
             str(folder / "slides"),
-            normal_count=count, tumor_count=0, test_count=0, shape_yx=SHAPE_YX,
-        )  # fmt: skip
+            normal_count=count,
+            tumor_count=0,
+            test_count=0,
+            shape_yx=SHAPE_YX,
+        )
         slides = [
             Slide(Path(found.url).stem, found.url, found.version)
             for found in list_objects(str(folder / "slides"))

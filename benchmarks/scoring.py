@@ -252,8 +252,10 @@ def measure_memory(folder: Path, count: int) -> float:
     version = register(make_detector(load_preset("demo")), dataset).version
     done = subprocess.run(  # noqa: S603 -- our own script
         [sys.executable, "-c", _MEMORY, mlflow.get_tracking_uri(), version, url, f"{url}-scores"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return float(done.stdout.splitlines()[-1])
 
 

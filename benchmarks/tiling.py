@@ -100,11 +100,18 @@ def write_slide(path: Path, repeats_yx: tuple[int, int]) -> float:
             if level == 0:
                 bits = 8 * sum(map(len, tiles)) / (height * width)
             tiff.write(
-                iter(tiles), shape=(height, width, 3), dtype="uint8", photometric="ycbcr",
-                subsampling=(2, 2), tile=(JPEG_TILE_PX, JPEG_TILE_PX), compression="jpeg",
-                subfiletype=min(level, 1), metadata=None, resolutionunit="CENTIMETER",
+                iter(tiles),
+                shape=(height, width, 3),
+                dtype="uint8",
+                photometric="ycbcr",
+                subsampling=(2, 2),
+                tile=(JPEG_TILE_PX, JPEG_TILE_PX),
+                compression="jpeg",
+                subfiletype=min(level, 1),
+                metadata=None,
+                resolutionunit="CENTIMETER",
                 resolution=(10_000 / MPP_UM / 2**level,) * 2,
-            )  # fmt: skip
+            )
             picture = np.asarray(Image.fromarray(picture).reduce(2))
     return float(bits)
 
@@ -113,9 +120,15 @@ def _encode(pixels: NDArray[np.uint8]) -> list[list[bytes]]:
     """JPEG tiles, row by row."""
     buffer = BytesIO()
     tifffile.imwrite(
-        buffer, pixels, photometric="rgb", tile=(JPEG_TILE_PX, JPEG_TILE_PX), compression="jpeg",
-        compressionargs={"level": JPEG_QUALITY}, subsampling=(2, 2), metadata=None,
-    )  # fmt: skip
+        buffer,
+        pixels,
+        photometric="rgb",
+        tile=(JPEG_TILE_PX, JPEG_TILE_PX),
+        compression="jpeg",
+        compressionargs={"level": JPEG_QUALITY},
+        subsampling=(2, 2),
+        metadata=None,
+    )
     file = buffer.getvalue()
     with tifffile.TiffFile(BytesIO(file)) as tiff:
         page = tiff.pages.first
@@ -131,18 +144,31 @@ def _repeat(rows: list[list[bytes]], repeats_yx: tuple[int, int]) -> list[bytes]
 
 def _run_peer(bench: Bench, library: str, python: Path) -> float:
     found = run_peer(
-        python, SCRIPT, library, str(bench.slide), str(bench.origins), str(TILE_PX),
+        python,
+        SCRIPT,
+        library,
+        str(bench.slide),
+        str(bench.origins),
+        str(TILE_PX),
         str(bench.probes(library)),
-    )  # fmt: skip
+    )
     return bench.note(PEERS[library].name if library in PEERS else OPENSLIDE, found)
 
 
 def _run_own(bench: Bench, name: str, method: str, workers: int, runs: int = 1) -> float:
     """Seconds of the last run, so that workers have started by then."""
     command = [
-        sys.executable, "-m", "benchmarks.tiling_run", method, str(workers), str(bench.slide),
-        str(bench.origins), str(TILE_PX), str(bench.folder / "dataset"), str(runs),
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "benchmarks.tiling_run",
+        method,
+        str(workers),
+        str(bench.slide),
+        str(bench.origins),
+        str(TILE_PX),
+        str(bench.folder / "dataset"),
+        str(runs),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  # our own module
     if done.returncode != 0:
         raise RuntimeError(f"{method} failed: {done.stderr[-1000:]}")
@@ -158,8 +184,10 @@ def _install_peers(quick: bool) -> tuple[dict[str, Path], list[str]]:
     pythons, notes = {}, []
     for library, peer in PEERS.items():
         if quick and peer.is_large:
-            notes.append(f"{peer.name}, whose environment takes minutes to make, is left out of "
-                         "the quick run.")  # fmt: skip
+            notes.append(
+                f"{peer.name}, whose environment takes minutes to make, is left out of "
+                "the quick run."
+            )
             continue
         try:
             pythons[library] = make_environment(peer.requirements, unpinned=peer.unpinned)

@@ -65,7 +65,12 @@ def ingest_images(
     listing = list_privately(list_them, source, key)
     with open_engine(surroundings) as map_work, progress("Images") as advance:
         report = resumable(image_ingest.ingest_images)(
-            dataset, listing, settings, map_work, source=name_source(name_of(source), key),
-            sizes_px=size_px, on_progress=advance,
-        )  # fmt: skip
+            dataset,
+            listing,
+            settings,
+            map_work,
+            source=name_source(name_of(source), key),
+            sizes_px=size_px,
+            on_progress=advance,
+        )
     return publish(report)

@@ -75,20 +75,38 @@ def ingest_xrays(
         scratch_gib: What it may hold, in GiB.
     """
     settings = ImageSettings(
-        modality="radiograph", crop_px=crop_px, colour="grey", equalize=equalize,
-        resampling=resampling, voi=voi, seed=seed,
-    )  # fmt: skip
+        modality="radiograph",
+        crop_px=crop_px,
+        colour="grey",
+        equalize=equalize,
+        resampling=resampling,
+        voi=voi,
+        seed=seed,
+    )
     bounded = Scratch(Path(scratch or DEFAULT_FOLDER), int(scratch_gib * GIB))
     surroundings = load_settings()
     key = open_key(surroundings)
     with open_engine(surroundings) as map_work, progress("Radiographs") as advance:
         name, listing = list_xrays(
-            source, source_format=source_format, key=key, table_url=table, views=views,
-            findings=findings or (), experiment=experiment, lists_url=experiment_lists,
-            scratch=bounded, map_work=map_work,
-        )  # fmt: skip
+            source,
+            source_format=source_format,
+            key=key,
+            table_url=table,
+            views=views,
+            findings=findings or (),
+            experiment=experiment,
+            lists_url=experiment_lists,
+            scratch=bounded,
+            map_work=map_work,
+        )
         report = resumable(ingest_images)(
-            dataset, listing, settings, map_work, source=name, sizes_px=size_px, scratch=bounded,
+            dataset,
+            listing,
+            settings,
+            map_work,
+            source=name,
+            sizes_px=size_px,
+            scratch=bounded,
             on_progress=advance,
-        )  # fmt: skip
+        )
     return publish(report)

@@ -71,9 +71,14 @@ def promote(
     """
     place = ledgers or join(str(load_settings().home), "ledgers")
     settings = PromotionSettings(
-        criterion=criterion, margin=margin, level=level, subgroup_margin=subgroup_margin,
-        slowest=slowest, largest=largest, seed=seed,
-    )  # fmt: skip
+        criterion=criterion,
+        margin=margin,
+        level=level,
+        subgroup_margin=subgroup_margin,
+        slowest=slowest,
+        largest=largest,
+        seed=seed,
+    )
     with progress("Images") as advance:
         report = resumable(promotion.promote)(
             model_name, dataset, ledgers_url=place, settings=settings, on_progress=advance

@@ -102,9 +102,13 @@ def _list_images(
     """Images, or radiographs in DICOM; radiographs under pseudonyms wherever there is a key."""
     if settings.modality == "radiograph" and recognise_format(source) == "dicom":
         return list_xrays(
-            source, source_format="dicom", key=key, table_url=labels, period=period,
+            source,
+            source_format="dicom",
+            key=key,
+            table_url=labels,
+            period=period,
             map_work=map_work,
-        )  # fmt: skip
+        )
     list_them = partial(list_images, source, labels_url=labels, keeps_unlisted=True)
     if settings.modality == "radiograph":
         name, listing = name_source(name, key), list_privately(list_them, source, key)
@@ -128,9 +132,14 @@ def _plan_slides(
     settings = settings.model_copy(update={"mpp_override_um": None, "mpp_fallback_um": fallback_um})
     slides, left_out = _choose_modified(listing.slides, source, period)
     plan = slide_dataset.plan_slides(
-        slides, settings, map_work, source=name, rejected=(*left_out, *listing.rejected),
-        mpp_um=listing.mpp_um, partly_annotated=listing.partly_annotated,
-    )  # fmt: skip
+        slides,
+        settings,
+        map_work,
+        source=name,
+        rejected=(*left_out, *listing.rejected),
+        mpp_um=listing.mpp_um,
+        partly_annotated=listing.partly_annotated,
+    )
     return plan, slide_dataset.make_reader(settings)
 
 

@@ -52,9 +52,14 @@ def ingest_slides(folder: Path, stain: StainSetting) -> Dataset:
     counts = {"normal_count": 1, "tumor_count": 1, "test_count": 1}
     write_slides(inbox, seed=5, shape_yx=(768, 1152), **counts)
     settings = SlideSettings(
-        tile_size_px=48, stride_px=40, stain=stain, max_tiles_per_slide=30, seed=2,
-        shard_images=16, chunk_images=4,
-    )  # fmt: skip
+        tile_size_px=48,
+        stride_px=40,
+        stain=stain,
+        max_tiles_per_slide=30,
+        seed=2,
+        shard_images=16,
+        chunk_images=4,
+    )
     listing = list_slides(inbox)
     plan = plan_slides(listing.slides, settings, map_serially, source=listing.source)
     ingest(url, plan, make_reader(settings), map_serially)
@@ -75,14 +80,23 @@ def ingest_dicom(folder: Path) -> Dataset:
     films = (
         make_dicom(ramp(0, 4000), bits_stored=12),
         make_dicom(
-            ramp(0, 4000), bits_stored=12, PhotometricInterpretation="MONOCHROME1",
-            WindowCenter=1500, WindowWidth=1800, SOPInstanceUID="1.2.7", PatientID="P2",
+            ramp(0, 4000),
+            bits_stored=12,
+            PhotometricInterpretation="MONOCHROME1",
+            WindowCenter=1500,
+            WindowWidth=1800,
+            SOPInstanceUID="1.2.7",
+            PatientID="P2",
         ),
         make_dicom(
-            ramp(-900, 3000, "i2"), RescaleSlope=2, RescaleIntercept=-10,
-            SOPInstanceUID="1.2.8", PatientID="P3", ViewPosition="AP",
+            ramp(-900, 3000, "i2"),
+            RescaleSlope=2,
+            RescaleIntercept=-10,
+            SOPInstanceUID="1.2.8",
+            PatientID="P3",
+            ViewPosition="AP",
         ),
-    )  # fmt: skip
+    )
     (folder / "in").mkdir()
     for number, film in enumerate(films):
         (folder / "in" / f"{number}.dcm").write_bytes(write_dicom(film))

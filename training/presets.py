@@ -143,13 +143,20 @@ _PRESETS: Final[MappingProxyType[str, dict[str, Any]]] = MappingProxyType(
             "loss": {"layers": {side: {layer_at(side): 1} for side in (8, 16, 32, 64, 128, 256)}},
         },
     }
-)  # fmt: skip
+)
 PRESETS: Final = tuple(_PRESETS)
 _KIND: Final = re.compile(r"int|float|str|bool|(constrained|function)-.*|\w+\[.*\]")
 Preset: TypeAlias = Literal[
-    "demo", "quick", "quick-radiographs", "camelyon16-paper", "nih-subset-paper", "nih-pa-paper",
-    "nih-ap-paper", "tiles-256", "radiographs-256",
-]  # fmt: skip
+    "demo",
+    "quick",
+    "quick-radiographs",
+    "camelyon16-paper",
+    "nih-subset-paper",
+    "nih-pa-paper",
+    "nih-ap-paper",
+    "tiles-256",
+    "radiographs-256",
+]
 
 
 def load_preset(name: str, **changes: Any) -> TrainSettings:

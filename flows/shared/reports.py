@@ -59,9 +59,7 @@ def to_markdown(report: Any) -> str:
     Raises:
         TypeError: Nobody has said how.
     """
-    raise TypeError(
-        f"no Markdown for {type(report).__name__}: register it in flows/shared/reports.py"
-    )
+    raise TypeError(f"no Markdown for {type(report).__name__}: register it in {__name__}")
 
 
 @singledispatch

@@ -36,18 +36,37 @@ _RADIOGRAPHS: Final = frozenset(
     {ComputedRadiographyImageStorage, DigitalXRayImageStorageForPresentation}
 )
 _CAPTURED_MODALITIES: Final = frozenset({"", "CR", "DX", "RG", "OT"})
-_MODALITIES: Final = frozenset({*_CAPTURED_MODALITIES, "CT", "MG", "MR", "NM", "PT", "RF", "SM",
-                                "US", "XA"})  # fmt: skip
+_MODALITIES: Final = frozenset(
+    {*_CAPTURED_MODALITIES, "CT", "MG", "MR", "NM", "PT", "RF", "SM", "US", "XA"}
+)
 HEADER_TAGS: Final = [
     Tag(keyword)
     for keyword in (
-        "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "PatientID", "PatientAge",
-        "PatientBirthDate", "PatientSex", "StudyDate", "Modality", "ViewPosition",
-        "ViewCodeSequence", "PatientOrientation", "BurnedInAnnotation", "PresentationLUTShape",
-        "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "Rows", "Columns",
-        "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
+        "SOPClassUID",
+        "SOPInstanceUID",
+        "StudyInstanceUID",
+        "PatientID",
+        "PatientAge",
+        "PatientBirthDate",
+        "PatientSex",
+        "StudyDate",
+        "Modality",
+        "ViewPosition",
+        "ViewCodeSequence",
+        "PatientOrientation",
+        "BurnedInAnnotation",
+        "PresentationLUTShape",
+        "NumberOfFrames",
+        "SamplesPerPixel",
+        "PhotometricInterpretation",
+        "Rows",
+        "Columns",
+        "BitsAllocated",
+        "BitsStored",
+        "HighBit",
+        "PixelRepresentation",
     )
-]  # fmt: skip
+]
 
 
 def name_other_kind(header: Dataset) -> str:

@@ -93,9 +93,13 @@ def render_pixels(
     facts = describe_pixels(dataset, name)
     with refusing(name, "the grey-scale attributes are damaged", _REMEDY):
         table = make_grey_table(
-            dataset, name, bits_stored=facts.bits_stored, is_signed=facts.is_signed,
-            is_inverted=facts.is_inverted, voi=voi,
-        )  # fmt: skip
+            dataset,
+            name,
+            bits_stored=facts.bits_stored,
+            is_signed=facts.is_signed,
+            is_inverted=facts.is_inverted,
+            voi=voi,
+        )
     stored = _decode(dataset, facts, name)
     # The table has one entry a storable value, negative ones at its end, as NumPy indexes.
     low, high = storable_range(facts.bits_stored, is_signed=facts.is_signed)

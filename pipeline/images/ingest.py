@@ -28,9 +28,17 @@ CONTACT_SHEET: Final = "review/contact_sheet.png"
 DUPLICATES: Final = "review/duplicates.json"
 SIZE_PLACE: Final = "{size_px}"
 _LOOKED_AT: Final = frozenset(
-    {"image_id", "group_id", "split", "label", "readable", "pixel_digest", "perceptual_hash",
-     "burned_in_text"}
-)  # fmt: skip
+    {
+        "image_id",
+        "group_id",
+        "split",
+        "label",
+        "readable",
+        "pixel_digest",
+        "perceptual_hash",
+        "burned_in_text",
+    }
+)
 _NAMED: Final = 5  # duplicates that a report names; the file has them all
 
 

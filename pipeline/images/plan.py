@@ -124,13 +124,16 @@ def plan_images(
         image_count=len(in_order),
         shard_images=shard_images,
         chunk_images=chunk_images,
-        columns={**{name: _dtype_of(name, values) for name, values in columns.items()},
-                 **MEASURED_COLUMNS, **BASE_COLUMNS},
+        columns={
+            **{name: _dtype_of(name, values) for name, values in columns.items()},
+            **MEASURED_COLUMNS,
+            **BASE_COLUMNS,
+        },
         mpp_um=None,
         # What was decided, not `auto`: equal images give equal datasets.
         parameters={**settings.model_dump(mode="json"), "colour": _COLOUR_OF[channels]},
         code_version=code_version(),
-    )  # fmt: skip
+    )
     return Plan(
         spec=spec,
         sources=tuple(in_order),
@@ -228,9 +231,10 @@ def _decide_channels(images: Sequence[SourceImage], settings: ImageSettings) -> 
     channels = 3 if seen and seen.count(False) * 2 >= len(seen) else 1
     if channels == 3 and settings.equalize:
         raise SettingsError(
-            "equalize", f"{seen.count(False)} of {len(seen)} sampled images have colour",
+            "equalize",
+            f"{seen.count(False)} of {len(seen)} sampled images have colour",
             "Say colour `grey`, or do not equalise",
-        )  # fmt: skip
+        )
     return channels
 
 

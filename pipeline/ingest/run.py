@@ -135,9 +135,15 @@ class _Draft:
         entries = account_for(plan.sources, plan.source_index, unreadable, plan.rejected, told)
         manifest = tuple(_add_note(entry, plan.notes or {}) for entry in entries)
         report = IngestReport(
-            url, fingerprint, plan.spec.image_count, len(unreadable), len(self.pending),
-            len(ordered) - len(self.pending), manifest, time.monotonic() - began,
-        )  # fmt: skip
+            url,
+            fingerprint,
+            plan.spec.image_count,
+            len(unreadable),
+            len(self.pending),
+            len(ordered) - len(self.pending),
+            manifest,
+            time.monotonic() - began,
+        )
         write_manifest(storage.join(url, MANIFEST), manifest, sealed_at=datetime.now(UTC))
         return report
 

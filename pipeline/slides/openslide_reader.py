@@ -80,9 +80,11 @@ def open_slide(
             absent or impossible.
     """
     reader = OpenSlideReader(
-        path, item=item or str(path), mpp_override_um=mpp_override_um,
+        path,
+        item=item or str(path),
+        mpp_override_um=mpp_override_um,
         mpp_fallback_um=mpp_fallback_um,
-    )  # fmt: skip
+    )
     try:
         reader.require_readable()
         yield reader

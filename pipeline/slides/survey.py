@@ -147,10 +147,12 @@ def _look(slide: Slide, settings: SlideSettings) -> _Look:
     with (
         stage(slide.url, slide.version, slide.companions) as path,
         open_slide(
-            path, item=slide.url, mpp_override_um=settings.mpp_override_um,
+            path,
+            item=slide.url,
+            mpp_override_um=settings.mpp_override_um,
             mpp_fallback_um=settings.mpp_fallback_um,
         ) as reader,
-    ):  # fmt: skip
+    ):
         thumbnail = read_thumbnail(reader, _mask_side_px(reader, settings.mask_mpp_um))
         shape_yx = reader.level_shapes_yx[0]
         return _Look(thumbnail, shape_yx, reader.mpp_yx, reader.mpp_source, digest_slide(path))

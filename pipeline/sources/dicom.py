@@ -48,9 +48,27 @@ from pipeline.sources.tables import parse_sex
 
 # What lies about in a folder of DICOM files without being meant as one.
 _OTHER_SUFFIXES: Final = frozenset(
-    {".bmp", ".csv", ".gz", ".htm", ".html", ".jpeg", ".jpg", ".json", ".md", ".pdf", ".png",
-     ".tif", ".tiff", ".txt", ".xls", ".xlsx", ".xml", ".zip"}
-)  # fmt: skip
+    {
+        ".bmp",
+        ".csv",
+        ".gz",
+        ".htm",
+        ".html",
+        ".jpeg",
+        ".jpg",
+        ".json",
+        ".md",
+        ".pdf",
+        ".png",
+        ".tif",
+        ".tiff",
+        ".txt",
+        ".xls",
+        ".xlsx",
+        ".xml",
+        ".zip",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,9 +94,11 @@ def list_images(
         StorageError: The URL cannot be read.
     """
     folder = list_folder(url)
-    files = folder.files if folder.is_single_file else tuple(
-        info for info in folder.files if is_image(info.url)
-    )  # fmt: skip
+    files = (
+        folder.files
+        if folder.is_single_file
+        else tuple(info for info in folder.files if is_image(info.url))
+    )
     if not files:
         raise SourceError(
             url, f"no image among {len(folder.files)} files", "Images are PNG, JPEG or TIFF files"
@@ -214,9 +216,10 @@ def _read_labels(url: str, columns: Mapping[str, str]) -> Table:
     unknown = set(columns) - set(_NAMES)
     if unknown:
         raise SourceError(
-            url, f"no such column of ours: {', '.join(sorted(unknown))}",
+            url,
+            f"no such column of ours: {', '.join(sorted(unknown))}",
             f"Map from {', '.join(_NAMES)}",
-        )  # fmt: skip
+        )
     names = {**_NAMES, **{ours: (theirs,) for ours, theirs in columns.items()}}
     remedy = (
         "Name them "

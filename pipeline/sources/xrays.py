@@ -135,9 +135,10 @@ def _find_lists(url: str, table_url: str | None) -> str:
         if found := find_beside(folder, [_LISTS]):
             return found
     raise SettingsError(
-        "experiment", f"no {_LISTS} beside the images", "Put the authors' lists there, or give "
-        "their URL as `experiment_lists`",
-    )  # fmt: skip
+        "experiment",
+        f"no {_LISTS} beside the images",
+        "Put the authors' lists there, or give their URL as `experiment_lists`",
+    )
 
 
 def _list_dicom(
@@ -153,9 +154,10 @@ def _list_dicom(
     key = key or PseudonymKey.parse(None)
     if findings or experiment:
         raise SettingsError(
-            "findings" if findings else "experiment", "DICOM files do not say such a thing",
+            "findings" if findings else "experiment",
+            "DICOM files do not say such a thing",
             "Give a table of labels instead",
-        )  # fmt: skip
+        )
     listing = dicom.list_radiographs(url, key, period=period, map_work=map_work)
     if table_url:
         with withholding(table_url):

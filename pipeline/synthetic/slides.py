@@ -213,9 +213,14 @@ def _sprinkle(
     radius = rng.uniform(*nuclei.radius_px, (count, 2))
     darkness = rng.integers(*nuclei.darkness, count)
     corners = np.stack(
-        [x[inside] - radius[:, 0], y[inside] - radius[:, 1],
-         x[inside] + radius[:, 0], y[inside] + radius[:, 1]], axis=1,
-    )  # fmt: skip
+        [
+            x[inside] - radius[:, 0],
+            y[inside] - radius[:, 1],
+            x[inside] + radius[:, 0],
+            y[inside] + radius[:, 1],
+        ],
+        axis=1,
+    )
     for box, shade in zip(corners.tolist(), darkness.tolist(), strict=True):
         draw.ellipse(box, fill=shade)
     return np.array(picture)
@@ -281,9 +286,13 @@ def _to_asap(lesions: list[_Lesion]) -> bytes:
     outlines += [("_2", lesion.hole) for lesion in lesions if lesion.hole is not None]
     for number, (group, outline) in enumerate(outlines):
         annotation = ET.SubElement(
-            annotations, "Annotation", Name=f"Annotation {number}", Type="Polygon",
-            PartOfGroup=group, Color="#F4FA58",
-        )  # fmt: skip
+            annotations,
+            "Annotation",
+            Name=f"Annotation {number}",
+            Type="Polygon",
+            PartOfGroup=group,
+            Color="#F4FA58",
+        )
         coordinates = ET.SubElement(annotation, "Coordinates")
         for order, (x, y) in enumerate(outline.tolist()):
             ET.SubElement(coordinates, "Coordinate", Order=str(order), X=str(x), Y=str(y))

@@ -45,8 +45,13 @@ def test_figures_are_ratios_of_medians() -> None:
         "painted",
     )
     assert found.metrics == {
-        "vs_reference": pytest.approx(9.0), "vs_reference_s3": pytest.approx(8.0),
-        "vs_reference_held": pytest.approx(20.0), "vs_reference_by_processor": pytest.approx(8.0),
-        "vs_reference_s3_by_processor": pytest.approx(6.0), "reference_images_per_s": 10.0,
-        "disk_images_per_s": 90.0, "s3_images_per_s": 80.0, "held_images_per_s": 200.0,
-    }  # fmt: skip
+        "vs_reference": pytest.approx(9.0),
+        "vs_reference_s3": pytest.approx(8.0),
+        "vs_reference_held": pytest.approx(20.0),
+        "vs_reference_by_processor": pytest.approx(8.0),
+        "vs_reference_s3_by_processor": pytest.approx(6.0),
+        "reference_images_per_s": 10.0,
+        "disk_images_per_s": 90.0,
+        "s3_images_per_s": 80.0,
+        "held_images_per_s": 200.0,
+    }

@@ -22,9 +22,11 @@ def test_the_reference_reads_files_as_tensors(tmp_path: Path) -> None:
 
 def test_figures_are_ratios_of_medians() -> None:
     rates = {
-        "reference": [10.0, 9.0, 11.0], "ours": [13.0, 30.0, 12.0], "ours, reduced": [24.0] * 3,
+        "reference": [10.0, 9.0, 11.0],
+        "ours": [13.0, 30.0, 12.0],
+        "ours, reduced": [24.0] * 3,
         "bare forward pass": [20.0] * 3,
-    }  # fmt: skip
+    }
     speed = Comparison("scoring", "images/s", rates, "reference")
     twice = Comparison("", "", {**rates, "reference": [20.0]}, "reference")
     metrics = _conclude(speed, twice, (1e-7, 2e-3), {1_000: 500.0, 100_000: 510.0}).metrics

@@ -40,9 +40,12 @@ def test_kept_targets_save_a_third_of_the_features() -> None:
 
 def test_figures_are_ratios_of_medians() -> None:
     rates = {
-        REFERENCE: [10.0, 9.0, 11.0], OURS: [15.0, 30.0, 14.0], REDUCED: [40.0] * 3,
-        f"limit of {OURS}": [20.0] * 3, f"limit of {REDUCED}": [50.0] * 3,
-    }  # fmt: skip
+        REFERENCE: [10.0, 9.0, 11.0],
+        OURS: [15.0, 30.0, 14.0],
+        REDUCED: [40.0] * 3,
+        f"limit of {OURS}": [20.0] * 3,
+        f"limit of {REDUCED}": [50.0] * 3,
+    }
     speed = Comparison("training", "images/s", rates, REFERENCE)
     metrics = conclude(
         speed, {REFERENCE: 0.0, REDUCED: 2e-3}, {OURS: 3e9, REDUCED: 2e9}, suffix="_64px"

@@ -181,9 +181,24 @@ def test_a_command_line_that_makes_no_sense_is_refused(
 
 @pytest.mark.parametrize(
     "path",
-    ["demo", "ingest slides", "ingest xrays", "ingest images", "train", "search", "promote",
-     "rollback", "ledger", "feedback", "lineage", "score", "up", "down", "deploy"],
-)  # fmt: skip
+    [
+        "demo",
+        "ingest slides",
+        "ingest xrays",
+        "ingest images",
+        "train",
+        "search",
+        "promote",
+        "rollback",
+        "ledger",
+        "feedback",
+        "lineage",
+        "score",
+        "up",
+        "down",
+        "deploy",
+    ],
+)
 def test_every_command_teaches_by_example(path: str, capsys: pytest.CaptureFixture[str]) -> None:
     app(f"{path} --help", exit_on_error=False, result_action="return_value")
     said = capsys.readouterr().out
@@ -203,9 +218,12 @@ def test_every_command_teaches_by_example(path: str, capsys: pytest.CaptureFixtu
     ],
 )
 def test_other_ends_have_a_status_of_their_own(
-    end: BaseException, status: int, said: str,
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    end: BaseException,
+    status: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     def stop(*_: object) -> int:
         raise end
 

@@ -47,9 +47,12 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalCluster]:
 
 
 def test_works_on_the_cluster_that_is_named(
-    tmp_path: Path, slides: str, cluster: LocalCluster, prefect_server: str,
+    tmp_path: Path,
+    slides: str,
+    cluster: LocalCluster,
+    prefect_server: str,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setenv("PREFECT_API_URL", prefect_server)
     dataset = str(tmp_path / "out")
     options = ["--tile-size-px", "32", "--stain", "macenko", "--max-tiles-per-slide", "20"]
@@ -81,9 +84,11 @@ def test_every_slide_has_its_picture_on_the_page(
 
 
 def test_a_users_own_groups_stride_and_threshold(
-    tmp_path: Path, prefect_server: str, monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    prefect_server: str,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setenv("PREFECT_API_URL", prefect_server)
     monkeypatch.setenv("NORMSCOPE_WORKERS", "1")
     write_slide(tmp_path, "a")
@@ -100,8 +105,10 @@ def test_a_users_own_groups_stride_and_threshold(
     assert dataset.attributes["parameters"]["shard_images"] == 64
     shares, states = dataset.column("lesion_fraction"), dataset.column("tile_state")
     assert dict(zip(shares.tolist(), states.tolist(), strict=True)) == {
-        0.0: "normal", 0.5: "mixed", 1.0: "tumour",
-    }  # fmt: skip
+        0.0: "normal",
+        0.5: "mixed",
+        1.0: "tumour",
+    }
 
 
 def test_keys_are_as_prefect_wants_them() -> None:

@@ -81,8 +81,10 @@ def test_a_person_resumes_the_run_and_the_alias_moves(place: Path) -> None:
     entries = ledger(NAME, ledgers=str(place / "ledgers")).entries
     assert [entry.kind for entry in entries] == ["found", "held", "promoted"]
     assert entries[2].content["answer"] == {
-        "verdict": "approve", "name": "A. Reader", "reason": "looked at all of them",
-    }  # fmt: skip
+        "verdict": "approve",
+        "name": "A. Reader",
+        "reason": "looked at all of them",
+    }
     assert entries[2].summary == "version 2, by A. Reader: looked at all of them"
     assert entries[2].at >= entries[1].at
 

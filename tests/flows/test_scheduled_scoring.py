@@ -64,14 +64,17 @@ def deploy(home: Path) -> UUID:
     deployment: Any = score.to_deployment(
         "dropped",
         parameters={
-            "source": str(home / "inbox"), "output": str(home / "out"), "model_name": NAME,
-            "top_heatmaps": 2, "ledgers": str(home / "ledgers"),
+            "source": str(home / "inbox"),
+            "output": str(home / "out"),
+            "model_name": NAME,
+            "top_heatmaps": 2,
+            "ledgers": str(home / "ledgers"),
         },
         triggers=[DeploymentEventTrigger.model_validate(PROMOTED)],
         concurrency_limit=1,
         work_pool_name=POOL,
         entrypoint_type=EntrypointType.MODULE_PATH,
-    )  # fmt: skip
+    )
     identifier: UUID = deployment.apply()
     return identifier
 
@@ -106,8 +109,10 @@ def wait_for_run(deployment: UUID, *, after: datetime, by_the_clock: bool) -> Fl
 
 def read_scores(home: Path) -> dict[str, tuple[float, str]]:
     table = pq.read_table(BytesIO(storage.read_bytes(str(home / "out" / "scores.parquet"))))
-    rows = zip(*(table[name].to_pylist() for name in ("image_id", "anomaly_score",
-                                                      "model_version")), strict=True)  # fmt: skip
+    rows = zip(
+        *(table[name].to_pylist() for name in ("image_id", "anomaly_score", "model_version")),
+        strict=True,
+    )
     return {name: (value, version) for name, value, version in rows}
 
 

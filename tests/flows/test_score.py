@@ -141,11 +141,24 @@ def test_slides_that_do_not_say_their_mpp_are_scored_with_a_table(tmp_path: Path
 
 
 def test_verdicts_become_labels(tmp_path: Path) -> None:
-    said = {"image_id": "5", "group_id": "g5", "verdict": "abnormal", "anomaly_score": 2.5,
-            "decided_at": "2026-05-04T03:02:01Z", "percentile": 99.0}  # fmt: skip
-    whole = {"normscope_verdicts": 1, "model_name": NAME, "model_version": "1", "run_id": "r",
-             "source": "toys", "dataset_fingerprint": "f", "exported_at": "2026-05-04T03:02:02Z",
-             "verdicts": [said]}  # fmt: skip
+    said = {
+        "image_id": "5",
+        "group_id": "g5",
+        "verdict": "abnormal",
+        "anomaly_score": 2.5,
+        "decided_at": "2026-05-04T03:02:01Z",
+        "percentile": 99.0,
+    }
+    whole = {
+        "normscope_verdicts": 1,
+        "model_name": NAME,
+        "model_version": "1",
+        "run_id": "r",
+        "source": "toys",
+        "dataset_fingerprint": "f",
+        "exported_at": "2026-05-04T03:02:02Z",
+        "verdicts": [said],
+    }
     (tmp_path / "verdicts.json").write_text(json.dumps(whole))
     table = tmp_path / "labels.csv"
     report = feedback([str(tmp_path / "verdicts.json")], table=str(table))

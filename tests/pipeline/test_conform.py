@@ -62,21 +62,27 @@ def test_um_px_of_other_slides_hold_only_where_a_new_one_does_not_say(tmp_path: 
     write_pyramid(tmp_path / "in" / "stating.tif", pixels, mpp_yx=(1.0, 0.5))
     settings = SETTINGS.model_copy(update={"mpp_override_um": 0.25})
     report = ingest_alike(
-        str(tmp_path / "in"), str(tmp_path / "out"), settings.model_dump(mode="json"),
-        map_serially, name="x",
-    )  # fmt: skip
+        str(tmp_path / "in"),
+        str(tmp_path / "out"),
+        settings.model_dump(mode="json"),
+        map_serially,
+        name="x",
+    )
     assert not report.failures
     dataset = open_dataset(report.url)
     found = {
         (group, source, *mpp_yx)
         for group, source, mpp_yx in zip(
-            dataset.column("group_id"), dataset.column("mpp_source"),
-            dataset.column("mpp_yx").tolist(), strict=True,
+            dataset.column("group_id"),
+            dataset.column("mpp_source"),
+            dataset.column("mpp_yx").tolist(),
+            strict=True,
         )
-    }  # fmt: skip
+    }
     assert found == {
-        ("silent", "fallback", 0.25, 0.25), ("stating", "TIFF resolution tags", 1.0, 0.5)
-    }  # fmt: skip
+        ("silent", "fallback", 0.25, 0.25),
+        ("stating", "TIFF resolution tags", 1.0, 0.5),
+    }
 
 
 def test_a_slide_is_as_new_as_the_last_of_its_files(tmp_path: Path) -> None:
@@ -85,9 +91,13 @@ def test_a_slide_is_as_new_as_the_last_of_its_files(tmp_path: Path) -> None:
     age(write_dicom_slide(tmp_path / "in" / "grown", pixels, series="1.2.3.2")[0])
     parameters = SETTINGS.model_dump(mode="json")
     report = ingest_alike(
-        str(tmp_path / "in"), str(tmp_path / "out"), parameters, map_serially, name="x",
+        str(tmp_path / "in"),
+        str(tmp_path / "out"),
+        parameters,
+        map_serially,
+        name="x",
         period=SINCE,
-    )  # fmt: skip
+    )
     assert set(open_dataset(report.url).column("group_id").tolist()) == {"grown"}
 
 
@@ -96,9 +106,12 @@ def test_tiles_beside_the_outlines_of_a_partly_annotated_slide_are_unknown(tmp_p
         write_slide(tmp_path, name)
         write_asap(tmp_path / f"{name}.xml", [("Tumor", [(64, 64), (192, 64), (192, 192)])])
     report = ingest_alike(
-        str(tmp_path), str(tmp_path / "out"), SETTINGS.model_dump(mode="json"), map_serially,
+        str(tmp_path),
+        str(tmp_path / "out"),
+        SETTINGS.model_dump(mode="json"),
+        map_serially,
         name="x",
-    )  # fmt: skip
+    )
     made = open_dataset(report.url)
     is_partly = made.column("group_id") == "tumor_010"
     assert Label.NORMAL not in made.column("label")[is_partly]
@@ -108,9 +121,13 @@ def test_tiles_beside_the_outlines_of_a_partly_annotated_slide_are_unknown(tmp_p
 def test_an_mpp_table_of_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"mpp\.csv: an mpp_table is of slides"):
         ingest_alike(
-            str(tmp_path), str(tmp_path / "out"), TILES, map_serially, name="x",
+            str(tmp_path),
+            str(tmp_path / "out"),
+            TILES,
+            map_serially,
+            name="x",
             mpp_table="mpp.csv",
-        )  # fmt: skip
+        )
 
 
 def test_rows_of_images_outside_the_period_are_not_called_absent(tmp_path: Path) -> None:

@@ -36,10 +36,12 @@ def running_cluster(*, allowed_failures: int, memory_limit: str = "auto") -> Ite
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": allowed_failures}),
         LocalCluster(
-            n_workers=2, threads_per_worker=1, memory_limit=memory_limit,
+            n_workers=2,
+            threads_per_worker=1,
+            memory_limit=memory_limit,
             dashboard_address="127.0.0.1:0",
         ) as found,
-    ):  # fmt: skip
+    ):
         found.adapt(minimum=2, maximum=2)  # a worker that died while starting is replaced
         yield found
 

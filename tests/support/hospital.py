@@ -33,12 +33,20 @@ LABELS = (0,) * 8 + (1, 1) + (0, 0, 1, 1)
 def make_film(number: int) -> Dataset:
     """A film of a patient of its own, who is named in plain, nested and private elements."""
     film = make_dicom(
-        paint(number).astype(np.uint16) * 16, bits_stored=12,
-        SOPInstanceUID=f"{STUDY_UID}.{number}", StudyInstanceUID=STUDY_UID, PatientName=NAME,
-        PatientID=f"{NUMBER}-{number}", PatientBirthDate=BORN, StudyDate=BORN,
-        AcquisitionDateTime=BORN, InstitutionName=CLINIC, ImageComments=f"{NAME} {CLINIC}",
-        StationName=NUMBER, ViewPosition="PA",
-    )  # fmt: skip
+        paint(number).astype(np.uint16) * 16,
+        bits_stored=12,
+        SOPInstanceUID=f"{STUDY_UID}.{number}",
+        StudyInstanceUID=STUDY_UID,
+        PatientName=NAME,
+        PatientID=f"{NUMBER}-{number}",
+        PatientBirthDate=BORN,
+        StudyDate=BORN,
+        AcquisitionDateTime=BORN,
+        InstitutionName=CLINIC,
+        ImageComments=f"{NAME} {CLINIC}",
+        StationName=NUMBER,
+        ViewPosition="PA",
+    )
     inner = Dataset()
     inner.PatientName, inner.PatientID, inner.StudyDate = NAME, NUMBER, BORN
     inner.ReferencedSOPInstanceUID = f"{STUDY_UID}.99"

@@ -23,10 +23,14 @@ def run(source: Path, dataset: Path, engine: MapWork) -> None:
     """Plan and write the dataset, as `normscope ingest slides` does."""
     url = str(dataset)
     plan = plan_slides(
-        list_slides(str(source)).slides, SETTINGS, engine, source="made",
-        known_order=read_group_order(url), review_url=f"{url}/review",
+        list_slides(str(source)).slides,
+        SETTINGS,
+        engine,
+        source="made",
+        known_order=read_group_order(url),
+        review_url=f"{url}/review",
         survey_url=f"{url}/survey",
-    )  # fmt: skip
+    )
     ingest(url, plan, make_reader(SETTINGS), engine)
 
 

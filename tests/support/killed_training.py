@@ -27,14 +27,17 @@ EXPERIMENT = "toys-anomaly"
 
 SETTINGS = make_settings(
     growth={
-        "initial_resolution": 8, "final_resolution": 32, "fade_in_iterations": 30,
-        "stabilize_iterations": 30, "batch_sizes": {8: 12, 16: 12, 32: 10},
+        "initial_resolution": 8,
+        "final_resolution": 32,
+        "fade_in_iterations": 30,
+        "stabilize_iterations": 30,
+        "batch_sizes": {8: 12, 16: 12, 32: 10},
     },
     log_every=1,
     validate_every=25,
     checkpoint_every=2,
     cpu_threads=1,
-)  # fmt: skip
+)
 TOTAL_STEPS = 150
 
 

@@ -23,7 +23,10 @@ def run_measured(script: str, folder: Path) -> tuple[int, int]:
     """The two numbers of bytes, used and stated, that a script prints when it is given a folder."""
     done = subprocess.run(
         [sys.executable, "-c", script, str(folder)],
-        cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     used, stated = map(int, done.stdout.split())
     return used, stated

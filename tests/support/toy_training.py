@@ -64,8 +64,11 @@ def train_alone(
 def steady(resolution: int, steps: int) -> dict[str, Any]:
     """Growth and loss of one resolution alone."""
     growth = {
-        "initial_resolution": resolution, "final_resolution": resolution,
-        "fade_in_iterations": 0, "stabilize_iterations": steps, "batch_sizes": 12,
-    }  # fmt: skip
+        "initial_resolution": resolution,
+        "final_resolution": resolution,
+        "fade_in_iterations": 0,
+        "stabilize_iterations": steps,
+        "batch_sizes": 12,
+    }
     loss = {"layers": {resolution: {"relu1_2": 1}}, "vgg_weights": "random", "vgg_width": 8}
     return {"growth": growth, "loss": loss, "validate_every": 1000, "checkpoint_every": 1000}

@@ -99,7 +99,10 @@ def make_settings(**changes: Any) -> TrainSettings:
     """Three resolutions, 8 to 32 px, in 26 steps of 12 images."""
     content: dict[str, Any] = {
         "network": {
-            "form": "residual9", "latent_resolution": 4, "latent_channels": 6, "channels": 6,
+            "form": "residual9",
+            "latent_resolution": 4,
+            "latent_channels": 6,
+            "channels": 6,
         },
         "growth": {
             "initial_resolution": 8,
@@ -117,5 +120,5 @@ def make_settings(**changes: Any) -> TrainSettings:
         "validate_every": 5,
         "checkpoint_every": 5,
         "seed": 3,
-    }  # fmt: skip
+    }
     return TrainSettings.model_validate({**content, **changes})

@@ -65,10 +65,20 @@ def test_the_table_is_ranked_and_complete(
 ) -> None:
     table = pq.read_table(Path(report.output_url, "scores.parquet"))
     assert table.column_names == [
-        "image_id", "group_id", "source", "anomaly_score", "percentile", "is_anomalous",
-        "threshold", "model_name", "model_version", "run_id", "scored_at", "label",
+        "image_id",
+        "group_id",
+        "source",
+        "anomaly_score",
+        "percentile",
+        "is_anomalous",
+        "threshold",
+        "model_name",
+        "model_version",
+        "run_id",
+        "scored_at",
+        "label",
         "source_digest",
-    ]  # fmt: skip
+    ]
     columns = table.to_pydict()
     readable = dataset.column("readable")
     assert len(table) == report.scored_count == readable.sum() < dataset.image_count
@@ -80,8 +90,11 @@ def test_the_table_is_ranked_and_complete(
     assert columns["anomaly_score"][3] == pytest.approx(alone.anomaly_score[0], rel=1e-5)
     assert columns["percentile"][3] == pytest.approx(alone.percentile[0], abs=13)
     assert {columns[name][0] for name in ("source", "model_name", "model_version", "run_id")} == {
-        "toys", NAME, model.version, model.run_id,
-    }  # fmt: skip
+        "toys",
+        NAME,
+        model.version,
+        model.run_id,
+    }
     assert columns["threshold"][0] == model.threshold.value
     assert columns["scored_at"][0] == AT
     assert sum(columns["is_anomalous"]) == report.anomalous_count
@@ -144,14 +157,22 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("writes", [0, 1, 3, 6, 11, 12, 14, 17])
 def test_killed_anywhere_it_shows_nothing_and_ends_alike(
-    writes: int, dataset: Dataset, model: ScoringModel, report: ScoreReport, tmp_path: Path,
+    writes: int,
+    dataset: Dataset,
+    model: ScoringModel,
+    report: ScoreReport,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     def score(batch_images: int = 10) -> ScoreReport:
         return score_dataset(
-            dataset.url, model, str(tmp_path), scored_at=AT, batch_images=batch_images,
+            dataset.url,
+            model,
+            str(tmp_path),
+            scored_at=AT,
+            batch_images=batch_images,
             top_heatmaps=9,
-        )  # fmt: skip
+        )
 
     left = iter(range(writes))
     write, create = storage.write_bytes, storage.create_bytes
@@ -221,9 +242,15 @@ def test_one_split_to_an_object_store(dataset: Dataset, model: ScoringModel) -> 
     url = "memory://scores/toys"
     done: list[tuple[int, int]] = []
     report = score_dataset(
-        dataset.url, model, url, splits=["validation"], scored_at=AT, top_heatmaps=2,
-        notes=["A test."], on_progress=lambda *both: done.append(both),
-    )  # fmt: skip
+        dataset.url,
+        model,
+        url,
+        splits=["validation"],
+        scored_at=AT,
+        top_heatmaps=2,
+        notes=["A test."],
+        on_progress=lambda *both: done.append(both),
+    )
     table = pq.read_table(BytesIO(storage.read_bytes(storage.join(url, "scores.parquet"))))
     assert min(int(name) for name in table["image_id"].to_pylist()) >= 40
     assert done[-1] == (report.scored_count, report.scored_count)

@@ -107,9 +107,11 @@ def test_a_mapping_can_be_given_as_json() -> None:
 
 def test_lists_and_nothing_can_be_given_as_json() -> None:
     changed = load_preset(
-        "demo", network__channels="[4, 8, 16]", optimiser__betas="[0.5, 0.99]",
+        "demo",
+        network__channels="[4, 8, 16]",
+        optimiser__betas="[0.5, 0.99]",
         loss__feature_statistics="null",
-    )  # fmt: skip
+    )
     assert changed.network.channels == (4, 8, 16)
     assert changed.optimiser.betas == (0.5, 0.99)
     assert changed.loss.feature_statistics is None

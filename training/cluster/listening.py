@@ -60,8 +60,10 @@ class Heard:
             self.resumptions.append(content)
             logger.info(
                 "%d worker(s) go on from %s, step %d",
-                content.workers, content.checkpoint_url, content.step,
-            )  # fmt: skip
+                content.workers,
+                content.checkpoint_url,
+                content.step,
+            )
         elif isinstance(content, Exception):
             self.error = self.error or content
 

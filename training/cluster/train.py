@@ -185,9 +185,10 @@ def _check_workers(settings: TrainSettings, workers: int, min_workers: int | Non
     smallest = min(stage.batch_size for stage in settings.growth.plan())
     if workers > smallest:
         raise SettingsError(
-            "workers", f"{workers}, but a batch has {smallest} images at the least",
+            "workers",
+            f"{workers}, but a batch has {smallest} images at the least",
             f"Give at most {smallest}, or raise growth.batch_sizes",
-        )  # fmt: skip
+        )
 
 
 def _scale(workers: int, min_workers: int | None, share: Share) -> ScalingConfig:

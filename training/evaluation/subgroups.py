@@ -72,7 +72,10 @@ def compare_subgroups(
             if len({Label.NORMAL, Label.ANOMALOUS} & set(labels[inside].tolist())) < 2:
                 continue
             gain = bootstrap_auroc_difference(
-                challenger_scores[inside], champion_scores[inside], labels[inside],
-                groups=None if groups is None else groups[inside], **keywords,
-            )  # fmt: skip
+                challenger_scores[inside],
+                champion_scores[inside],
+                labels[inside],
+                groups=None if groups is None else groups[inside],
+                **keywords,
+            )
             yield SubgroupGain(column, value, int(inside.sum()), gain)

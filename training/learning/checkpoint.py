@@ -255,9 +255,10 @@ def _require_same(settings: TrainSettings, found: dict[str, Any], item: str) -> 
     before = TrainSettings.model_validate(found)
     if before != settings:
         differing = sorted(
-            name for name in type(settings).model_fields
+            name
+            for name in type(settings).model_fields
             if getattr(before, name) != getattr(settings, name)
-        )  # fmt: skip
+        )
         raise SettingsError(
             item,
             f"made with other settings ({', '.join(differing)})",

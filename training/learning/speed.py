@@ -150,9 +150,11 @@ class TargetCache:
                 # As they lie in memory, so that a sum over them keeps its order, and its bits.
                 shape = (self._image_count, *values.shape[1:])
                 self._kept[name] = torch.empty(
-                    shape, dtype=values.dtype, device=values.device,
+                    shape,
+                    dtype=values.dtype,
+                    device=values.device,
                     memory_format=find_memory_format(values),
-                )  # fmt: skip
+                )
             self._kept[name][_on_device(places, values.device)] = values
         self._is_known[places] = True
 

@@ -98,9 +98,12 @@ def _conclude(
         report = replace(report, decision=decision)
         path = str(held.content["record"]).removesuffix(".md") + "-answered"
         content: dict[str, JSON] = {
-            **asdict(report), "run_id": held.content["run_id"], "record": f"{path}.md",
-            "held_entry": held.sequence, "answer": dict(answer),
-        }  # fmt: skip
+            **asdict(report),
+            "run_id": held.content["run_id"],
+            "record": f"{path}.md",
+            "held_entry": held.sequence,
+            "answer": dict(answer),
+        }
         if outcome == "promoted":
             load_version(model_name, report.challenger_version)  # it must still be there
             content |= describe_move(standing, report.challenger_version)

@@ -227,9 +227,16 @@ def record_scoring(report: ScoreReport, ledgers_url: str, period: Period = ALWAY
     }:
         return
     names = (
-        "model_name", "model_version", "run_id", "output_url", "dataset_url", "results",
-        "scored_count", "new_count", "anomalous_count",
-    )  # fmt: skip
+        "model_name",
+        "model_version",
+        "run_id",
+        "output_url",
+        "dataset_url",
+        "results",
+        "scored_count",
+        "new_count",
+        "anomalous_count",
+    )
     append(url, "scored", {**{name: getattr(report, name) for name in names}, **period.to_facts()})
 
 

@@ -136,9 +136,13 @@ def _accept_first(
         )
         return Decision("promoted", (first, reason), {"challenger_mean_score": mean})
     auroc = bootstrap_auroc(
-        scores, labels, groups=groups, level=settings.level, draws=settings.draws,
+        scores,
+        labels,
+        groups=groups,
+        level=settings.level,
+        draws=settings.draws,
         seed=settings.seed,
-    )  # fmt: skip
+    )
     chance = (
         "" if auroc.low > 0.5 or auroc.missing else ", which is not shown to be better than chance"
     )
@@ -155,8 +159,11 @@ def _decide_by_auroc(
     subgroups: Mapping[str, NDArray[Any]],
 ) -> Decision:
     keywords: dict[str, Any] = {
-        "groups": groups, "level": settings.level, "draws": settings.draws, "seed": settings.seed,
-    }  # fmt: skip
+        "groups": groups,
+        "level": settings.level,
+        "draws": settings.draws,
+        "seed": settings.seed,
+    }
     difference = bootstrap_auroc_difference(challenger_scores, champion_scores, labels, **keywords)
     numbers = {
         **_name_ends("auroc_difference", difference),
@@ -224,9 +231,13 @@ def _decide_by_reconstruction(
     groups: Groups | None,
 ) -> Decision:
     excess = bootstrap_relative_excess(
-        challenger_scores, champion_scores, groups=groups, level=settings.level,
-        draws=settings.draws, seed=settings.seed,
-    )  # fmt: skip
+        challenger_scores,
+        champion_scores,
+        groups=groups,
+        level=settings.level,
+        draws=settings.draws,
+        seed=settings.seed,
+    )
     # Less error is better: turned round, higher is better as with the AUROC.
     gain = replace(excess, estimate=-excess.estimate, low=-excess.high, high=-excess.low)
     reasons = (
@@ -270,5 +281,7 @@ def _name_ends(name: str, interval: Interval) -> dict[str, float]:
     if interval.missing:
         return {name: interval.estimate}
     return {
-        name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high,
-    }  # fmt: skip
+        name: interval.estimate,
+        f"{name}_low": interval.low,
+        f"{name}_high": interval.high,
+    }

@@ -49,8 +49,15 @@ _FILES: Final = {
 }
 # What the model's code imports where it is loaded without this package.
 _REQUIREMENTS: Final = (
-    "mlflow", "numpy", "torch", "safetensors", "pydantic", "scikit-learn", "zarr", "obstore",
-)  # fmt: skip
+    "mlflow",
+    "numpy",
+    "torch",
+    "safetensors",
+    "pydantic",
+    "scikit-learn",
+    "zarr",
+    "obstore",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +104,10 @@ def log_and_register(
     with tempfile.TemporaryDirectory() as folder:
         detector.save(Path(folder))
         for key, record in (
-            ("ingest", ingest), ("calibration", calibration), ("threshold", threshold),
-        ):  # fmt: skip
+            ("ingest", ingest),
+            ("calibration", calibration),
+            ("threshold", threshold),
+        ):
             text = record.model_dump_json(indent=1) + "\n"
             Path(folder, _FILES[key]).write_text(text)
         with _within_run(run_id), warnings.catch_warnings():

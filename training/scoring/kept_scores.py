@@ -171,9 +171,12 @@ def score_new_rows(
     scores = np.array([known[name][0] for name in names], np.float32)
     times = np.array([known[name][1] for name in names], "datetime64[us]")
     prediction = Prediction(
-        scores, model.calibration.percentile(scores), scores > model.threshold.value, None,
+        scores,
+        model.calibration.percentile(scores),
+        scores > model.threshold.value,
+        None,
         _stack([known[name][2] for name in names]),
-    )  # fmt: skip
+    )
     return RowScores(prediction, times, len(pending))
 
 

@@ -61,9 +61,15 @@ class PieceScorer:
             {name: value.cpu() for name, value in module.state_dict().items()} for module in modules
         )
         return cls(
-            detector.description, network, features, is_reduced(model), dataset_url, kept_url,
-            scored_at, batch_images,
-        )  # fmt: skip
+            detector.description,
+            network,
+            features,
+            is_reduced(model),
+            dataset_url,
+            kept_url,
+            scored_at,
+            batch_images,
+        )
 
     def __call__(self, rows: Rows) -> int:
         """Score a piece and keep it.

@@ -13,11 +13,20 @@ from pipeline.store.dataset import Dataset
 # Parameters that choose, divide or lay out images, but do not change what one looks like.
 _NOT_OF_IMAGES: Final = frozenset(
     {
-        "stride_px", "max_tiles_per_slide", "lesion_threshold", "lesion_groups",
-        "excluded_groups", "mpp_override_um", "mpp_fallback_um", "validation_fraction",
-        "test_fraction", "seed", "shard_images", "chunk_images",
+        "stride_px",
+        "max_tiles_per_slide",
+        "lesion_threshold",
+        "lesion_groups",
+        "excluded_groups",
+        "mpp_override_um",
+        "mpp_fallback_um",
+        "validation_fraction",
+        "test_fraction",
+        "seed",
+        "shard_images",
+        "chunk_images",
     }
-)  # fmt: skip
+)
 
 
 class IngestRecord(BaseModel):

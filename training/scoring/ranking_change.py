@@ -75,15 +75,19 @@ def compare_rankings(before: pa.Table, after: pa.Table) -> RankingChange | None:
     Returns:
         None where the same version made both, or no image is in both.
     """
-    versions = [(table["model_name"][0].as_py(), table["model_version"][0].as_py())
-                for table in (before, after)]  # fmt: skip
+    versions = [
+        (table["model_name"][0].as_py(), table["model_version"][0].as_py())
+        for table in (before, after)
+    ]
     names = [table["image_id"].to_numpy().astype(str) for table in (before, after)]
     common, first, second = np.intersect1d(*names, return_indices=True)
     if versions[0] == versions[1] or not len(common):
         return None
     ranks = [np.argsort(np.argsort(places)) + 1 for places in (first, second)]
-    was, is_ = (table["is_anomalous"].to_numpy()[places].astype(bool)
-                for table, places in ((before, first), (after, second)))  # fmt: skip
+    was, is_ = (
+        table["is_anomalous"].to_numpy()[places].astype(bool)
+        for table, places in ((before, first), (after, second))
+    )
     top = min(_TOP, max(1, len(common) // 10))
     entered = (ranks[1] <= top) & (ranks[0] > top)
     left = (ranks[0] <= top) & (ranks[1] > top)

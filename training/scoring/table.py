@@ -90,9 +90,14 @@ def rank_scores(
         scores[order], prediction.percentile[order], prediction.is_anomalous[order], None, embedding
     )
     return RankedScores(
-        rows[order], image_id[order], group_id[order], label[order], source_digest[order],
-        found.scored_at[order], ranked,
-    )  # fmt: skip
+        rows[order],
+        image_id[order],
+        group_id[order],
+        label[order],
+        source_digest[order],
+        found.scored_at[order],
+        ranked,
+    )
 
 
 def tabulate(scores: RankedScores, model: ScoringModel, *, source: str) -> pa.Table:

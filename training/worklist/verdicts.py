@@ -117,9 +117,10 @@ def _read_verdicts(url: str) -> VerdictFile:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the file"
         raise SourceError(
-            url, f"no verdicts of a worklist ({place}: {first['msg']})",
+            url,
+            f"no verdicts of a worklist ({place}: {first['msg']})",
             "Export them by the page's button `Export verdicts`",
-        ) from error  # fmt: skip
+        ) from error
 
 
 def _read_table(url: str) -> dict[str, dict[str, str]]:
@@ -128,7 +129,8 @@ def _read_table(url: str) -> dict[str, dict[str, str]]:
     reader = csv.DictReader(StringIO(storage.read_bytes(url).decode(), newline=""))
     if tuple(reader.fieldnames or ()) != _FIELDS:
         raise SourceError(
-            url, f"has the columns {reader.fieldnames}, not {list(_FIELDS)}",
+            url,
+            f"has the columns {reader.fieldnames}, not {list(_FIELDS)}",
             "Name a table that `normscope feedback` has made, or a new one",
-        )  # fmt: skip
+        )
     return {row["path"]: row for row in reader}

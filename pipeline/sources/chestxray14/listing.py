@@ -216,8 +216,9 @@ def _read_lists(folder: Folder, table_url: str) -> dict[str, Split]:
             names = set(read_bytes(url).decode("utf-8", "replace").split())
             if twice := sorted(names & set(splits)):
                 raise SourceError(
-                    url, f"{len(twice)} images are in both lists, the first is {twice[0]!r}",
+                    url,
+                    f"{len(twice)} images are in both lists, the first is {twice[0]!r}",
                     "Fetch the official lists again",
-                )  # fmt: skip
+                )
             splits |= dict.fromkeys(names, split)
     return splits

@@ -16,9 +16,21 @@ Views: TypeAlias = Literal["PA", "AP", "all"]
 VIEW_POSITIONS: Final = frozenset({"PA", "AP"})
 NO_FINDING: Final = "No Finding"
 FINDINGS: Final = (
-    "Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Effusion", "Emphysema", "Fibrosis",
-    "Hernia", "Infiltration", "Mass", "Nodule", "Pleural_Thickening", "Pneumonia", "Pneumothorax",
-)  # fmt: skip
+    "Atelectasis",
+    "Cardiomegaly",
+    "Consolidation",
+    "Edema",
+    "Effusion",
+    "Emphysema",
+    "Fibrosis",
+    "Hernia",
+    "Infiltration",
+    "Mass",
+    "Nodule",
+    "Pleural_Thickening",
+    "Pneumonia",
+    "Pneumothorax",
+)
 
 COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
     "image": ("Image Index",),
@@ -108,10 +120,17 @@ class Rows:
         gathering.add(
             name,
             SourceImage(
-                name, row["patient"], file.url, file.version, label, split, columns, file.name,
+                name,
+                row["patient"],
+                file.url,
+                file.version,
+                label,
+                split,
+                columns,
+                file.name,
                 file.span_bytes,
             ),
-        )  # fmt: skip
+        )
 
 
 def check_findings(findings: Sequence[str]) -> frozenset[str]:

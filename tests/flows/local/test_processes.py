@@ -167,7 +167,10 @@ def test_sigint_works_even_where_a_script_had_it_ignored(made: MakeService, tmp_
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a child with its parent")
 def test_a_killed_command_takes_its_server_with_it(tmp_path: Path) -> None:
     owner = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent("""
+        [
+            sys.executable,
+            "-c",
+            textwrap.dedent("""
             import os, sys, time
             from pathlib import Path
             from flows.local.processes import Service, running
@@ -177,10 +180,11 @@ def test_a_killed_command_takes_its_server_with_it(tmp_path: Path) -> None:
             with running(service, Path("home")):
                 open("ready", "w").close()
                 time.sleep(600)
-        """)],
+        """),
+        ],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
-    )  # fmt: skip
+    )
     wait_until((tmp_path / "ready").exists)
     owner.kill()
     owner.wait()

@@ -61,10 +61,13 @@ def make_compressed(stored: NDArray[Any], syntax: Any, bits: int) -> Dataset:
 @pytest.mark.parametrize(
     ("syntax", "bits"),
     [
-        (JPEG2000Lossless, 12), (JPEG2000Lossless, 8), (JPEGLSLossless, 16),
-        (HTJ2KLossless, 16), (JPEGLosslessSV1, 12),
+        (JPEG2000Lossless, 12),
+        (JPEG2000Lossless, 8),
+        (JPEGLSLossless, 16),
+        (HTJ2KLossless, 16),
+        (JPEGLosslessSV1, 12),
     ],
-)  # fmt: skip
+)
 def test_lossless_syntaxes_give_the_stored_values(syntax: Any, bits: int) -> None:
     stored = ramp(0, 2**bits - 1, "u1" if bits == 8 else "u2")
     data = write_dicom(make_compressed(stored, syntax, bits))

@@ -118,16 +118,21 @@ def test_inversion_happens_once(
     stored = ramp(0, 4095)
     window = {"WindowCenter": "1500", "WindowWidth": "2001"}
     dataset = make_dicom(
-        stored, bits_stored=12, PhotometricInterpretation=photometric, PresentationLUTShape=shape,
+        stored,
+        bits_stored=12,
+        PhotometricInterpretation=photometric,
+        PresentationLUTShape=shape,
         **window,
-    )  # fmt: skip
+    )
     upright = make_dicom(stored, bits_stored=12, **window)
     image, facts = render_pixels(dataset, "image")
     assert facts.is_inverted == is_inverted
     np.testing.assert_array_equal(render(upright), scale(stored, 499.5, 2499.5))
-    values, ends = (-stored.astype(float), (-2499.5, -499.5)) if is_inverted else (
-        stored.astype(float), (499.5, 2499.5)
-    )  # fmt: skip
+    values, ends = (
+        (-stored.astype(float), (-2499.5, -499.5))
+        if is_inverted
+        else (stored.astype(float), (499.5, 2499.5))
+    )
     np.testing.assert_array_equal(image, scale(values, *ends))
     # Of the contradiction DCMTK believes the other half.
     if (photometric, shape) != ("MONOCHROME1", "IDENTITY"):
@@ -138,9 +143,14 @@ def test_inversion_happens_once(
 def test_made_files_agree_with_a_second_implementation(tmp_path: Path, signed: bool) -> None:
     stored = ramp(-2048, 2047, "i2") if signed else ramp(0, 4095)
     dataset = make_dicom(
-        stored, bits_stored=12, RescaleSlope="0.5", RescaleIntercept="-30", WindowCenter="310",
-        WindowWidth="640", PhotometricInterpretation="MONOCHROME1",
-    )  # fmt: skip
+        stored,
+        bits_stored=12,
+        RescaleSlope="0.5",
+        RescaleIntercept="-30",
+        WindowCenter="310",
+        WindowWidth="640",
+        PhotometricInterpretation="MONOCHROME1",
+    )
     assert_agree(render(dataset), render_by_dcmtk(dataset, tmp_path, "+Wi", "1"))
     entries = [round(4095 * (i / 4095) ** 1.7) for i in range(4096)]
     lut = make_lut(entries, first=-2048 if signed else 0, bits=12)

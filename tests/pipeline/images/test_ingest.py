@@ -69,8 +69,9 @@ def test_duplicates_are_found_reported_and_kept(tmp_path: Path) -> None:
     assert lines[2] == "exact duplicates, across splits: b, copy"
     kept = json.loads((tmp_path / "out" / DUPLICATES).read_bytes())
     assert [[image["image_id"] for image in each["images"]] for each in kept] == [
-        ["b", "copy"], ["c", "like"],
-    ]  # fmt: skip
+        ["b", "copy"],
+        ["c", "like"],
+    ]
     assert kept[0]["images"][1]["split"] == "test"
 
 
@@ -89,9 +90,11 @@ def test_the_contact_sheet_shows_each_split_and_label(tmp_path: Path) -> None:
     dataset = open_dataset(report.url)
     strips = choose_strips(*(dataset.column(name) for name in ("split", "label", "readable")))
     assert [strip.caption for strip in strips] == [
-        "train, normal: 3 of 3", "validation, normal: 1 of 1",
-        "test, normal: 1 of 1, 1 unreadable", "test, anomalous: 1 of 1",
-    ]  # fmt: skip
+        "train, normal: 3 of 3",
+        "validation, normal: 1 of 1",
+        "test, normal: 1 of 1, 1 unreadable",
+        "test, anomalous: 1 of 1",
+    ]
     with Image.open(BytesIO(read_bytes(f"{report.url}/{CONTACT_SHEET}"))) as sheet:
         seen = np.asarray(sheet)
     assert seen.shape == (4 + len(strips) * 116, 1204, 3)
@@ -165,8 +168,10 @@ def test_every_real_dicom_file_is_in_the_manifest(tmp_path: Path, shared_data: P
     report = ingest_images(str(tmp_path / "out"), listing, XRAYS, map_serially, source="dicom")
     assert len(report.manifest) == len(list((shared_data / "dicom").iterdir())) == 16
     assert Counter(entry.state for entry in report.manifest) == {
-        "done": 7, "failed": 5, "skipped": 4,
-    }  # fmt: skip
+        "done": 7,
+        "failed": 5,
+        "skipped": 4,
+    }
     assert all(entry.reason for entry in report.manifest if entry.state != "done")
     dataset = open_dataset(report.url)
     assert dataset.column("readable").tolist().count(True) == 7

@@ -220,10 +220,17 @@ def test_shards_of_large_images_lie_within_those_of_small(image_count: int, size
 
 @pytest.mark.parametrize(
     ("image_count", "image_bytes", "shard", "shards"),
-    [(50, 4096, 64, 1), (600, 4096, 320, 2), (709, 4096, 384, 2), (2000, 4096, 512, 4),
-     (7403, 12288, 512, 15), (16_384, 12288, 2048, 8), (112_120, 4096, 2048, 55),
-     (112_120, 2**20, 256, 438)],
-)  # fmt: skip
+    [
+        (50, 4096, 64, 1),
+        (600, 4096, 320, 2),
+        (709, 4096, 384, 2),
+        (2000, 4096, 512, 4),
+        (7403, 12288, 512, 15),
+        (16_384, 12288, 2048, 8),
+        (112_120, 4096, 2048, 55),
+        (112_120, 2**20, 256, 438),
+    ],
+)
 def test_small_datasets_still_give_several_workers_work(
     image_count: int, image_bytes: int, shard: int, shards: int
 ) -> None:

@@ -30,9 +30,14 @@ def plan_again(source: Path, url: str, settings: SlideSettings, surveyed: list[s
     listing = list_slides(str(source))
     before = {path.name: path.stat().st_mtime_ns for path in Path(url).glob("survey/*")}
     plan = plan_slides(
-        listing.slides, settings, map_serially, source="made", rejected=listing.rejected,
-        known_order=read_group_order(url), survey_url=f"{url}/survey",
-    )  # fmt: skip
+        listing.slides,
+        settings,
+        map_serially,
+        source="made",
+        rejected=listing.rejected,
+        known_order=read_group_order(url),
+        survey_url=f"{url}/survey",
+    )
     surveyed[:] = [
         path.stem
         for path in sorted(Path(url).glob("survey/*"))

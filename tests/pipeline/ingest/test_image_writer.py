@@ -88,5 +88,8 @@ def test_a_shard_that_cannot_be_finished_is_not_there(tmp_path: Path) -> None:
     reader = PiecewiseReader(error=StorageError("a", "the server is away", "Try again"))
     with pytest.raises(StorageError, match="the server is away"):
         ingest(str(tmp_path / "out"), plan, reader, map_serially)
-    assert not [path for path in (tmp_path / "out" / "image").rglob("*") if path.name != "zarr.json"
-                and path.is_file()]  # fmt: skip
+    assert not [
+        path
+        for path in (tmp_path / "out" / "image").rglob("*")
+        if path.name != "zarr.json" and path.is_file()
+    ]

@@ -45,8 +45,13 @@ def test_kills_leave_no_trace(tmp_path: Path, cluster: LocalCluster) -> None:
     shards = len(open_dataset(str(reference)).read_commits())
     assert shards == 32
     status = ingest_among_kills(
-        "tests.support.killed_slides", slides, dataset, cluster,
-        kills=(WORKER_KILLS, DRIVER_KILLS), shards=shards, seed=7,
-    )  # fmt: skip
+        "tests.support.killed_slides",
+        slides,
+        dataset,
+        cluster,
+        kills=(WORKER_KILLS, DRIVER_KILLS),
+        shards=shards,
+        seed=7,
+    )
     assert status == 0
     assert content_of(dataset) == content_of(reference)

@@ -34,8 +34,13 @@ def test_kills_leave_no_trace(tmp_path: Path, cluster: LocalCluster) -> None:
     shards = len(open_dataset(str(reference)).read_commits())
     assert shards >= 16
     status = ingest_among_kills(
-        "tests.support.killed_xrays", films, dataset, cluster,
-        kills=(WORKER_KILLS, DRIVER_KILLS), shards=shards, seed=11,
-    )  # fmt: skip
+        "tests.support.killed_xrays",
+        films,
+        dataset,
+        cluster,
+        kills=(WORKER_KILLS, DRIVER_KILLS),
+        shards=shards,
+        seed=11,
+    )
     assert status == 0
     assert content_of(str(dataset)) == content_of(str(reference))

@@ -96,12 +96,17 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[SourceImage]:
         *(SourceImage(Path(f.url).stem, "p", f.url, f.version, split="train") for f in files),
         *(
             SourceImage(
-                each.name, "p", info.url, info.version, split="train", name=each.name,
+                each.name,
+                "p",
+                info.url,
+                info.version,
+                split="train",
+                name=each.name,
                 span_bytes=each.span_bytes,
             )
             for each in list_members(info)
         ),
-    ]  # fmt: skip
+    ]
 
 
 def plan_sizes(images: Sequence[SourceImage]) -> dict[int, Plan]:
@@ -237,7 +242,12 @@ def test_sizes_that_do_not_fit_a_worker_together_are_refused(
 def test_progress_tells_of_all_sizes(tmp_path: Path, images: list[SourceImage]) -> None:
     told: list[tuple[int, int]] = []
     ingest_images(
-        str(tmp_path / "{size_px}"), ImageListing(tuple(images)), SETTINGS, map_serially,
-        source="x", sizes_px=(24, 40), on_progress=lambda done, total: told.append((done, total)),
-    )  # fmt: skip
+        str(tmp_path / "{size_px}"),
+        ImageListing(tuple(images)),
+        SETTINGS,
+        map_serially,
+        source="x",
+        sizes_px=(24, 40),
+        on_progress=lambda done, total: told.append((done, total)),
+    )
     assert told == [(0, 40), (40, 40)]

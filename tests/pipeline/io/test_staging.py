@@ -103,9 +103,14 @@ def test_a_server_that_is_away_now_and_then_changes_nothing(
     scratch = Scratch(tmp_path / "scratch")
     url = f"{moto_url}/out"
     plan = plan_slides(
-        list_slides(f"{moto_url}/in").slides, SETTINGS, map_serially, source="made",
-        review_url=f"{url}/review", survey_url=f"{url}/survey", scratch=scratch,
-    )  # fmt: skip
+        list_slides(f"{moto_url}/in").slides,
+        SETTINGS,
+        map_serially,
+        source="made",
+        review_url=f"{url}/review",
+        survey_url=f"{url}/survey",
+        scratch=scratch,
+    )
     report = ingest(url, plan, make_reader(SETTINGS, scratch), map_serially)
     assert proxy.refused > 5
     assert report.fingerprint == expected.fingerprint

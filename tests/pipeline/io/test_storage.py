@@ -48,15 +48,25 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
         folder.mkdir(parents=True)
         (folder / "one.txt").write_bytes(b"1")
     links = {
-        "a/elsewhere": elsewhere, "a/self": root / "a", "up": root, "a/to_b": root / "b",
-        "b/to_a": root / "a", "circle": root / "circle", "nowhere": root / "none",
-    }  # fmt: skip
+        "a/elsewhere": elsewhere,
+        "a/self": root / "a",
+        "up": root,
+        "a/to_b": root / "b",
+        "b/to_a": root / "a",
+        "circle": root / "circle",
+        "nowhere": root / "none",
+    }
     for link, target in links.items():
         (root / link).symlink_to(target)
     listed = [Path(info.url).relative_to(root) for info in storage.list_objects(str(root))]
     assert sorted(path.parent.as_posix() for path in listed) == [
-        "a", "a/elsewhere", "a/to_b", "b", "b/to_a", "b/to_a/elsewhere"
-    ]  # fmt: skip
+        "a",
+        "a/elsewhere",
+        "a/to_b",
+        "b",
+        "b/to_a",
+        "b/to_a/elsewhere",
+    ]
 
 
 MIB = 1 << 20

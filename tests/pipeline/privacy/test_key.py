@@ -24,12 +24,22 @@ PLANTED = (NAME, NUMBER, DAY, "1.2.840.99.7", "Musterklinik")
 def make_named() -> Dataset:
     """A radiograph with a person in every kind of place."""
     dataset = make_dicom(
-        ramp(0, 255, "u1"), PatientName=NAME, PatientID=NUMBER, PatientBirthDate=DAY, StudyDate=DAY,
-        AccessionNumber=NUMBER, InstitutionName="Musterklinik", StudyInstanceUID="1.2.840.99.7.1",
-        SOPInstanceUID="1.2.840.99.7.2", PatientAge="064Y", PatientSex="F",
-        StudyDescription=f"Thorax {NAME}", OtherPatientIDs=[NUMBER, NUMBER],
-        OperatorsName=[NAME, NAME], ViewPosition="PA",
-    )  # fmt: skip
+        ramp(0, 255, "u1"),
+        PatientName=NAME,
+        PatientID=NUMBER,
+        PatientBirthDate=DAY,
+        StudyDate=DAY,
+        AccessionNumber=NUMBER,
+        InstitutionName="Musterklinik",
+        StudyInstanceUID="1.2.840.99.7.1",
+        SOPInstanceUID="1.2.840.99.7.2",
+        PatientAge="064Y",
+        PatientSex="F",
+        StudyDescription=f"Thorax {NAME}",
+        OtherPatientIDs=[NUMBER, NUMBER],
+        OperatorsName=[NAME, NAME],
+        ViewPosition="PA",
+    )
     inner = Dataset()
     inner.PatientName, inner.PatientID = NAME, NUMBER
     inner.ReferencedSOPInstanceUID = "1.2.840.99.7.3"
@@ -113,8 +123,17 @@ def test_an_element_that_cannot_be_read_is_removed() -> None:
 def test_pseudonyms_are_keyed_and_told_apart_by_kind() -> None:
     pseudonym = KEY.pseudonym("patient", "P1")
     assert pseudonym == KEY.pseudonym("patient", " P1\0")
-    assert len({pseudonym, KEY.pseudonym("study", "P1"), KEY.pseudonym("patient", "P2"),
-                OTHER_KEY.pseudonym("patient", "P1")}) == 4  # fmt: skip
+    assert (
+        len(
+            {
+                pseudonym,
+                KEY.pseudonym("study", "P1"),
+                KEY.pseudonym("patient", "P2"),
+                OTHER_KEY.pseudonym("patient", "P1"),
+            }
+        )
+        == 4
+    )
     assert len(pseudonym) == 32
     assert pydicom.uid.UID(KEY.map_uid("1.2.3")).is_valid
 

@@ -37,9 +37,13 @@ def write_aperio(path: Path) -> None:
     description = "Aperio Image Library v11.2.1\r\n1152x640 (256x256) JPEG/RGB Q=30|AppMag = 20"
     with tifffile.TiffWriter(path) as tiff:
         tiff.write(
-            paint_tissue(SHAPE, BOXES), photometric="rgb", tile=(256, 256), compression="jpeg",
-            description=description, metadata=None,
-        )  # fmt: skip
+            paint_tissue(SHAPE, BOXES),
+            photometric="rgb",
+            tile=(256, 256),
+            compression="jpeg",
+            description=description,
+            metadata=None,
+        )
 
 
 def write_archive(folder: Path) -> None:
@@ -52,9 +56,13 @@ def write_archive(folder: Path) -> None:
     write_pyramid(folder / "white.tif", np.full((*SHAPE, 3), 255, np.uint8))
     with tifffile.TiffWriter(folder / "mpp_0.tif") as tiff:
         tiff.write(
-            paint_tissue(SHAPE, BOXES), photometric="rgb", tile=(64, 64), metadata=None,
-            resolution=((0, 1), (0, 1)), resolutionunit="CENTIMETER",
-        )  # fmt: skip
+            paint_tissue(SHAPE, BOXES),
+            photometric="rgb",
+            tile=(64, 64),
+            metadata=None,
+            resolution=((0, 1), (0, 1)),
+            resolutionunit="CENTIMETER",
+        )
     write_aperio(folder / "power.svs")
     outlines = {"outside": FAR_AWAY, "crossing": BOW_TIE, "bomb": BOW_TIE, "two": BOW_TIE}
     for name, outline in {**outlines, "nested": [], "line": BOW_TIE[:2]}.items():

@@ -113,8 +113,9 @@ def test_a_real_dicom_slide_is_staged_whole(
         open_slide(tmp_path / "boxes_0.dcm") as local,
     ):
         assert [file.name for file in (path, *find_companions(path))] == [
-            "boxes_0.dcm", "boxes_1.dcm"
-        ]  # fmt: skip
+            "boxes_0.dcm",
+            "boxes_1.dcm",
+        ]
         assert staged.mpp_yx == local.mpp_yx == (0.499, 0.499)
         np.testing.assert_array_equal(
             staged.read_region_yx((0, 0), 0, (16, 16)), local.read_region_yx((0, 0), 0, (16, 16))

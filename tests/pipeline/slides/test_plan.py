@@ -115,9 +115,13 @@ def test_writes_a_review_picture_of_each_slide(tmp_path: Path) -> None:
     review_url = str(tmp_path / "review")
     seen = []
     plan_slides(
-        slides, SETTINGS, map_serially, source="made", review_url=review_url,
+        slides,
+        SETTINGS,
+        map_serially,
+        source="made",
+        review_url=review_url,
         on_progress=lambda done, total: seen.append((done, total)),
-    )  # fmt: skip
+    )
     assert seen == [(1, 2), (2, 2)]
     with Image.open(tmp_path / "review" / "b.png") as picture:
         assert picture.size == (1024, round(1024 * SHAPE[0] / SHAPE[1]))

@@ -14,9 +14,13 @@ def test_draws_everything_where_it_lies() -> None:
     is_tissue = np.zeros((128, 256), bool)
     is_tissue[10:50, 200:240] = True
     png = draw_review(
-        pixels, is_tissue, (1280, 2560), np.array([[800, 300]]), (200, 100),
+        pixels,
+        is_tissue,
+        (1280, 2560),
+        np.array([[800, 300]]),
+        (200, 100),
         shapely.box(1500, 900, 2000, 1100),
-    )  # fmt: skip
+    )
     picture = np.asarray(Image.open(BytesIO(png)).convert("RGB")).astype(int)
     assert picture.shape == (512, 1024, 3)
     # 0.4 picture px per level-0 px, 4 per thumbnail px.

@@ -103,8 +103,10 @@ def test_takes_a_single_slide(shared_data: Path) -> None:
     assert listing.source == "cmu-1-small-region"
     (slide,) = listing.slides
     assert (slide.slide_id, slide.label, slide.split) == (
-        "cmu-1-small-region", Label.UNKNOWN, None,
-    )  # fmt: skip
+        "cmu-1-small-region",
+        Label.UNKNOWN,
+        None,
+    )
 
 
 def test_slides_of_one_name_in_two_folders_keep_apart(tmp_path: Path) -> None:
@@ -170,8 +172,15 @@ def test_refuses_a_label_table_that_is_no_text(tmp_path: Path) -> None:
 
 
 def test_errata_exclude_slides_and_say_why(tmp_path: Path) -> None:
-    url = touch(tmp_path, "a/normal_027.tif", "a/Normal_086.tif", "a/normal_001.tif",
-                "b/test_049.tif", "b/test_114.tif", "b/test_002.tif")  # fmt: skip
+    url = touch(
+        tmp_path,
+        "a/normal_027.tif",
+        "a/Normal_086.tif",
+        "a/normal_001.tif",
+        "b/test_049.tif",
+        "b/test_114.tif",
+        "b/test_002.tif",
+    )
     listing = list_slides(url)
     assert [slide.slide_id for slide in listing.slides] == ["normal_001", "test_002"]
     reasons = {Path(entry.item).stem: entry.reason for entry in listing.rejected}
@@ -186,8 +195,9 @@ def test_the_published_errata_are_whole() -> None:
     excluded = {name for name, erratum in errata.items() if erratum.state == "excluded"}
     assert excluded == {
         *(f"normal_{number:03d}" for number in (27, 45, 86, 108, 144, 150, 158)),
-        "test_049", "test_114",
-    }  # fmt: skip
+        "test_049",
+        "test_114",
+    }
     assert len(errata) - len(excluded) == 20
     assert all(erratum.reason and "https://" in erratum.source for erratum in errata.values())
 

@@ -55,9 +55,14 @@ def write(folder: Path, files: dict[str, Dataset | bytes]) -> str:
 
 def make_named(uid: str, **attributes: Any) -> Dataset:
     values = {
-        "PatientName": NAME, "PatientID": NAME + "-7", "PatientAge": "064Y", "PatientSex": "F",
-        "StudyInstanceUID": "1.2.99", "SOPInstanceUID": uid, "ViewPosition": "PA",
-    }  # fmt: skip
+        "PatientName": NAME,
+        "PatientID": NAME + "-7",
+        "PatientAge": "064Y",
+        "PatientSex": "F",
+        "StudyInstanceUID": "1.2.99",
+        "SOPInstanceUID": uid,
+        "ViewPosition": "PA",
+    }
     return make_dicom(ramp(0, 4095), bits_stored=12, **{**values, **attributes})
 
 
@@ -101,9 +106,13 @@ def test_columns_groups_and_pixels(tmp_path: Path) -> None:
     assert image.group_id == older.group_id == KEY.pseudonym("patient", NAME + "-7")
     assert image.label is Label.NORMAL
     assert image.columns == {
-        "view_position": "PA", "age_years": 64, "sex": "F", "orientation": "L\\F",
-        "photometric": "MONOCHROME2", "burned_in_text": "denied",
-    }  # fmt: skip
+        "view_position": "PA",
+        "age_years": 64,
+        "sex": "F",
+        "orientation": "L\\F",
+        "photometric": "MONOCHROME2",
+        "burned_in_text": "denied",
+    }
     assert older.columns["age_years"] == 90  # 90 and older
     assert older.columns["burned_in_text"] == "possible"
     assert any("1 of 2 images may show burned-in text" in note for note in listing.notes)
@@ -118,15 +127,21 @@ def test_columns_groups_and_pixels(tmp_path: Path) -> None:
         ({"PatientAge": "412Y"}, "age_years", -1),
         ({"PatientAge": "018M"}, "age_years", 1),
         ({"PatientAge": None}, "age_years", -1),
-        ({"PatientAge": None, "PatientBirthDate": "19600301", "StudyDate": "20200229"},
-         "age_years", 59),
-        ({"PatientAge": None, "PatientBirthDate": "20210301", "StudyDate": "20200229"},
-         "age_years", -1),
+        (
+            {"PatientAge": None, "PatientBirthDate": "19600301", "StudyDate": "20200229"},
+            "age_years",
+            59,
+        ),
+        (
+            {"PatientAge": None, "PatientBirthDate": "20210301", "StudyDate": "20200229"},
+            "age_years",
+            -1,
+        ),
         ({"PatientSex": "X"}, "sex", ""),
         ({"ViewPosition": NAME[:10]}, "view_position", ""),
         ({"ViewPosition": "ap "}, "view_position", "AP"),
     ],
-)  # fmt: skip
+)
 def test_odd_values_become_unknown(
     tmp_path: Path, attributes: dict[str, Any], column: str, expected: object
 ) -> None:
@@ -197,13 +212,24 @@ def test_other_kinds_and_damaged_files_are_named_with_their_reason(tmp_path: Pat
         int(entry.item.split("-")[1]): (entry.state, entry.reason) for entry in listing.rejected
     }
     assert {place: state for place, (state, _) in states.items()} == {
-        3: "skipped", 4: "skipped", 5: "skipped", 6: "failed", 7: "skipped", 8: "failed",
-        9: "failed", 10: "skipped",
-    }  # fmt: skip
+        3: "skipped",
+        4: "skipped",
+        5: "skipped",
+        6: "failed",
+        7: "skipped",
+        8: "failed",
+        9: "failed",
+        10: "skipped",
+    }
     for place, reason in {
-        3: "CT Image", 4: "modality US", 5: "raw detector", 6: "no DICOM", 7: "no DICOM",
-        9: "a side needs", 10: "unknown SOP class",
-    }.items():  # fmt: skip
+        3: "CT Image",
+        4: "modality US",
+        5: "raw detector",
+        6: "no DICOM",
+        7: "no DICOM",
+        9: "a side needs",
+        10: "unknown SOP class",
+    }.items():
         assert reason in states[place][1]
 
 

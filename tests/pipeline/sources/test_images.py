@@ -116,8 +116,13 @@ def test_bad_rows_are_refused_and_the_rest_goes_on(tmp_path: Path) -> None:
     assert [image.image_id for image in listing.images] == ["good.png", "twice.png"]
     found = {entry.item: (entry.state, entry.reason) for entry in listing.rejected}
     assert len(listing.rejected) == len(found) == 9
-    for path in ("../../etc/passwd.png", "/etc/hosts.png", "c:/windows.png", "",
-                 "s3://other/bucket.png"):  # fmt: skip
+    for path in (
+        "../../etc/passwd.png",
+        "/etc/hosts.png",
+        "c:/windows.png",
+        "",
+        "s3://other/bucket.png",
+    ):
         assert found[path] == ("failed", "the path leaves the table's folder")
     assert "unknown label 'perhaps'" in found["label.png"][1]
     assert "unknown split 'fold 3'" in found["split.png"][1]

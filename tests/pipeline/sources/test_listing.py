@@ -40,5 +40,6 @@ def test_a_dataset_below_a_source_is_no_part_of_it(store_url: str) -> None:
         write_bytes(join(store_url, key), b"")
     found = list_source(store_url)
     assert [info.url for info in found] == [
-        join(store_url, "a/one.png"), join(store_url, "a/outer.png")
-    ]  # fmt: skip
+        join(store_url, "a/one.png"),
+        join(store_url, "a/outer.png"),
+    ]

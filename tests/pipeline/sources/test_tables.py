@@ -65,9 +65,23 @@ def test_an_absent_table_is_said_to_be_absent(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "years"),
-    [("58", 58), ("058Y", 58), ("94", 94), ("011M", 0), ("25M", 2), ("020D", 0), ("0", 0),
-     ("57.0", 57), ("412Y", -1), ("148", -1), ("", -1), ("old", -1), ("-3", -1), ("58Y2", -1)],
-)  # fmt: skip
+    [
+        ("58", 58),
+        ("058Y", 58),
+        ("94", 94),
+        ("011M", 0),
+        ("25M", 2),
+        ("020D", 0),
+        ("0", 0),
+        ("57.0", 57),
+        ("412Y", -1),
+        ("148", -1),
+        ("", -1),
+        ("old", -1),
+        ("-3", -1),
+        ("58Y2", -1),
+    ],
+)
 def test_ages_are_whole_years_or_unknown(text: str, years: int) -> None:
     assert parse_age(text) == years
 

@@ -27,9 +27,11 @@ def write_films(folder: Path, count: int = 3) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(count):
         film = make_dicom(
-            ramp(0, 255, "u1"), SOPInstanceUID=f"1.2.{number}", PatientID=f"P{number}",
+            ramp(0, 255, "u1"),
+            SOPInstanceUID=f"1.2.{number}",
+            PatientID=f"P{number}",
             ViewPosition="AP" if number == 1 else "PA",
-        )  # fmt: skip
+        )
         (folder / f"{NAME} {number}").write_bytes(write_dicom(film))
     return str(folder)
 
@@ -111,8 +113,9 @@ def test_an_experiment_is_found_beside_the_images(tmp_path: Path) -> None:
     lists = write_lists(tmp_path / "lists")
     _, listing = list_xrays(url, experiment="PA", lists_url=lists)
     assert [(image.image_id, image.split) for image in listing.images] == [
-        ("a.png", "train"), ("d.png", "test"),
-    ]  # fmt: skip
+        ("a.png", "train"),
+        ("d.png", "test"),
+    ]
 
 
 def test_real_experiments_start_from_the_authors_archive(shared_data: Path) -> None:
@@ -143,8 +146,11 @@ def test_published_names_stay_and_all_others_become_pseudonyms(tmp_path: Path) -
     hers = by_id[KEY.pseudonym("image", f"{NAME}.png")]
     assert hers.group_id == KEY.pseudonym("patient", NAME)
     assert hers.columns == {
-        "view_position": "", "findings": "Mass", "age_years": 90, "sex": "F",
-    }  # fmt: skip
+        "view_position": "",
+        "findings": "Mass",
+        "age_years": 90,
+        "sex": "F",
+    }
     # Its number is not the one that its published name states.
     assert "00000009_000.png" not in by_id
     shown = repr([(image.public_name, image) for image in listing.images])

@@ -46,9 +46,9 @@ def test_chunks_that_do_not_compress_are_those_that_zarr_reads(tmp_path: Path) -
     noise = np.random.default_rng(0).integers(0, 256, (16, *dataset.image_shape), dtype=np.uint8)
     noise[4:8] = 7  # between the others one that does
     chunks = noise.reshape(4, 4, *dataset.image_shape)
-    write_bytes(shard_of(dataset, 0), b"".join(
-        encode_shard(chunks, chunk_images=4, shard_images=16)
-    ))  # fmt: skip
+    write_bytes(
+        shard_of(dataset, 0), b"".join(encode_shard(chunks, chunk_images=4, shard_images=16))
+    )
     read = open_chunks(dataset)
     np.testing.assert_array_equal(np.concatenate([read(chunk) for chunk in range(4)]), noise)
     np.testing.assert_array_equal(dataset.read_images(0, 16), noise)
@@ -67,9 +67,13 @@ def test_arrays_of_another_form_are_left_to_zarr(tmp_path: Path) -> None:
     images = dataset.read_images(0, dataset.image_count)
     del group["image"]
     group.create_array(
-        "image", shape=images.shape, dtype="uint8", chunks=(4, *images.shape[1:]),
-        shards=(16, *images.shape[1:]), compressors=ZstdCodec(level=1),
-    )[:] = images  # fmt: skip
+        "image",
+        shape=images.shape,
+        dtype="uint8",
+        chunks=(4, *images.shape[1:]),
+        shards=(16, *images.shape[1:]),
+        compressors=ZstdCodec(level=1),
+    )[:] = images
     other = Dataset(
         dataset.url, zarr.open_group(tmp_path / "one", mode="r", use_consolidated=False)
     )
@@ -90,7 +94,7 @@ def test_chunks_that_were_not_written_are_black(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("place", "problem"),
     [(-30, "index of the shard is damaged"), (5, "of another size"), (13, "of another size")],
-)  # fmt: skip
+)
 def test_a_damaged_shard_is_refused(place: int, problem: str) -> None:
     dataset = make(f"memory://chunks/damaged-{place}")
     data = bytearray(read_bytes(shard_of(dataset, 1)))

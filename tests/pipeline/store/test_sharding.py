@@ -16,9 +16,13 @@ SHAPE = (37, 11, 2)
 def write(folder: Path, shards: list[NDArray[np.uint8]], count: int) -> zarr.Array[Any]:
     """An array in shards of six images, chunks of two, whose shards are these."""
     array = zarr.create_array(
-        str(folder), shape=(count, *SHAPE), dtype="uint8", chunks=(2, *SHAPE), shards=(6, *SHAPE),
+        str(folder),
+        shape=(count, *SHAPE),
+        dtype="uint8",
+        chunks=(2, *SHAPE),
+        shards=(6, *SHAPE),
         compressors=IMAGE_CODEC,
-    )  # fmt: skip
+    )
     for number, images in enumerate(shards):
         path = folder / "c" / str(number) / "0" / "0" / "0"
         path.parent.mkdir(parents=True)

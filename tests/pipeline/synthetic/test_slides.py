@@ -65,9 +65,13 @@ def test_annotations_have_holes_and_lie_on_the_slide(archive: Path) -> None:
 def test_the_same_seed_gives_the_same_bytes_and_another_does_not() -> None:
     for place, seed in (("one", 1), ("two", 1), ("three", 2)):
         write_slides(
-            f"memory://synthetic-{place}", seed=seed, normal_count=1, tumor_count=1,
-            test_count=0, shape_yx=(512, 768),
-        )  # fmt: skip
+            f"memory://synthetic-{place}",
+            seed=seed,
+            normal_count=1,
+            tumor_count=1,
+            test_count=0,
+            shape_yx=(512, 768),
+        )
     contents = [
         [read_bytes(info.url) for info in list_objects(f"memory://synthetic-{place}")]
         for place in ("one", "two", "three")

@@ -104,23 +104,35 @@ def write_mirax(path: Path, pixels: NDArray[np.uint8]) -> list[Path]:
 
 def _describe(shape: tuple[int, ...], slide_id: str) -> str:
     general: dict[str, object] = {
-        "SLIDE_VERSION": "01.02", "SLIDE_ID": slide_id, "OBJECTIVE_MAGNIFICATION": 20,
-        "IMAGENUMBER_X": shape[1] // TILE_PX, "IMAGENUMBER_Y": shape[0] // TILE_PX,
-    }  # fmt: skip
+        "SLIDE_VERSION": "01.02",
+        "SLIDE_ID": slide_id,
+        "OBJECTIVE_MAGNIFICATION": 20,
+        "IMAGENUMBER_X": shape[1] // TILE_PX,
+        "IMAGENUMBER_Y": shape[0] // TILE_PX,
+    }
     hierarchical: dict[str, object] = {
-        "HIER_COUNT": 1, "NONHIER_COUNT": 0, "INDEXFILE": "Index.dat", "HIER_0_COUNT": 2,
-        "HIER_0_NAME": "Slide zoom level", "HIER_0_VAL_0_SECTION": "LEVEL_0",
+        "HIER_COUNT": 1,
+        "NONHIER_COUNT": 0,
+        "INDEXFILE": "Index.dat",
+        "HIER_0_COUNT": 2,
+        "HIER_0_NAME": "Slide zoom level",
+        "HIER_0_VAL_0_SECTION": "LEVEL_0",
         "HIER_0_VAL_1_SECTION": "LEVEL_1",
-    }  # fmt: skip
+    }
     levels: dict[str, dict[str, object]] = {
         f"LEVEL_{level}": {
-            "OVERLAP_X": 0, "OVERLAP_Y": 0, "IMAGE_FORMAT": "PNG",
+            "OVERLAP_X": 0,
+            "OVERLAP_Y": 0,
+            "IMAGE_FORMAT": "PNG",
             "MICROMETER_PER_PIXEL_X": MPP_UM * 2**level,
-            "MICROMETER_PER_PIXEL_Y": MPP_UM * 2**level, "IMAGE_FILL_COLOR_BGR": 0xFFFFFF,
-            "DIGITIZER_WIDTH": TILE_PX, "DIGITIZER_HEIGHT": TILE_PX, "IMAGE_CONCAT_FACTOR": level,
+            "MICROMETER_PER_PIXEL_Y": MPP_UM * 2**level,
+            "IMAGE_FILL_COLOR_BGR": 0xFFFFFF,
+            "DIGITIZER_WIDTH": TILE_PX,
+            "DIGITIZER_HEIGHT": TILE_PX,
+            "IMAGE_CONCAT_FACTOR": level,
         }
         for level in (0, 1)
-    }  # fmt: skip
+    }
     data: dict[str, object] = {"FILE_COUNT": 2, "FILE_0": "Data0000.dat", "FILE_1": "Data0001.dat"}
     sections = {"GENERAL": general, "HIERARCHICAL": hierarchical, "DATAFILE": data, **levels}
     lines = []
@@ -156,9 +168,12 @@ def write_vms(path: Path, pixels: NDArray[np.uint8]) -> list[Path]:
     }
     for name, part in parts.values():
         Image.fromarray(part).save(
-            path.with_name(name), "JPEG", quality=100, subsampling=0,
+            path.with_name(name),
+            "JPEG",
+            quality=100,
+            subsampling=0,
             restart_marker_blocks=TILE_PX // 8,
-        )  # fmt: skip
+        )
     names = {key: name for key, (name, _) in parts.items()}
     write_index(path, "Virtual Microscope Specimen", pixels, names)
     return [path, *sorted(path.with_name(name) for name in names.values())]
@@ -169,9 +184,15 @@ def write_index(
 ) -> None:
     """The file that Hamamatsu's others are named in; lengths are nm."""
     values = {
-        "NoLayers": 1, "NoJpegColumns": 2, "NoJpegRows": 1, "BitsPerPixel": 36,
-        "PixelOrder": "RGB", "PhysicalWidth": round(pixels.shape[1] * MPP_UM * 1000),
-        "PhysicalHeight": round(pixels.shape[0] * MPP_UM * 1000), "SourceLens": 20, **names,
-    }  # fmt: skip
+        "NoLayers": 1,
+        "NoJpegColumns": 2,
+        "NoJpegRows": 1,
+        "BitsPerPixel": 36,
+        "PixelOrder": "RGB",
+        "PhysicalWidth": round(pixels.shape[1] * MPP_UM * 1000),
+        "PhysicalHeight": round(pixels.shape[0] * MPP_UM * 1000),
+        "SourceLens": 20,
+        **names,
+    }
     lines = [f"[{section}]", *(f"{key}={value}" for key, value in values.items())]
     path.write_text("\n".join(lines))

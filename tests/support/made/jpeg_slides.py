@@ -50,9 +50,14 @@ def write_tiles(
     change(tiles)
     with tifffile.TiffWriter(path) as tiff:
         tiff.write(
-            iter(tiles), shape=(*shape_yx, 3), dtype="uint8", tile=tile_yx, compression="jpeg",
-            metadata=None, **{**YCBCR, **MPP, **tags},
-        )  # fmt: skip
+            iter(tiles),
+            shape=(*shape_yx, 3),
+            dtype="uint8",
+            tile=tile_yx,
+            compression="jpeg",
+            metadata=None,
+            **{**YCBCR, **MPP, **tags},
+        )
     return path
 
 
@@ -87,8 +92,15 @@ def write_philips(path: Path) -> Path:
             if number == 0:
                 tiles[1] = b""
             tiff.write(
-                iter(tiles), shape=(*shape_yx, 3), dtype="uint8", tile=(512, 512),
-                compression="jpeg", subfiletype=number, metadata=None, software="Philips DP v1.0",
-                description=description if number == 0 else f"level={number}", **YCBCR,
-            )  # fmt: skip
+                iter(tiles),
+                shape=(*shape_yx, 3),
+                dtype="uint8",
+                tile=(512, 512),
+                compression="jpeg",
+                subfiletype=number,
+                metadata=None,
+                software="Philips DP v1.0",
+                description=description if number == 0 else f"level={number}",
+                **YCBCR,
+            )
     return path

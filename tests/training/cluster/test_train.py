@@ -138,18 +138,25 @@ def test_divergence_reaches_the_driver(dataset_url: str, runs: str) -> None:
 def test_fewer_workers_than_none_are_refused(dataset_url: str, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="min_workers: 3, with 2 workers"):
         fit(
-            SETTINGS, dataset_url=dataset_url, storage_url=str(tmp_path), run_name="odd",
-            workers=2, min_workers=3,
-        )  # fmt: skip
+            SETTINGS,
+            dataset_url=dataset_url,
+            storage_url=str(tmp_path),
+            run_name="odd",
+            workers=2,
+            min_workers=3,
+        )
 
 
 def test_more_workers_than_images_in_a_batch_are_refused(dataset_url: str, tmp_path: Path) -> None:
     smallest = min(stage.batch_size for stage in SETTINGS.growth.plan())
     with pytest.raises(SettingsError, match=f"workers: {smallest + 1}, but a batch has {smallest}"):
         fit(
-            SETTINGS, dataset_url=dataset_url, storage_url=str(tmp_path), run_name="crowd",
+            SETTINGS,
+            dataset_url=dataset_url,
+            storage_url=str(tmp_path),
+            run_name="crowd",
             workers=smallest + 1,
-        )  # fmt: skip
+        )
     assert list(tmp_path.iterdir()) == []
 
 

@@ -170,10 +170,13 @@ def test_workers_share_one_sequence(world: int, place: dict[str, Any]) -> None:
 @pytest.mark.parametrize("place", [HELD, STREAMED, ON_DEVICE])
 @pytest.mark.parametrize(
     ("channels", "views", "recorded"),
-    [(1, RANDOM_VIEWS, "89220bf1636fceaa"), (3, RANDOM_VIEWS, "6cd89b0dbf2d5cbf"),
-     (3, ImageSettings(flips_at_random=True), "9b819b847494c9d0"),
-     (1, ImageSettings(), "d8583ff63aee2206")],
-)  # fmt: skip
+    [
+        (1, RANDOM_VIEWS, "89220bf1636fceaa"),
+        (3, RANDOM_VIEWS, "6cd89b0dbf2d5cbf"),
+        (3, ImageSettings(flips_at_random=True), "9b819b847494c9d0"),
+        (1, ImageSettings(), "d8583ff63aee2206"),
+    ],
+)
 def test_the_sequence_is_the_recorded_one(
     place: dict[str, Any], channels: int, views: ImageSettings, recorded: str
 ) -> None:
@@ -282,9 +285,12 @@ def test_datasets_without_normals_are_refused() -> None:
 def test_too_small_images_are_refused_with_both_numbers() -> None:
     dataset = make_dataset("memory://data/small")
     growth = {
-        "initial_resolution": 32, "final_resolution": 64,
-        "fade_in_iterations": 1, "stabilize_iterations": 1, "batch_sizes": 4,
-    }  # fmt: skip
+        "initial_resolution": 32,
+        "final_resolution": 64,
+        "fade_in_iterations": 1,
+        "stabilize_iterations": 1,
+        "batch_sizes": 4,
+    }
     layers = {32: {"relu1_1": 1}, 64: {"relu1_1": 1}}
     loss = {"layers": layers, "vgg_weights": "random", "vgg_width": 8}
     with pytest.raises(SettingsError, match=r"64 px, but .* 40 x 34 px"):

@@ -21,15 +21,19 @@ SIDES = (64, 128, 256)
 def test_growth_as_far_as_256_px_trains_and_scores() -> None:
     settings = make_settings(
         growth={
-            "initial_resolution": 64, "final_resolution": 256, "fade_in_iterations": 1,
-            "stabilize_iterations": 2, "batch_sizes": {64: 4, 128: 3, 256: 2},
+            "initial_resolution": 64,
+            "final_resolution": 256,
+            "fade_in_iterations": 1,
+            "stabilize_iterations": 2,
+            "batch_sizes": {64: 4, 128: 3, 256: 2},
         },
         loss={
             "layers": {side: {layer_at(side): 1} for side in SIDES},
-            "vgg_weights": "random", "vgg_width": 8,
+            "vgg_weights": "random",
+            "vgg_width": 8,
         },
         optimiser={"learning_rate": 1e-2},
-    )  # fmt: skip
+    )
     features = load_vgg("random", layers=settings.loss.layer_names(), width=8)
     recipe = make_recipe(settings, features, image_channels=3, device=torch.device("cpu"))
     state = begin_training(recipe)
@@ -43,9 +47,12 @@ def test_growth_as_far_as_256_px_trains_and_scores() -> None:
         losses.append(train_step(recipe, state, batch)["train_loss"])
         seen.append((growth.resolution, growth.phase))
     assert list(dict.fromkeys(seen)) == [
-        (64, "stabilize"), (128, "fade_in"), (128, "stabilize"),
-        (256, "fade_in"), (256, "stabilize"),
-    ]  # fmt: skip
+        (64, "stabilize"),
+        (128, "fade_in"),
+        (128, "stabilize"),
+        (256, "fade_in"),
+        (256, "stabilize"),
+    ]
     assert torch.isfinite(torch.stack(losses)).all()
     detector = Detector.make(
         DetectorDescription(image_shape=(256, 288, 3), settings=settings),

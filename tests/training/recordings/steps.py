@@ -27,12 +27,15 @@ from training.learning.validation import read_validation
 STEPS: Final = Path(__file__).with_name("steps.json")
 _SETTINGS: Final = make_settings(
     growth={
-        "initial_resolution": 8, "final_resolution": 32, "fade_in_iterations": 10,
-        "stabilize_iterations": 10, "batch_sizes": {8: 12, 16: 12, 32: 10},
+        "initial_resolution": 8,
+        "final_resolution": 32,
+        "fade_in_iterations": 10,
+        "stabilize_iterations": 10,
+        "batch_sizes": {8: 12, 16: 12, 32: 10},
     },
     images={"crop_px": 32, "crops_at_random": True, "flips_at_random": True},
     log_every=1,
-)  # fmt: skip
+)
 
 
 def train_fifty_steps() -> list[float]:

@@ -54,8 +54,10 @@ def test_a_rollback_goes_back_one_champion_at_a_time(ledgers: str) -> None:
     for version in ("1", "3", "4"):
         promote_to(ledgers, version)
     assert aliases(NAME) | {"challenger": ""} == {
-        "champion": "4", "previous": "3", "challenger": "",
-    }  # fmt: skip
+        "champion": "4",
+        "previous": "3",
+        "challenger": "",
+    }
     report = rollback(NAME, ledgers, reason="it ranks pen marks first")
     assert (report.champion, report.withdrawn) == ("3", "4")
     assert (aliases(NAME)["champion"], aliases(NAME)["previous"]) == ("3", "1")

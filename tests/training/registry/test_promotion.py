@@ -40,9 +40,12 @@ def test_champions_follow_one_another(ledgers: str, dataset: Dataset) -> None:
     first = register(dataset)
     done: list[tuple[int, int]] = []
     report = promote(
-        NAME, dataset.url, ledgers_url=ledgers, settings=SETTINGS,
+        NAME,
+        dataset.url,
+        ledgers_url=ledgers,
+        settings=SETTINGS,
         on_progress=lambda *both: done.append(both),
-    )  # fmt: skip
+    )
     assert (report.decision.outcome, report.champion_version) == ("promoted", None)
     assert aliases(NAME) == {"challenger": first.version, "champion": first.version}
     assert done[-1] == (report.image_count, report.image_count)
@@ -59,8 +62,10 @@ def test_champions_follow_one_another(ledgers: str, dataset: Dataset) -> None:
     assert (report.decision.outcome, report.champion_version) == ("promoted", first.version)
     assert report.decision.numbers["auroc_difference"] == 0
     assert aliases(NAME) == {
-        "challenger": second.version, "champion": second.version, "previous": first.version,
-    }  # fmt: skip
+        "challenger": second.version,
+        "champion": second.version,
+        "previous": first.version,
+    }
 
     register(dataset)  # the same again: not superior
     superior = PromotionSettings(criterion="superiority", draws=200)

@@ -68,10 +68,17 @@ def test_a_version_holds_its_code_and_nothing_to_unpickle(version: VersionInfo) 
         "code/pipeline/store/dataset.py",
         "scorer.py",
     } <= names
-    assert {f"artifacts/{name}" for name in (
-        "model.json", "network.safetensors", "features.safetensors", "ingest.json",
-        "calibration.json", "threshold.json",
-    )} == {name for name in names if name.startswith("artifacts/")}  # fmt: skip
+    assert {
+        f"artifacts/{name}"
+        for name in (
+            "model.json",
+            "network.safetensors",
+            "features.safetensors",
+            "ingest.json",
+            "calibration.json",
+            "threshold.json",
+        )
+    } == {name for name in names if name.startswith("artifacts/")}
     assert not [name for name in names if name.endswith((".pkl", ".pt", ".pth", ".pickle"))]
 
 

@@ -78,8 +78,10 @@ def test_scores_survive_saving(images: np.ndarray, tmp_path: Path) -> None:
     detector = make_detector(SHAPE)
     detector.save(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "features.safetensors", "model.json", "network.safetensors",
-    ]  # fmt: skip
+        "features.safetensors",
+        "model.json",
+        "network.safetensors",
+    ]
     loaded = Detector.load(tmp_path, device="cpu")
     assert (loaded.detect(images).anomaly_score == detector.detect(images).anomaly_score).all()
 

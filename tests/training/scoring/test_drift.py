@@ -63,8 +63,9 @@ def test_one_site_that_shifts_is_named() -> None:
     columns = {"site": site, "sex": np.full(400, "")}
     report = measure_drift(Sample(batch), REFERENCE, columns)
     assert [(part.part, part.state) for part in report.parts] == [
-        ("site=north", "shifted"), ("site=south", "steady"),
-    ]  # fmt: skip
+        ("site=north", "shifted"),
+        ("site=south", "steady"),
+    ]
     assert report.has_drifted
 
 

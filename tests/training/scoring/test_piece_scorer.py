@@ -41,9 +41,10 @@ def read_kept(output: Path, *, pieces: int) -> dict[str, list[float]]:
     return {
         name: embedding
         for table in tables
-        for name, embedding in zip(*(table[key].to_pylist() for key in ("image_id", "embedding")),
-                                   strict=True)
-    }  # fmt: skip
+        for name, embedding in zip(
+            *(table[key].to_pylist() for key in ("image_id", "embedding")), strict=True
+        )
+    }
 
 
 @pytest.mark.parametrize("is_reduced", [False, True])
@@ -61,9 +62,15 @@ def test_workers_give_the_same_scores_each_once(
         engines = {"here": None, "there": workers}
         for name, engine in engines.items():
             report = score_dataset(
-                dataset.url, model, str(tmp_path / name), scored_at=AT, batch_images=4,
-                top_heatmaps=0, map_work=engine, on_progress=lambda so_far, _: done.append(so_far),
-            )  # fmt: skip
+                dataset.url,
+                model,
+                str(tmp_path / name),
+                scored_at=AT,
+                batch_images=4,
+                top_heatmaps=0,
+                map_work=engine,
+                on_progress=lambda so_far, _: done.append(so_far),
+            )
             assert (report.new_count, done[-1]) == (51, 51)
     here, there = (
         pq.read_table(BytesIO(storage.read_bytes(str(tmp_path / name / "scores.parquet"))))

@@ -49,9 +49,14 @@ FACTS = WorklistFacts(
 )
 CHROMIUM = shutil.which("chromium")
 FLAGS = (
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-)  # fmt: skip
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
 
 
 def make_cases(count: int, pictures: int) -> list[Case]:
@@ -244,8 +249,10 @@ def test_verdicts_are_kept_and_exported(page: Page) -> None:
     assert download.value.suggested_filename == "verdicts-made-anomaly-version-7.json"
     exported = json.loads(Path(download.value.path()).read_text())
     assert {name: exported[name] for name in ("model_name", "model_version", "run_id")} == {
-        "model_name": "made-anomaly", "model_version": "7", "run_id": "0123456789abcdef",
-    }  # fmt: skip
+        "model_name": "made-anomaly",
+        "model_version": "7",
+        "run_id": "0123456789abcdef",
+    }
     assert exported["dataset_fingerprint"] == FACTS.dataset_fingerprint
     first, second = exported["verdicts"]
     assert (first["image_id"], first["verdict"]) == ("folder/image-00000.png", "abnormal")

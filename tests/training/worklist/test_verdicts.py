@@ -17,16 +17,26 @@ from training.worklist.verdicts import take_feedback
 def write_export(path: Path, *said: tuple[str, str, str], **changes: Any) -> str:
     verdicts = [
         {
-            "image_id": image_id, "group_id": f"of {image_id}", "verdict": verdict,
-            "decided_at": at, "anomaly_score": 0.5, "percentile": 99.0,
+            "image_id": image_id,
+            "group_id": f"of {image_id}",
+            "verdict": verdict,
+            "decided_at": at,
+            "anomaly_score": 0.5,
+            "percentile": 99.0,
         }
         for image_id, verdict, at in said
-    ]  # fmt: skip
+    ]
     whole = {
-        "normscope_verdicts": 1, "model_name": "m-anomaly", "model_version": "3", "run_id": "r",
-        "source": "s", "dataset_fingerprint": "f", "exported_at": "2026-05-04T10:00:00.000Z",
-        "verdicts": verdicts, **changes,
-    }  # fmt: skip
+        "normscope_verdicts": 1,
+        "model_name": "m-anomaly",
+        "model_version": "3",
+        "run_id": "r",
+        "source": "s",
+        "dataset_fingerprint": "f",
+        "exported_at": "2026-05-04T10:00:00.000Z",
+        "verdicts": verdicts,
+        **changes,
+    }
     path.write_text(json.dumps(whole))
     return str(path)
 
@@ -55,11 +65,15 @@ def test_the_latest_verdict_counts_and_the_ingest_reads_the_table(tmp_path: Path
         (table.parent / name).write_bytes(b"x")
     images = list_images(str(table.parent), labels_url=str(table)).images
     assert {image.image_id: image.label for image in images} == {
-        "sub/a,b.png": Label.ANOMALOUS, "c.png": Label.UNKNOWN, "d.png": Label.ANOMALOUS,
-    }  # fmt: skip
+        "sub/a,b.png": Label.ANOMALOUS,
+        "c.png": Label.UNKNOWN,
+        "d.png": Label.ANOMALOUS,
+    }
     assert {image.group_id for image in images} == {
-        "of sub/a,b.png", "of c.png", "of d.png",
-    }  # fmt: skip
+        "of sub/a,b.png",
+        "of c.png",
+        "of d.png",
+    }
 
 
 @pytest.mark.parametrize("changes", [{"normscope_verdicts": 2}, {"verdicts": [{"image_id": "a"}]}])

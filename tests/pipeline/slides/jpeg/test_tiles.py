@@ -61,17 +61,22 @@ def test_pixels_equal_openslides(
     tmp_path: Path, tile: tuple[int, int], subsampling: tuple[int, int], shape_yx: tuple[int, int]
 ) -> None:
     path = write_pyramid(
-        tmp_path / "a.tif", [(701, 1203)], tile=tile, subsampling=subsampling,
+        tmp_path / "a.tif",
+        [(701, 1203)],
+        tile=tile,
+        subsampling=subsampling,
         compressionargs={"level": 80},
-    )  # fmt: skip
+    )
     assert_equal_to_openslide(path, 0, shape_yx)
 
 
 def test_pixels_of_rgb_jpeg_equal_openslides(tmp_path: Path) -> None:
     jpeg = {"colorspace": "RGB", "outcolorspace": "RGB", "subsampling": "444"}
     rgb: dict[str, Any] = {
-        "photometric": "rgb", "subsampling": None, "compressionargs": {"outcolorspace": "RGB"},
-    }  # fmt: skip
+        "photometric": "rgb",
+        "subsampling": None,
+        "compressionargs": {"outcolorspace": "RGB"},
+    }
     path = write_tiles(tmp_path / "a.tif", (500, 813), (256, 256), jpeg=jpeg, **rgb)
     assert_equal_to_openslide(path, 0, (90, 270))
 
@@ -85,16 +90,20 @@ def test_a_photometric_tag_that_contradicts_the_tiles_is_obeyed_as_openslide_doe
             tiles[number] = tile[:2] + tile[start:]
 
     rgb: dict[str, Any] = {
-        "photometric": "rgb", "subsampling": None, "compressionargs": {"outcolorspace": "RGB"},
-    }  # fmt: skip
+        "photometric": "rgb",
+        "subsampling": None,
+        "compressionargs": {"outcolorspace": "RGB"},
+    }
     path = write_tiles(tmp_path / "a.tif", (500, 813), (256, 256), drop_jfif, **rgb)
     assert_equal_to_openslide(path, 0, (90, 270))
 
 
 def test_where_markers_in_the_tiles_would_change_colours_openslide_reads(tmp_path: Path) -> None:
     rgb: dict[str, Any] = {
-        "photometric": "rgb", "subsampling": None, "compressionargs": {"outcolorspace": "RGB"},
-    }  # fmt: skip
+        "photometric": "rgb",
+        "subsampling": None,
+        "compressionargs": {"outcolorspace": "RGB"},
+    }
     path = write_tiles(tmp_path / "a.tif", (500, 813), (256, 256), **rgb)  # JFIF says YCbCr
     with open_slide(path) as slide, open_jpeg_tiles(path, slide, 0) as tiles:
         assert tiles is None

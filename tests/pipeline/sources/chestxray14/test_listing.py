@@ -67,8 +67,11 @@ def test_both_tables_and_every_layout_give_the_same(
     assert [int(image.label) for image in listing.images] == [0, 1, 0, 1]
     assert {image.split for image in listing.images} == {None}
     assert listing.images[1].columns == {
-        "view_position": "AP", "age_years": 59, "sex": "M", "findings": "Mass|Nodule",
-    }  # fmt: skip
+        "view_position": "AP",
+        "age_years": 59,
+        "sex": "M",
+        "findings": "Mass|Nodule",
+    }
     assert [image.columns["age_years"] for image in listing.images] == [58, 59, 0, -1]
     assert [(entry.item, entry.state, entry.reason) for entry in listing.rejected] == [
         ("00000003_000.png, Patient Age", "skipped", "'412Y' is recorded as unknown")
@@ -112,19 +115,29 @@ def test_bad_rows_and_files_are_named_and_the_rest_goes_on(tmp_path: Path) -> No
         return (name, finding, "0", patient, "50", "F", view)
 
     rows = [
-        *ROWS[:1], row("../../x.png"), row(""), row("view.png", view="LL"),
-        row("nobody.png", patient=""), row("unsaid.png", finding=""),
-        row("twice.png"), row("twice.png"), row("torn.png"), row("torn.png", finding="Mass"),
+        *ROWS[:1],
+        row("../../x.png"),
+        row(""),
+        row("view.png", view="LL"),
+        row("nobody.png", patient=""),
+        row("unsaid.png", finding=""),
+        row("twice.png"),
+        row("twice.png"),
+        row("torn.png"),
+        row("torn.png", finding="Mass"),
         *[row(f"gone{number:02}.png") for number in range(25)],
-    ]  # fmt: skip
+    ]
     names = [NAMES[0], "view.png", "nobody.png", "unsaid.png", "twice.png", "torn.png", "extra.png"]
     url = write_set(tmp_path, table_text(rows), names)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / NAMES[0]).write_bytes(b"the same name")
     listing = list_radiographs(url)
     assert [image.image_id for image in listing.images] == [
-        NAMES[0], "twice.png", "unsaid.png", "view.png",
-    ]  # fmt: skip
+        NAMES[0],
+        "twice.png",
+        "unsaid.png",
+        "view.png",
+    ]
     assert listing.images[2].label == Label.UNKNOWN
     assert listing.images[3].columns["view_position"] == ""
     found = {entry.item: (entry.state, entry.reason) for entry in listing.rejected}
@@ -191,8 +204,9 @@ def test_boxes_of_findings_become_a_column(tmp_path: Path) -> None:
     boxes = [str(image.columns["boxes_yxhw"]) for image in listing.images]
     assert boxes[0] == boxes[2] == boxes[3] == ""
     assert json.loads(boxes[1]) == [
-        ["Mass", 20.0, 10.5, 40.25, 30.0], ["Infiltration", 2.0, 1.0, 4.0, 3.0],
-    ]  # fmt: skip
+        ["Mass", 20.0, 10.5, 40.25, 30.0],
+        ["Infiltration", 2.0, 1.0, 4.0, 3.0],
+    ]
     bad = [entry.item for entry in listing.rejected if entry.reason == "not a box"]
     assert [item.rpartition(", ")[2] for item in bad] == ["line 5", "line 6"]
     assert any("1 images have boxes" in note for note in listing.notes)
