@@ -45,10 +45,9 @@ from infra.s3 import server as s3_server
 from pipeline.images.ingest import ingest_images
 from pipeline.images.plan import ImageSettings
 from pipeline.io.storage import describe
-from pipeline.records import Label, SourceImage
+from pipeline.records import ImageListing, Label, SourceImage
 from pipeline.runtime.engines import map_serially
 from pipeline.runtime.malloc import set_freed_memory
-from pipeline.sources.listing import ImageListing
 from pipeline.store.dataset import open_dataset
 from training.data.batches import TrainingImages, to_tensor
 from training.presets import load_preset

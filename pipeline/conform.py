@@ -14,13 +14,20 @@ from pipeline.ingest.plan import Plan
 from pipeline.ingest.run import IngestReport, ingest
 from pipeline.io.storage import list_objects
 from pipeline.privacy.key import PseudonymKey
-from pipeline.records import ManifestEntry, Progress, Slide, SourceImage, ignore_progress
+from pipeline.records import (
+    ImageListing,
+    ManifestEntry,
+    Progress,
+    Slide,
+    SourceImage,
+    ignore_progress,
+)
 from pipeline.runtime.engines import MapWork
 from pipeline.slides import plan as slide_dataset
 from pipeline.slides.plan import SlideSettings
 from pipeline.sources.camelyon16 import SlideListing, list_slides
 from pipeline.sources.images import list_images
-from pipeline.sources.listing import ImageListing, plain_url
+from pipeline.sources.listing import plain_url
 from pipeline.sources.modified_range import ALWAYS, Period
 from pipeline.sources.private_listing import list_privately, name_source
 from pipeline.sources.xrays import list_xrays, recognise_format

@@ -13,6 +13,12 @@ Scalar: TypeAlias = str | int | float | bool
 Progress: TypeAlias = Callable[[int, int], None]  # (done, in all)
 
 
+# Limits of an image that is read. The largest flat detectors have about 20 megapixels; Pillow's own
+# warning begins above 80.
+MIN_SIDE_PX: Final = 16
+MAX_PIXELS: Final = 80_000_000
+
+
 def ignore_progress(done: int, total: int) -> None:
     """Show nothing."""
 
@@ -96,3 +102,18 @@ class ManifestEntry:
     state: Literal["done", "skipped", "failed"]
     reason: str = ""
     facts: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True)
+class ImageListing:
+    """The images of a source, and what became of the items that gave none.
+
+    Args:
+        images: Images to try, in order of `image_id`.
+        rejected: Items that gave no image: absent, without a row, refused, filtered out.
+        notes: Remarks for the user on how the source was read, one line each.
+    """
+
+    images: tuple[SourceImage, ...]
+    rejected: tuple[ManifestEntry, ...] = ()
+    notes: tuple[str, ...] = ()

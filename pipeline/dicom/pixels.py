@@ -21,7 +21,7 @@ from pipeline.dicom.codecs import check_codestream, choose_plugin
 from pipeline.dicom.grey import Voi, make_grey_table, storable_range
 from pipeline.dicom.parse import parse_dicom, refusing
 from pipeline.errors import SourceError
-from pipeline.images.decode import MAX_PIXELS, MIN_SIDE_PX
+from pipeline.records import MAX_PIXELS, MIN_SIDE_PX
 
 _REMEDY: Final = "Export it again, or leave it out"
 _GREY: Final = frozenset({"MONOCHROME1", "MONOCHROME2"})

@@ -17,13 +17,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipeline.errors import NormscopeError, SourceError
 from pipeline.privacy.redaction import withhold_quotes
+from pipeline.records import MAX_PIXELS, MIN_SIDE_PX
 
 Resampling: TypeAlias = Literal["antialiased", "area"]
 
 FORMATS: Final = ("PNG", "JPEG", "TIFF")
-# The largest flat detectors have about 20 megapixels. Below Pillow's own warning level.
-MAX_PIXELS: Final = 80_000_000
-MIN_SIDE_PX: Final = 16
 _REMEDY: Final = "Replace or remove the file, or leave it out"
 _WITH_ALPHA: Final = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
 _DEEP_GREY: Final = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})

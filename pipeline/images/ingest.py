@@ -19,9 +19,8 @@ from pipeline.images.plan import ImageSettings, make_reader, plan_images, resize
 from pipeline.ingest.run import IngestReport, Target, ingest_together
 from pipeline.io.scratch import Scratch
 from pipeline.io.storage import join, write_bytes
-from pipeline.records import Progress, ignore_progress
+from pipeline.records import ImageListing, Progress, ignore_progress
 from pipeline.runtime.engines import MapWork
-from pipeline.sources.listing import ImageListing
 from pipeline.store.dataset import Array, Dataset, open_dataset
 
 CONTACT_SHEET: Final = "review/contact_sheet.png"

@@ -13,11 +13,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from pipeline.dicom.grey import Voi
 from pipeline.errors import AbsentError, SettingsError, SourceError
-from pipeline.images.decode import MIN_SIDE_PX, Resampling, is_grey
+from pipeline.images.decode import Resampling, is_grey
 from pipeline.images.reader import MEASURED_COLUMNS, ImageReader, decode_source, read_source
 from pipeline.ingest.plan import Plan
 from pipeline.io.scratch import Scratch
-from pipeline.records import SPLITS, ManifestEntry, Scalar, SourceImage
+from pipeline.records import MIN_SIDE_PX, SPLITS, ManifestEntry, Scalar, SourceImage
 from pipeline.splits import assign_splits
 from pipeline.store.dataset import BASE_COLUMNS, Array, DatasetSpec, code_version, fill_value
 

@@ -29,11 +29,11 @@ from pipeline.io.storage import (
     ObjectInfo,
     Place,
     describe,
+    join_versions,
     name_of,
     parse,
     read_bytes,
 )
-from pipeline.slides.formats import join_versions
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
@@ -116,7 +116,7 @@ def stage(url: str, version: str, companions: Sequence[str] = ()) -> Iterator[Pa
 
     Args:
         url: Of the file.
-        version: As listed, by `companions.join_versions`; what has changed since is refused.
+        version: As listed, by `storage.join_versions`; what has changed since is refused.
         companions: URLs of files that its reader looks for beside it or in a folder there; they
             are fetched, kept and evicted together with it.
 

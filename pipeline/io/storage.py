@@ -8,12 +8,14 @@ read themselves: keys passed as arguments would end up in pickles.
 from __future__ import annotations
 
 import errno
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 from urllib.parse import unquote, urlsplit
@@ -54,6 +56,14 @@ class ObjectInfo:
     version: str
     # S3 gives fractions of a second in listings only.
     modified_at: datetime = field(compare=False)
+
+
+def join_versions(files: Sequence[ObjectInfo]) -> str:
+    """Combine the versions of the files of one item: changes when any of them does."""
+    if len(files) == 1:
+        return files[0].version
+    facts = [(name_of(info.url), info.version) for info in files]
+    return sha256(json.dumps(facts).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,17 +9,15 @@ https://openslide.org/formats/dicom/. Every other slide is one file.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from configparser import ConfigParser
 from configparser import Error as IniError
-from hashlib import sha256
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Final, TypeVar
 
 from pipeline.dicom.parse import parse_series_uid
 from pipeline.errors import SourceError
-from pipeline.io.storage import ObjectInfo, name_of, read_bytes, read_range
+from pipeline.io.storage import name_of, read_bytes, read_range
 from pipeline.records import Slide
 
 DICOM_SUFFIX: Final = ".dcm"
@@ -55,14 +53,6 @@ def belongs_to(path: PurePath, slide: PurePath) -> bool:
 
 def _is_hamamatsu(path: PurePath) -> bool:
     return path.suffix.lower() in HAMAMATSU_SUFFIXES
-
-
-def join_versions(files: Sequence[ObjectInfo]) -> str:
-    """The version of a slide: that of its file, or one that changes when any of several does."""
-    if len(files) == 1:
-        return files[0].version
-    facts = [(name_of(info.url), info.version) for info in files]
-    return sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def find_companions(path: Path) -> tuple[Path, ...]:

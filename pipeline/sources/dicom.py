@@ -40,9 +40,9 @@ from pipeline.io.ranges import open_by_range
 from pipeline.io.storage import ObjectInfo, name_of, read_bytes
 from pipeline.privacy.key import PseudonymKey, burned_in_text, deidentify
 from pipeline.privacy.redaction import calling_it
-from pipeline.records import Label, ManifestEntry, Scalar, SourceImage
+from pipeline.records import ImageListing, Label, ManifestEntry, Scalar, SourceImage
 from pipeline.runtime.engines import MapWork, map_serially
-from pipeline.sources.listing import ImageListing, list_folder, relative_path
+from pipeline.sources.listing import list_folder, relative_path
 from pipeline.sources.modified_range import ALWAYS, Period
 from pipeline.sources.tables import parse_sex
 

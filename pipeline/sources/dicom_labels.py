@@ -8,9 +8,9 @@ from typing import Final, TypeAlias
 
 from pipeline.errors import SourceError
 from pipeline.privacy.key import PseudonymKey
-from pipeline.records import Label, ManifestEntry, SourceImage, Split
+from pipeline.records import ImageListing, Label, ManifestEntry, SourceImage, Split
 from pipeline.sources.images import LABEL_WORDS, SPLIT_WORDS
-from pipeline.sources.listing import ImageListing, plain_url, relative_path
+from pipeline.sources.listing import plain_url, relative_path
 from pipeline.sources.tables import read_table
 
 _NAMES: Final[Mapping[str, tuple[str, ...]]] = {

@@ -9,11 +9,10 @@ from typing import Final
 
 from pipeline.errors import SourceError
 from pipeline.io.storage import ObjectInfo, exists, join
-from pipeline.records import SPLITS, Label, Scalar, SourceImage, Split
+from pipeline.records import SPLITS, ImageListing, Label, Scalar, SourceImage, Split
 from pipeline.sources.listing import (
     Folder,
     Gathering,
-    ImageListing,
     in_order,
     is_image,
     list_folder,

@@ -17,21 +17,6 @@ _NAMED: Final = 20
 
 
 @dataclass(frozen=True)
-class ImageListing:
-    """The images of a source.
-
-    Args:
-        images: Those that can be tried, in order of `image_id`.
-        rejected: What never became one: absent, without a row, refused, filtered out.
-        notes: What the user should know of how the source was read, a line each.
-    """
-
-    images: tuple[SourceImage, ...]
-    rejected: tuple[ManifestEntry, ...] = ()
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
 class Folder:
     """A folder, a prefix or a single file, and the files in it.
 

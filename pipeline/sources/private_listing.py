@@ -17,9 +17,8 @@ from pipeline.dicom.header import OLDEST_YEARS
 from pipeline.errors import NormscopeError, StorageError
 from pipeline.privacy.key import PseudonymKey
 from pipeline.privacy.redaction import withhold_quotes
-from pipeline.records import ManifestEntry, Scalar, SourceImage
+from pipeline.records import ImageListing, ManifestEntry, Scalar, SourceImage
 from pipeline.sources.chestxray14.table import FINDINGS, NO_FINDING, VIEW_POSITIONS
-from pipeline.sources.listing import ImageListing
 
 _PUBLISHED_NAME: Final = r"\d{8}_\d{3}\.png"
 _PUBLISHED_ITEM: Final = re.compile(

@@ -8,14 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Final
 
-from pipeline.io.storage import ObjectInfo, join, list_objects, name_of
+from pipeline.io.storage import ObjectInfo, join, join_versions, list_objects, name_of
 from pipeline.slides.formats import (
     DICOM_SUFFIX,
     HAMAMATSU_SUFFIXES,
     belongs_to,
     folder_of_companions,
     is_dicom_part,
-    join_versions,
 )
 from pipeline.sources.listing import list_source, plain_url
 

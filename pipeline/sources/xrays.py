@@ -15,14 +15,14 @@ from pipeline.errors import SettingsError
 from pipeline.io.scratch import Scratch
 from pipeline.io.storage import name_of, read_range
 from pipeline.privacy.key import PseudonymKey
-from pipeline.records import ManifestEntry
+from pipeline.records import ImageListing, ManifestEntry
 from pipeline.runtime.engines import MapWork, map_serially
 from pipeline.sources import dicom
 from pipeline.sources.chestxray14 import listing as chestxray14
 from pipeline.sources.chestxray14.experiments import Experiment, read_experiment
 from pipeline.sources.chestxray14.table import Views
 from pipeline.sources.dicom_labels import apply_labels
-from pipeline.sources.listing import Folder, ImageListing, find_beside, is_image, list_folder
+from pipeline.sources.listing import Folder, find_beside, is_image, list_folder
 from pipeline.sources.modified_range import ALWAYS, Period
 from pipeline.sources.private_listing import list_privately, withholding
 

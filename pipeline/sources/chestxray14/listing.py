@@ -21,14 +21,13 @@ from pipeline.errors import SourceError
 from pipeline.io.archives import is_archive, list_members
 from pipeline.io.scratch import Scratch
 from pipeline.io.storage import ObjectInfo, exists, join, name_of, read_bytes
-from pipeline.records import Label, ManifestEntry, Split
+from pipeline.records import ImageListing, Label, ManifestEntry, Split
 from pipeline.runtime.engines import MapWork, map_serially
 from pipeline.sources.chestxray14.boxes import read_boxes
 from pipeline.sources.chestxray14.table import COLUMNS, Rows, Views, check_findings
 from pipeline.sources.listing import (
     Folder,
     ImageFile,
-    ImageListing,
     find_beside,
     in_order,
     is_image,

@@ -19,9 +19,8 @@ from pipeline.images.ingest import CONTACT_SHEET, DUPLICATES, ImageIngestReport,
 from pipeline.images.plan import ImageSettings
 from pipeline.io.storage import describe, read_bytes
 from pipeline.privacy.key import PseudonymKey
-from pipeline.records import Label, SourceImage
+from pipeline.records import ImageListing, Label, SourceImage
 from pipeline.runtime.engines import map_serially, thread_engine
-from pipeline.sources.listing import ImageListing
 from pipeline.sources.xrays import list_xrays
 from pipeline.store.dataset import open_dataset
 from tests.pipeline.images.test_duplicates import make_image, recompress

@@ -26,9 +26,8 @@ from pipeline.ingest.preflight import measure_worker_bytes
 from pipeline.ingest.run import IngestReport, Target, ingest, ingest_together
 from pipeline.io.archives import list_members
 from pipeline.io.storage import describe, list_objects
-from pipeline.records import SourceImage
+from pipeline.records import ImageListing, SourceImage
 from pipeline.runtime.engines import MapWork, Workers, dask_engine, map_serially
-from pipeline.sources.listing import ImageListing
 from pipeline.store.dataset import open_dataset
 from tests.pipeline.ingest.test_run import content_of
 from tests.pipeline.io.test_archives import pack

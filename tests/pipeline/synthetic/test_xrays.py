@@ -14,8 +14,8 @@ from sklearn.metrics import roc_auc_score
 
 from pipeline.images.plan import ImageSettings, plan_images
 from pipeline.io import storage
+from pipeline.records import ImageListing
 from pipeline.sources.chestxray14.listing import list_radiographs
-from pipeline.sources.listing import ImageListing
 from pipeline.splits import prove_disjoint
 from pipeline.synthetic.xrays import write_xrays
 
