@@ -31,7 +31,7 @@ SOLE_IMPORTERS: Final[Mapping[str, tuple[str, ...]]] = {
     "boto3": ("pipeline/io/staging.py", "pipeline/io/storage.py"),
     "botocore": ("pipeline/io/staging.py", "pipeline/io/storage.py"),
     "highdicom": ("pipeline/dicom/export.py",),
-    "pydicom": ("pipeline/dicom/*.py", "pipeline/sources/dicom.py", "pipeline/privacy/key.py"),
+    "pydicom": ("pipeline/dicom/*.py", "pipeline/sources/dicom.py"),
     "ray": (
         "training/cluster/train.py",
         "training/cluster/connection.py",

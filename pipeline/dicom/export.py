@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pydicom.uid import ExplicitVRLittleEndian
 from pydicom.valuerep import DA, TM
 
-from pipeline.privacy.key import BurnedInText
+from pipeline.dicom.header import BurnedInText
 
 _SEXES: Final = {"M": "M", "F": "F"}
 

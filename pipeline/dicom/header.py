@@ -5,8 +5,11 @@ A header's free text may name a person, so no text gets through that is not in a
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from contextlib import suppress
 from datetime import date
-from typing import Final
+from typing import Final, Literal, TypeAlias
 
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
@@ -17,11 +20,12 @@ from pydicom.uid import (
     ComputedRadiographyImageStorage,
     DigitalXRayImageStorageForPresentation,
     DigitalXRayImageStorageForProcessing,
+    MultiFrameGrayscaleByteSecondaryCaptureImageStorage,
+    MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
+    SecondaryCaptureImageStorage,
 )
 
-from pipeline.privacy.key import SECONDARY_CAPTURES
-from pipeline.sources.tables import parse_age
-
+BurnedInText: TypeAlias = Literal["stated", "possible", "denied"]
 # Ages above 89 are one class, as 45 CFR 164.514(b)(2)(i)(C) wants it.
 OLDEST_YEARS: Final = 90
 # Projections by PS3.3 C.8.1.1.3 (View Position), and `LAT`, which is common.
@@ -35,10 +39,20 @@ _VIEW_CODES: Final[tuple[tuple[Code, str], ...]] = (
 _RADIOGRAPHS: Final = frozenset(
     {ComputedRadiographyImageStorage, DigitalXRayImageStorageForPresentation}
 )
+SECONDARY_CAPTURES: Final = frozenset(
+    {
+        SecondaryCaptureImageStorage,
+        MultiFrameGrayscaleByteSecondaryCaptureImageStorage,
+        MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
+    }
+)
 _CAPTURED_MODALITIES: Final = frozenset({"", "CR", "DX", "RG", "OT"})
 _MODALITIES: Final = frozenset(
     {*_CAPTURED_MODALITIES, "CT", "MG", "MR", "NM", "PT", "RF", "SM", "US", "XA"}
 )
+_AGE: Final = re.compile(r"(\d{1,3})(?:\.0+)?([YMWD]?)")  # PS3.5, value representation AS
+_PER_YEAR: Final[Mapping[str, int]] = {"": 1, "Y": 1, "M": 12, "W": 52, "D": 365}
+_LONGEST_LIFE_YEARS: Final = 120
 HEADER_TAGS: Final = [
     Tag(keyword)
     for keyword in (
@@ -92,12 +106,37 @@ def read_view(header: Dataset) -> str:
     word = str(header.get("ViewPosition") or "").strip().upper()
     if word in _VIEWS:
         return word
-    for item in header.get("ViewCodeSequence") or ():
-        given = Code(str(item.get("CodeValue")), str(item.get("CodingSchemeDesignator")), "")
-        for code, view in _VIEW_CODES:
-            if given == code:
-                return view
+    with suppress(Exception):  # foreign bytes: a damaged sequence leaves the view unknown
+        for item in header.get("ViewCodeSequence") or ():
+            given = Code(str(item.get("CodeValue")), str(item.get("CodingSchemeDesignator")), "")
+            for code, view in _VIEW_CODES:
+                if given == code:
+                    return view
     return ""
+
+
+def burned_in_text(header: Dataset) -> BurnedInText:
+    """Judge from the header alone whether text may be burned into the pixels.
+
+    Returns:
+        `stated` where the file says so; `denied` where it says there is none; `possible` where it
+        says nothing, and for any secondary capture that does not state it: a capture takes
+        whatever was on a screen.
+    """
+    word = str(header.get("BurnedInAnnotation") or "").strip().upper()
+    if word == "YES":
+        return "stated"
+    is_capture = str(header.get("SOPClassUID") or "") in SECONDARY_CAPTURES
+    return "denied" if word == "NO" and not is_capture else "possible"
+
+
+def parse_age(text: str) -> int:
+    """Read whole years from `58`, `058Y`, `011M` or `20D`; -1 where unknown or impossible."""
+    match = _AGE.fullmatch(text.strip().upper())
+    if not match:
+        return -1
+    years = int(match[1]) // _PER_YEAR[match[2]]
+    return years if years <= _LONGEST_LIFE_YEARS else -1
 
 
 def read_age(header: Dataset) -> int:

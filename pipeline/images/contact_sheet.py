@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from pipeline.privacy.key import BurnedInText
+from pipeline.dicom.header import BurnedInText
 from pipeline.records import SPLITS, Label
 
 COLUMNS: Final = 12

@@ -7,7 +7,7 @@ A file's name, folder and header may all name a person. So neither the listing n
 manifest made from it quotes any of them:
 
 - an image is called by its SOP Instance UID, a patient by the patient id (where there is none, by
-  the Study Instance UID), both as `privacy.deidentify` maps them with the user's key;
+  the Study Instance UID), both mapped with the user's key (`privacy.key.PseudonymKey`);
 - files that share a UID and differ are told apart by a keyed digest of their content; copies are
   skipped;
 - a file that does not become an image is called `file-<n>-<digest>`: its place in the order of
@@ -26,19 +26,21 @@ from hashlib import sha256
 from pathlib import PurePosixPath
 from typing import BinaryIO, Final, Literal
 
-import numpy as np
-from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from pipeline.dicom.grey import Voi
-from pipeline.dicom.header import HEADER_TAGS, name_other_kind, read_age, read_view
+from pipeline.dicom.header import (
+    HEADER_TAGS,
+    burned_in_text,
+    name_other_kind,
+    read_age,
+    read_view,
+)
 from pipeline.dicom.parse import MAX_FILE_BYTES, parse_header, refusing
-from pipeline.dicom.pixels import decode_dicom, describe_pixels
+from pipeline.dicom.pixels import describe_pixels
 from pipeline.errors import SourceError
-from pipeline.images.reader import read_source
 from pipeline.io.ranges import open_by_range
 from pipeline.io.storage import ObjectInfo, name_of, read_bytes
-from pipeline.privacy.key import PseudonymKey, burned_in_text, deidentify
+from pipeline.privacy.key import PseudonymKey
 from pipeline.privacy.redaction import calling_it
 from pipeline.records import ImageListing, Label, ManifestEntry, Scalar, SourceImage
 from pipeline.runtime.engines import MapWork, map_serially
@@ -141,24 +143,6 @@ def list_radiographs(
     return ImageListing(ordered, tuple(rejected), _notes(ordered))
 
 
-def read_radiograph(source: SourceImage, *, voi: Voi = 0) -> tuple[NDArray[np.uint8], str]:
-    """Read and decode a listed radiograph; errors call it by its `image_id`.
-
-    Args:
-        source: As listed.
-        voi: Which VOI LUT or window, as of `dicom_pixels.render_pixels`.
-
-    Returns:
-        uint8 (H, W), and the SHA-256 of the file, hexadecimal.
-
-    Raises:
-        SourceError: It cannot be decoded, is gone, or has changed since it was listed.
-        StorageError: It cannot be reached.
-    """
-    data = read_source(source)
-    return decode_dicom(data, source.public_name, voi=voi), sha256(data).hexdigest()
-
-
 def _examine(
     file: _File, key: PseudonymKey, label: Label
 ) -> tuple[str, SourceImage | ManifestEntry]:
@@ -179,16 +163,22 @@ def _examine(
 
 def _make_image(file: _File, header: Dataset, key: PseudonymKey, label: Label) -> SourceImage:
     facts = describe_pixels(header, file.name)
-    clean = deidentify(header, key, file.name, keeps_characteristics=True)
-    image_id = str(clean.get("SOPInstanceUID") or clean.file_meta.MediaStorageSOPInstanceUID)
-    group_id = str(clean.get("PatientID") or clean.get("StudyInstanceUID") or image_id)
+    uid = str(
+        header.get("SOPInstanceUID") or header.file_meta.get("MediaStorageSOPInstanceUID") or ""
+    )
+    if not uid:
+        raise SourceError(file.name, "no SOP Instance UID in the header", "Export it again")
+    patient = str(header.get("PatientID") or "")
+    study = str(header.get("StudyInstanceUID") or "")
+    image_id = key.map_uid(uid)
+    group_id = key.pseudonym("patient", patient) if patient else key.map_uid(study or uid)
     columns: dict[str, Scalar] = {
-        "view_position": read_view(clean),
+        "view_position": read_view(header),
         "age_years": read_age(header),
-        "sex": parse_sex(str(clean.get("PatientSex") or "")),
+        "sex": parse_sex(str(header.get("PatientSex") or "")),
         "orientation": facts.orientation,
         "photometric": facts.photometric,
-        "burned_in_text": burned_in_text(clean),
+        "burned_in_text": burned_in_text(header),
     }
     return SourceImage(
         image_id, group_id, file.info.url, file.info.version, label, columns=columns, name=image_id

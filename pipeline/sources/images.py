@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Final
 
+from pipeline.dicom.header import parse_age
 from pipeline.errors import SourceError
 from pipeline.io.storage import ObjectInfo, exists, join
 from pipeline.records import SPLITS, ImageListing, Label, Scalar, SourceImage, Split
@@ -21,7 +22,7 @@ from pipeline.sources.listing import (
     plain_url,
     relative_path,
 )
-from pipeline.sources.tables import Table, parse_age, parse_sex, read_table
+from pipeline.sources.tables import Table, parse_sex, read_table
 
 # What tables call our columns. `score pcam/valid` finds `pcam/manifest.csv`.
 _NAMES: Final[Mapping[str, tuple[str, ...]]] = {

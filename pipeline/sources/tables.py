@@ -15,9 +15,6 @@ from pipeline.errors import SourceError
 from pipeline.io.storage import read_bytes
 
 _GZIP_MAGIC: Final = b"\x1f\x8b"
-_AGE: Final = re.compile(r"(\d{1,3})(?:\.0+)?([YMWD]?)")  # DICOM PS3.5, value representation AS
-_PER_YEAR: Final[Mapping[str, int]] = {"": 1, "Y": 1, "M": 12, "W": 52, "D": 365}
-_OLDEST_YEARS: Final = 120
 
 
 @dataclass(frozen=True)
@@ -116,15 +113,6 @@ def _find_columns(header: Collection[str], names: Mapping[str, Collection[str]])
 
 def _fold(title: str) -> str:
     return re.sub(r"[\s_-]+", "_", title.strip().lower())
-
-
-def parse_age(text: str) -> int:
-    """Whole years from `58`, `058Y`, `011M` or `20D`; -1 where unknown or impossible (`412Y`)."""
-    match = _AGE.fullmatch(text.strip().upper())
-    if not match:
-        return -1
-    years = int(match[1]) // _PER_YEAR[match[2]]
-    return years if years <= _OLDEST_YEARS else -1
 
 
 def parse_sex(text: str) -> str:

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
+from pipeline.dicom.header import parse_age
 from pipeline.errors import SettingsError
 from pipeline.records import Label, ManifestEntry, Scalar, SourceImage, Split
 from pipeline.sources.listing import Gathering, ImageFile
-from pipeline.sources.tables import parse_age, parse_sex
+from pipeline.sources.tables import parse_sex
 
 Views: TypeAlias = Literal["PA", "AP", "all"]
 VIEW_POSITIONS: Final = frozenset({"PA", "AP"})

@@ -14,7 +14,7 @@ import pydicom
 import pytest
 
 from pipeline.dicom.export import CaptureFacts, encode_capture
-from pipeline.privacy.key import BurnedInText
+from pipeline.dicom.header import BurnedInText
 
 FACTS = CaptureFacts(
     image_id="2.25.17",

@@ -5,7 +5,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence
 from pydicom.uid import (
     CTImageStorage,
     DigitalXRayImageStorageForPresentation,
@@ -15,11 +17,12 @@ from pydicom.uid import (
 
 from pipeline.dicom.pixels import decode_dicom
 from pipeline.errors import NormscopeError, SourceError
+from pipeline.images.reader import decode_source, read_source
 from pipeline.io.storage import write_bytes
 from pipeline.privacy.key import PseudonymKey
-from pipeline.records import Label
+from pipeline.records import Label, SourceImage
 from pipeline.runtime.engines import thread_engine
-from pipeline.sources.dicom import list_radiographs, read_radiograph
+from pipeline.sources.dicom import list_radiographs
 from tests.support.made.dicom import make_dicom, ramp, write_dicom
 
 KEY = PseudonymKey(bytes(range(32)))
@@ -66,6 +69,10 @@ def make_named(uid: str, **attributes: Any) -> Dataset:
     return make_dicom(ramp(0, 4095), bits_stored=12, **{**values, **attributes})
 
 
+def read_radiograph(image: SourceImage) -> NDArray[np.uint8]:
+    return decode_source(read_source(image), image.public_name)[..., 0]
+
+
 def test_every_real_file_ends_in_its_state(shared_data: Path) -> None:
     folder = shared_data / "dicom"
     listing = list_radiographs(str(folder), KEY)
@@ -88,7 +95,7 @@ def test_one_of_the_real_images_fails_when_it_is_read(shared_data: Path) -> None
     with pytest.raises(SourceError, match="damaged JPEG") as caught:
         read_radiograph(damaged)
     assert caught.value.item == damaged.image_id
-    shapes = {name: read_radiograph(image)[0].shape for name, image in by_name.items()}
+    shapes = {name: read_radiograph(image).shape for name, image in by_name.items()}
     assert len(shapes) == 7
     assert shapes["RG2_JPLY_fixed.dcm"] == (2140, 1760)
 
@@ -116,9 +123,7 @@ def test_columns_groups_and_pixels(tmp_path: Path) -> None:
     assert older.columns["age_years"] == 90  # 90 and older
     assert older.columns["burned_in_text"] == "possible"
     assert any("1 of 2 images may show burned-in text" in note for note in listing.notes)
-    pixels, digest = read_radiograph(image)
-    np.testing.assert_array_equal(pixels, decode_dicom(write_dicom(first), "image"))
-    assert len(digest) == 64
+    np.testing.assert_array_equal(read_radiograph(image), decode_dicom(write_dicom(first), "image"))
 
 
 @pytest.mark.parametrize(
@@ -160,6 +165,24 @@ def test_a_coded_view_is_understood(tmp_path: Path, value: str, scheme: str, exp
     dataset = make_named("1.2.1", ViewPosition=None, ViewCodeSequence=[code])
     (image,) = list_radiographs(write(tmp_path, {"a.dcm": dataset}), KEY).images
     assert image.columns["view_position"] == expected
+
+
+def test_a_damaged_view_sequence_leaves_the_view_unknown(tmp_path: Path) -> None:
+    code = Dataset()
+    code.CodeValue, code.CodingSchemeDesignator = "272479007", "SCT"
+    data = write_dicom(make_named("1.2.1", ViewPosition=None, ViewCodeSequence=[code]))
+    at = data.index(b"\x08\x00\x00\x01SH")  # CodeValue, of a value representation that is none
+    damaged = data[:at] + data[at : at + 6].replace(b"SH", b"QQ") + data[at + 6 :]
+    (image,) = list_radiographs(write(tmp_path, {"a.dcm": damaged}), KEY).images
+    assert image.columns["view_position"] == ""
+
+
+def test_a_file_without_a_uid_has_failed(tmp_path: Path) -> None:
+    nameless = write_dicom(make_named("1.2.77")).replace(b"1.2.77", bytes(6))
+    files: dict[str, Dataset | bytes] = {"a": make_named("1.2.1"), "b": nameless}
+    listing = list_radiographs(write(tmp_path, files), KEY)
+    (entry,) = listing.rejected
+    assert (entry.state, entry.reason[:22]) == ("failed", "no SOP Instance UID in")
 
 
 def test_images_without_a_patient_are_grouped_by_study(tmp_path: Path) -> None:
@@ -241,8 +264,17 @@ def test_nothing_of_a_person_leaves_the_listing(
         "ViewPosition": NAME[:15],
         "PatientSex": NAME[:15],
     }
+    inner = Dataset()
+    inner.PatientName, inner.PatientID = NAME, NAME
+    inner.private_block(0x0009, NAME, create=True).add_new(1, "LO", NAME)
+    outer = Dataset()
+    outer.ReferencedImageSequence = Sequence([inner])
+    first = make_named("1.2.1", **named, AnatomicRegionSequence=[outer], StudyDescription=NAME)
+    first.private_block(0x0019, NAME, create=True).add_new(1, "PN", NAME)
+    first.add_new(0x60003000, "OW", NAME.encode())
+    first.file_meta.SourceApplicationEntityTitle = NAME
     files: dict[str, Dataset | bytes] = {
-        f"{NAME}/{NAME}.dcm": make_named("1.2.1", **named),
+        f"{NAME}/{NAME}.dcm": first,
         f"{NAME}.txt": NAME.encode(),
         f"{NAME}.dcm": b"\0" * 128 + b"DICM" + NAME.encode() * 9,
         f"{NAME}2.dcm": make_named("1.2.2", PhotometricInterpretation=NAME[:15]),
@@ -294,7 +326,7 @@ def test_a_bucket_and_threads_give_the_same_listing(tmp_path: Path) -> None:
     assert [image.image_id for image in remote.images] == [image.image_id for image in local.images]
     assert remote.rejected == local.rejected
     for ours, theirs in zip(local.images, remote.images, strict=True):
-        np.testing.assert_array_equal(read_radiograph(ours)[0], read_radiograph(theirs)[0])
+        np.testing.assert_array_equal(read_radiograph(ours), read_radiograph(theirs))
 
 
 def test_a_folder_without_radiographs_is_refused(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import AbsentError, SourceError
-from pipeline.sources.tables import Table, parse_age, parse_sex, read_table
+from pipeline.sources.tables import Table, parse_sex, read_table
 
 NAMES = {"path": ("path", "file_name"), "label": ("label", "class"), "sex": ("sex",)}
 
@@ -61,29 +61,6 @@ def test_an_unusable_table_is_refused_by_name(tmp_path: Path, data: bytes, probl
 def test_an_absent_table_is_said_to_be_absent(tmp_path: Path) -> None:
     with pytest.raises(AbsentError, match=r"no\.csv"):
         read(tmp_path / "no.csv")
-
-
-@pytest.mark.parametrize(
-    ("text", "years"),
-    [
-        ("58", 58),
-        ("058Y", 58),
-        ("94", 94),
-        ("011M", 0),
-        ("25M", 2),
-        ("020D", 0),
-        ("0", 0),
-        ("57.0", 57),
-        ("412Y", -1),
-        ("148", -1),
-        ("", -1),
-        ("old", -1),
-        ("-3", -1),
-        ("58Y2", -1),
-    ],
-)
-def test_ages_are_whole_years_or_unknown(text: str, years: int) -> None:
-    assert parse_age(text) == years
 
 
 def test_sexes_are_letters_or_unknown() -> None:
