@@ -21,7 +21,9 @@ from pipeline.ingest.run import ingest
 from pipeline.io.storage import list_objects
 from pipeline.records import Slide
 from pipeline.runtime.engines import MapWork, dask_engine
-from pipeline.slides.plan import SlideSettings, make_reader, plan_slides
+from pipeline.slides.plan import plan_slides
+from pipeline.slides.reader import make_tile_reader
+from pipeline.slides.settings import SlideSettings
 from pipeline.synthetic.slides import write_slides
 
 # A shard holds as many tiles as a small slide has: many shards even when there is little to do.
@@ -36,7 +38,7 @@ CAMELYON_TILES: Final = 0.08 * 200_000 * 100_000 / 256**2
 def run_ingest(slides: list[Slide], settings: SlideSettings, engine: MapWork, folder: Path) -> int:
     """Plan and write; the number of tiles."""
     plan = plan_slides(slides, settings, engine, source="benchmark")
-    report = ingest(str(folder), plan, make_reader(settings), engine)
+    report = ingest(str(folder), plan, make_tile_reader(settings), engine)
     if report.unreadable_count or report.failures:
         raise ValueError(f"{report.unreadable_count} unreadable tiles, {report.failures}")
     return report.image_count

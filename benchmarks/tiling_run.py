@@ -29,7 +29,9 @@ from pipeline.io.storage import describe
 from pipeline.records import Slide
 from pipeline.runtime.engines import MapWork, dask_engine, map_serially
 from pipeline.runtime.malloc import set_freed_memory
-from pipeline.slides.plan import SlideSettings, make_reader, plan_slides
+from pipeline.slides.plan import plan_slides
+from pipeline.slides.reader import make_tile_reader
+from pipeline.slides.settings import SlideSettings
 
 MPP_UM = 0.25
 
@@ -54,7 +56,7 @@ def tile(path: Path, side_px: int, folder: Path, map_work: MapWork) -> int:
     """Plan and write a sealed dataset; the number of its tiles."""
     settings = make_settings(side_px)
     plan = plan_slides([list_slide(path)], settings, map_work, source="benchmark")
-    report = ingest(str(folder), plan, make_reader(settings), map_work)
+    report = ingest(str(folder), plan, make_tile_reader(settings), map_work)
     if report.unreadable_count:
         raise ValueError(f"{report.unreadable_count} tiles of {path} are unreadable")
     return report.image_count

@@ -18,7 +18,8 @@ from flows.shared.tasks import resumable
 from pipeline.ingest.run import IngestReport, ingest
 from pipeline.io.scratch import DEFAULT_FOLDER, GIB, Scratch
 from pipeline.io.storage import join
-from pipeline.slides.plan import make_reader, plan_slides
+from pipeline.slides.plan import plan_slides
+from pipeline.slides.reader import make_tile_reader
 from pipeline.slides.settings import StainSetting, load_slide_preset
 from pipeline.sources.camelyon16 import list_slides
 from pipeline.store.dataset import read_group_order
@@ -108,6 +109,6 @@ def ingest_slides(
         publish_reviews(join(dataset, "review"), plan.coverage or {})
         with progress("Tiles") as advance:
             report = resumable(ingest)(
-                dataset, plan, make_reader(settings, bounded), map_work, on_progress=advance
+                dataset, plan, make_tile_reader(settings, bounded), map_work, on_progress=advance
             )
     return publish(report)

@@ -23,8 +23,9 @@ from pipeline.records import (
     ignore_progress,
 )
 from pipeline.runtime.engines import MapWork
-from pipeline.slides import plan as slide_dataset
-from pipeline.slides.plan import SlideSettings
+from pipeline.slides.plan import plan_slides
+from pipeline.slides.reader import make_tile_reader
+from pipeline.slides.settings import SlideSettings
 from pipeline.sources.camelyon16 import SlideListing, list_slides
 from pipeline.sources.images import list_images
 from pipeline.sources.listing import plain_url
@@ -138,7 +139,7 @@ def _plan_slides(
     fallback_um = settings.mpp_override_um or settings.mpp_fallback_um
     settings = settings.model_copy(update={"mpp_override_um": None, "mpp_fallback_um": fallback_um})
     slides, left_out = _choose_modified(listing.slides, source, period)
-    plan = slide_dataset.plan_slides(
+    plan = plan_slides(
         slides,
         settings,
         map_work,
@@ -147,7 +148,7 @@ def _plan_slides(
         mpp_um=listing.mpp_um,
         partly_annotated=listing.partly_annotated,
     )
-    return plan, slide_dataset.make_reader(settings)
+    return plan, make_tile_reader(settings)
 
 
 def _choose_modified(

@@ -29,8 +29,9 @@ from pipeline.images.plan import ImageSettings
 from pipeline.ingest.run import ingest
 from pipeline.privacy.key import PseudonymKey
 from pipeline.runtime.engines import map_serially
-from pipeline.slides.plan import SlideSettings, make_reader, plan_slides
-from pipeline.slides.settings import StainSetting
+from pipeline.slides.plan import plan_slides
+from pipeline.slides.reader import make_tile_reader
+from pipeline.slides.settings import SlideSettings, StainSetting
 from pipeline.sources.camelyon16 import list_slides
 from pipeline.sources.images import list_images
 from pipeline.sources.xrays import list_xrays
@@ -62,7 +63,7 @@ def ingest_slides(folder: Path, stain: StainSetting) -> Dataset:
     )
     listing = list_slides(inbox)
     plan = plan_slides(listing.slides, settings, map_serially, source=listing.source)
-    ingest(url, plan, make_reader(settings), map_serially)
+    ingest(url, plan, make_tile_reader(settings), map_serially)
     return open_dataset(url)
 
 

@@ -8,25 +8,25 @@ from functools import partial
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.errors import NormscopeError
 from pipeline.ingest.plan import Plan
 from pipeline.io.scratch import Scratch
 from pipeline.io.staging import require_reachable, using_scratch
 from pipeline.io.storage import join
-from pipeline.records import ManifestEntry, Slide
+from pipeline.records import Label, ManifestEntry, Slide
 from pipeline.runtime.engines import DEATH, DEATH_REMEDY, MapWork
 from pipeline.slides.quality import QUALITY_COLUMNS
 from pipeline.slides.reader import DECODER_COLUMN
 from pipeline.slides.settings import SlideSettings
-from pipeline.slides.splits import split_slides
-from pipeline.slides.stain.reader import STAIN_COLUMNS, encode_stains, make_reader, state_of
+from pipeline.slides.stain.fit import encode_stains
+from pipeline.slides.stain.normalise import StainFit
 from pipeline.slides.survey import SlideSurvey, survey_slide
 from pipeline.slides.survey_cache import recall_or_survey
-from pipeline.slides.tile_choice import name_states
+from pipeline.slides.tiling import name_states
+from pipeline.splits import assign_splits
 from pipeline.store.dataset import BASE_COLUMNS, Array, DatasetSpec, code_version
-
-__all__ = ["SlideSettings", "make_reader", "plan_slides"]
 
 _FLOAT: Final = np.dtype("float32")
 SLIDE_COLUMNS: Final[Mapping[str, np.dtype[Any]]] = {
@@ -37,7 +37,8 @@ SLIDE_COLUMNS: Final[Mapping[str, np.dtype[Any]]] = {
     "tissue_fraction": _FLOAT,
     "lesion_fraction": _FLOAT,
     "tile_state": np.dtypes.StringDType(),
-    **STAIN_COLUMNS,
+    "stain_state": np.dtypes.StringDType(),
+    "stain_fit": np.dtypes.StringDType(),
     **dict.fromkeys(QUALITY_COLUMNS, _FLOAT),
     DECODER_COLUMN: np.dtypes.StringDType(),
 }
@@ -230,7 +231,7 @@ def _specify(
 
 def _make_columns(surveys: Sequence[SlideSurvey], settings: SlideSettings) -> dict[str, Array]:
     """What is known of every tile before it is read."""
-    splits = split_slides(surveys, settings)
+    splits = _split_slides(surveys, settings)
     counts = [len(found.origins_yx) for found in surveys]
     names = np.array([found.slide.slide_id for found in surveys], dtype=object)
     origins_yx = _join([found.origins_yx for found in surveys], np.dtype("int64"), (2,))
@@ -254,10 +255,17 @@ def _make_columns(surveys: Sequence[SlideSurvey], settings: SlideSettings) -> di
         **_repeat(
             counts,
             mpp_source=[found.mpp_source for found in surveys],
-            stain_state=[state_of(found.stain_fit) for found in surveys],
+            stain_state=[_name_stain_state(found.stain_fit) for found in surveys],
             stain_fit=[encode_stains(found.stain_fit) for found in surveys],
         ),
     }
+
+
+def _name_stain_state(fit: StainFit | None) -> str:
+    """`unchanged` where nobody asked; `degenerate` where no two stains were found."""
+    if fit is None:
+        return "unchanged"
+    return "degenerate" if fit.is_degenerate else "normalised"
 
 
 def _repeat(counts: Sequence[int], **words: Sequence[str]) -> dict[str, Array]:
@@ -269,3 +277,38 @@ def _repeat(counts: Sequence[int], **words: Sequence[str]) -> dict[str, Array]:
 
 def _join(parts: Sequence[Array], dtype: np.dtype[Any], tail: tuple[int, ...] = ()) -> Array:
     return np.concatenate([np.empty((0, *tail), dtype), *parts])
+
+
+def _split_slides(surveys: Sequence[SlideSurvey], settings: SlideSettings) -> NDArray[np.str_]:
+    """Give every slide its official split or one by hash; copies of the same bytes share one."""
+    official = [_official_split(found) for found in surveys]
+    first: dict[str, str] = {}  # digest -> the first slide of these bytes
+    groups = [
+        found.slide.slide_id if split else first.setdefault(found.digest, found.slide.slide_id)
+        for found, split in zip(surveys, official, strict=True)
+    ]
+    return assign_splits(
+        groups,
+        [_label_slide(found) for found in surveys],
+        official,
+        seed=settings.seed,
+        validation_fraction=settings.validation_fraction,
+        test_fraction=settings.test_fraction,
+    )
+
+
+def _official_split(found: SlideSurvey) -> str:
+    """The official split; a tumour slide of the training part validates, as nothing trains on it.
+
+    Shvetsova et al. 2021, section 4: a few labelled anomalies choose the hyperparameters.
+    """
+    if found.slide.split == "train" and _label_slide(found) == Label.ANOMALOUS:
+        return "validation"
+    return found.slide.split or ""
+
+
+def _label_slide(found: SlideSurvey) -> int:
+    """The slide's own label or, where it has none, the worst of its tiles'."""
+    if found.slide.label is not Label.UNKNOWN:
+        return int(found.slide.label)
+    return int(found.label.max())

@@ -1,9 +1,10 @@
-"""Reads the planned tiles of a slide: the right level, the wanted um/px, corrupt ones apart."""
+"""Reads the planned tiles of a slide: the right level, the wanted um/px, normalised stains."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from itertools import repeat
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
@@ -14,33 +15,45 @@ from PIL import Image
 
 from pipeline.errors import SourceError
 from pipeline.ingest.plan import SourceRead, read_whole
-from pipeline.io.staging import stage
+from pipeline.io.scratch import Scratch
+from pipeline.io.staging import stage, using_scratch
 from pipeline.records import Slide
 from pipeline.slides.jpeg.proof import open_jpeg_tiles
 from pipeline.slides.jpeg.tiles import JpegTiles
 from pipeline.slides.openslide_reader import OpenSlideReader, SlideReader, digest_slide, open_slide
 from pipeline.slides.quality import QUALITY_COLUMNS, measure_quality
+from pipeline.slides.settings import SlideSettings, StainSetting
+from pipeline.slides.stain.fit import decode_stains
+from pipeline.slides.stain.normalise import StainFit, normalise_stains
 from pipeline.slides.tiling import PairYX, choose_level, measure_tile_extent_yx
 from pipeline.store.dataset import Array
 
 Decoder: TypeAlias = Literal["jpeg", "openslide"]
 DECODER_COLUMN: Final = "decoder"
-_READ_TOGETHER: Final = 8  # tiles
+_BATCH_TILES: Final = 8  # read and measured together, while they are in the processor's cache
 
 
 @dataclass(frozen=True)
 class SlideTileReader:
     """A `plan.Reader` of `records.Slide`.
 
+    What a survey has found on a slide (um/px, stain fit) comes with the plan's columns, so that it
+    is part of the key of that slide's shards and of no other's.
+
     Args:
-        tile_size_px: Height and width of a tile.
-        mpp_um: um per tile pixel.
-        mpp_override_um: um per level-0 pixel in place of what the slide says, or None.
+        tile_size_px: Height and width of a tile in pixels.
+        mpp_um: Micrometres per tile pixel.
+        mpp_override_um: Micrometres per level-0 pixel that replace the slide's own, or None.
+        stain: Method of stain normalisation, or `none`.
+        scratch: Folder where slides on object storage are staged; None for the current one. It
+            changes nothing in what is read.
     """
 
     tile_size_px: int
     mpp_um: float
     mpp_override_um: float | None = None
+    stain: StainSetting = "none"
+    scratch: Scratch | None = field(default=None, repr=False, compare=False)
 
     def read(self, source: Slide, rows: Mapping[str, Array]) -> SourceRead:
         """Read tiles of one slide into new memory; otherwise as `fill`."""
@@ -50,12 +63,13 @@ class SlideTileReader:
     def fill(
         self, source: Slide, rows: Mapping[str, Array], images: NDArray[np.uint8]
     ) -> Iterator[SourceRead]:
-        """Read tiles of one slide into memory that is given.
+        """Read tiles of one slide into given memory; their quality is measured as scanned.
 
         Args:
-            source: The slide.
-            rows: `origin_yx`, (n, 2) int64, level-0 pixels.
-            images: uint8 (n, `tile_size_px`, `tile_size_px`, 3).
+            source: The slide to read.
+            rows: Columns of the plan: `origin_yx`, (n, 2) int64, in level-0 pixels, and, where
+                present, `mpp_source`, `mpp_yx` and `stain_fit`.
+            images: uint8 (n, `tile_size_px`, `tile_size_px`, 3), to be filled.
 
         Yields:
             The next few tiles; their quality, which of them are corrupt, and what decoded the
@@ -65,11 +79,28 @@ class SlideTileReader:
             SourceError: The slide cannot be opened, or has changed since it was planned.
             StorageError: The slide cannot be fetched.
         """
+        fit = self._choose_fit(rows)
         with (
+            using_scratch(self.scratch) if self.scratch else nullcontext(),
             stage(source.url, source.version, source.companions) as path,
-            open_slide(path, item=source.url, mpp_override_um=self.mpp_override_um) as slide,
+            open_slide(path, item=source.url, mpp_override_um=self._choose_mpp(rows)) as slide,
         ):
-            yield from self._fill(path, slide, rows["origin_yx"], images)
+            for read in self._fill(path, slide, rows["origin_yx"], images):
+                if fit:
+                    read.images[:] = normalise_stains(read.images, fit)
+                yield read
+
+    def _choose_fit(self, rows: Mapping[str, Array]) -> StainFit | None:
+        text = str(rows["stain_fit"][0]) if "stain_fit" in rows else ""
+        if not text or self.stain == "none":
+            return None
+        return StainFit(self.stain, decode_stains(text))
+
+    def _choose_mpp(self, rows: Mapping[str, Array]) -> float | None:
+        """The slide's own um/px where neither its file nor the settings give it."""
+        if "mpp_source" in rows and rows["mpp_source"][0] in {"user table", "fallback"}:
+            return float(rows["mpp_yx"][0, 0])
+        return self.mpp_override_um
 
     def _fill(
         self,
@@ -84,16 +115,27 @@ class SlideTileReader:
         with open_jpeg_tiles(path, slide, level) as tiles:
             regions = _read_regions(slide, tiles, origins_yx, level, shape_yx)
             decoder: Decoder = "jpeg" if tiles else "openslide"
-            for start in range(0, len(images), _READ_TOGETHER):
-                few = images[start : start + _READ_TOGETHER]
-                reasons = tuple(_put(image, next(regions)) for image in few)
-                columns = _measure(few, reasons)
-                columns[DECODER_COLUMN] = np.full(len(few), decoder, object)
-                yield SourceRead(few, reasons, columns, digest)
+            for start in range(0, len(images), _BATCH_TILES):
+                batch = images[start : start + _BATCH_TILES]
+                reasons = tuple(_write_tile(image, next(regions)) for image in batch)
+                columns = _measure(batch, reasons)
+                columns[DECODER_COLUMN] = np.full(len(batch), decoder, object)
+                yield SourceRead(batch, reasons, columns, digest)
 
 
-def _put(image: NDArray[np.uint8], region: NDArray[np.uint8] | SourceError) -> str | None:
-    """Bring a region into its place; or say why it could not be read."""
+def make_tile_reader(settings: SlideSettings, scratch: Scratch | None = None) -> SlideTileReader:
+    """Make the reader of the tiles that `plan.plan_slides` plans."""
+    return SlideTileReader(
+        settings.tile_size_px,
+        settings.mpp_um,
+        settings.mpp_override_um,
+        settings.stain,
+        scratch,
+    )
+
+
+def _write_tile(image: NDArray[np.uint8], region: NDArray[np.uint8] | SourceError) -> str | None:
+    """Resample a region into its tile; return the reason where it could not be read."""
     if isinstance(region, SourceError):
         return str(region)
     image[:] = resample(region, len(image))
@@ -101,7 +143,7 @@ def _put(image: NDArray[np.uint8], region: NDArray[np.uint8] | SourceError) -> s
 
 
 def _measure(images: NDArray[np.uint8], reasons: Sequence[str | None]) -> dict[str, Array]:
-    """Quality of what could be read, while it is in the processor's cache."""
+    """Measure the quality of the tiles that could be read; NaN for the others."""
     quality = np.full((len(images), len(QUALITY_COLUMNS)), np.nan, np.float32)
     readable = np.array([reason is None for reason in reasons])
     if readable.any():
@@ -116,7 +158,7 @@ def _read_regions(
     level: int,
     shape_yx: PairYX,
 ) -> Iterator[NDArray[np.uint8] | SourceError]:
-    """Regions, or why they cannot be read. OpenSlide reads what the JPEG tiles do not give."""
+    """Yield regions or their errors. OpenSlide reads what the JPEG tiles do not give."""
     origins = [(y, x) for y, x in origins_yx.tolist()]
     starts = [slide.find_start_yx(origin_yx, level, shape_yx) for origin_yx in origins]
     found = tiles.read_regions(starts, shape_yx) if tiles else repeat(None, len(starts))
@@ -128,12 +170,12 @@ def _read_regions(
 
 
 def choose_read(slide: SlideReader, extent_yx: PairYX, tile_size_px: int) -> tuple[int, PairYX]:
-    """Which level to read tiles from, and how many of its pixels.
+    """Choose the level to read tiles from, and the shape of a tile in its pixels.
 
     Args:
-        slide: An open slide.
-        extent_yx: Of a tile, level-0 pixels.
-        tile_size_px: Height and width of the finished tile.
+        slide: The open slide.
+        extent_yx: Height and width of a tile in level-0 pixels.
+        tile_size_px: Height and width of the finished tile in pixels.
 
     Returns:
         The level, and (height, width) of a tile in its pixels.

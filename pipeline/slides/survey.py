@@ -18,22 +18,28 @@ from pipeline.records import Label, Slide
 from pipeline.slides.annotations import outline_lesions, parse_annotations
 from pipeline.slides.formats import require_whole
 from pipeline.slides.openslide_reader import SlideReader, digest_slide, open_slide
+from pipeline.slides.reader import make_tile_reader
 from pipeline.slides.resolution import MppSource
 from pipeline.slides.review import draw_review
 from pipeline.slides.settings import SlideSettings
+from pipeline.slides.stain.fit import fit_stains
 from pipeline.slides.stain.normalise import StainFit
-from pipeline.slides.stain.reader import fit_slide
 from pipeline.slides.thumbnail import Thumbnail, read_thumbnail
-from pipeline.slides.tile_choice import (
+from pipeline.slides.tiling import (
+    PairYX,
     account_for_tissue,
     choose_tiles,
     label_tiles,
     lay_over_tissue,
+    measure_tile_extent_yx,
+    order_along_z,
 )
-from pipeline.slides.tiling import PairYX, measure_tile_extent_yx, order_along_z
 from pipeline.slides.tissue import MaskMethod, find_tissue
 
 _MASK_SIDE_LIMIT_PX: Final = 8192
+# Stains are fitted on about this many pixels, of this many tiles spread over the slide.
+_FIT_PX: Final = 1 << 20
+_FIT_TILES: Final = (16, 256)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -127,7 +133,7 @@ def survey_slide(
             fate: float(area_px2 * px_um2)
             for fate, area_px2 in account_for_tissue(mask, shape_yx, grid, choice).items()
         },
-        stain_fit=fit_slide(slide, origins_yx, settings),
+        stain_fit=_fit_stains(slide, origins_yx, settings),
         digest=seen.digest,
     )
 
@@ -204,3 +210,17 @@ def _read_lesions(slide: Slide, shape_yx: PairYX, settings: SlideSettings) -> Ba
             "Check that the annotation belongs to this slide",
         )
     return lesions
+
+
+def _fit_stains(
+    slide: Slide, origins_yx: NDArray[np.int64], settings: SlideSettings
+) -> StainFit | None:
+    """Fit the stains once a slide, on tiles from all over it; None where no fit is wanted."""
+    if settings.stain == "none" or not len(origins_yx):
+        return None
+    fewest, most = _FIT_TILES
+    count = min(len(origins_yx), most, max(fewest, _FIT_PX // settings.tile_size_px**2))
+    chosen = np.linspace(0, len(origins_yx) - 1, count).round().astype(int)
+    read = make_tile_reader(settings).read(slide, {"origin_yx": origins_yx[chosen]})
+    is_readable = np.array([reason is None for reason in read.reasons])
+    return fit_stains(read.images[is_readable], settings.stain, seed=settings.seed)

@@ -20,8 +20,8 @@ from pipeline.errors import AbsentError
 from pipeline.io import storage
 from pipeline.records import Slide
 from pipeline.slides.settings import SlideSettings
+from pipeline.slides.stain.fit import decode_stains, encode_stains
 from pipeline.slides.stain.normalise import StainFit
-from pipeline.slides.stain.reader import decode_stains, encode_stains
 from pipeline.slides.survey import SlideSurvey
 from pipeline.store.dataset import code_version
 

@@ -23,7 +23,7 @@ from pipeline.ingest.run import ingest
 from pipeline.io import storage
 from pipeline.records import Label, Split
 from pipeline.runtime.engines import map_serially
-from pipeline.slides.plan import make_reader
+from pipeline.slides.reader import make_tile_reader
 from pipeline.store.dataset import open_dataset
 from tests.support.made.slides import (
     BOXES,
@@ -123,7 +123,7 @@ def test_slides_that_do_not_say_their_mpp_are_scored_with_a_table(tmp_path: Path
         for split in splits
     ]
     known, output = str(tmp_path / "known"), str(tmp_path / "out")
-    ingest(known, plan_of(learned, settings), make_reader(settings), map_serially)
+    ingest(known, plan_of(learned, settings), make_tile_reader(settings), map_serially)
     (tmp_path / "in").mkdir()
     write_pyramid(tmp_path / "in" / "silent.tif", paint_tissue(SHAPE, BOXES), mpp_yx=None)
     (tmp_path / "mpp.csv").write_text("slide,mpp_um\nsilent,0.5\n")

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from pipeline.ingest.run import ingest
 from pipeline.runtime.engines import MapWork
-from pipeline.slides.plan import make_reader, plan_slides
+from pipeline.slides.plan import plan_slides
+from pipeline.slides.reader import make_tile_reader
 from pipeline.slides.settings import SlideSettings
 from pipeline.sources.camelyon16 import list_slides
 from pipeline.store.dataset import read_group_order
@@ -31,7 +32,7 @@ def run(source: Path, dataset: Path, engine: MapWork) -> None:
         review_url=f"{url}/review",
         survey_url=f"{url}/survey",
     )
-    ingest(url, plan, make_reader(SETTINGS), engine)
+    ingest(url, plan, make_tile_reader(SETTINGS), engine)
 
 
 if __name__ == "__main__":

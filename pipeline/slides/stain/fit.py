@@ -14,6 +14,7 @@ of a stain is taken over tissue, so that it does not depend on how much glass li
 
 from __future__ import annotations
 
+import json
 from typing import Final
 
 import numpy as np
@@ -177,3 +178,17 @@ def _find_flaw(matrix: NDArray[np.float64]) -> str | None:
     if matrix.min() < _LEAST_DENSITY:
         return f"a stain that brightens: the two found are {matrix[0]} and {matrix[1]}"
     return None
+
+
+def encode_stains(fit: StainFit | None) -> str:
+    """Write stains as text: JSON of haematoxylin, eosin (R, G, B) and their maxima; "" for none."""
+    if fit is None or fit.stains is None:
+        return ""
+    stains = fit.stains
+    return json.dumps([stains.haematoxylin, stains.eosin, stains.max_concentrations])
+
+
+def decode_stains(text: str) -> Stains:
+    """Read what `encode_stains` wrote."""
+    haematoxylin, eosin, max_concentrations = (tuple(values) for values in json.loads(text))
+    return Stains(haematoxylin, eosin, max_concentrations)

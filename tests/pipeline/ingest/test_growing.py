@@ -16,7 +16,9 @@ from pipeline.ingest.run import IngestReport, ingest
 from pipeline.ingest.several_sizes import ShardWork, cut_groups
 from pipeline.ingest.shards import cut_shards
 from pipeline.runtime.engines import MapWork, Workers, map_serially
-from pipeline.slides.plan import SlideSettings, make_reader, plan_slides
+from pipeline.slides.plan import plan_slides
+from pipeline.slides.reader import make_tile_reader
+from pipeline.slides.settings import SlideSettings
 from pipeline.sources.camelyon16 import list_slides
 from pipeline.store.dataset import open_dataset, read_group_order
 from tests.support.made.slides import SETTINGS, list_slide, plan_of, write_asap, write_slide
@@ -52,7 +54,7 @@ def ingest_again(
     """Ingest, and say which slides were surveyed for it."""
     surveyed: list[str] = []
     plan = plan_again(source, url, settings, surveyed)
-    return ingest(url, plan, make_reader(settings), map_serially), surveyed
+    return ingest(url, plan, make_tile_reader(settings), map_serially), surveyed
 
 
 def test_a_new_slide_in_the_midst_makes_only_what_is_new(tmp_path: Path) -> None:
@@ -98,7 +100,7 @@ def test_a_killed_growth_keeps_the_order(tmp_path: Path) -> None:
 
     plan = plan_again(source, url, SETTINGS, [])
     with pytest.raises(KeyboardInterrupt):
-        ingest(url, plan, make_reader(SETTINGS), stop_at_once)
+        ingest(url, plan, make_tile_reader(SETTINGS), stop_at_once)
     assert read_group_order(url) == ("b", "d", "a")
     ingest_again(source, url)
     dataset = open_dataset(url)
@@ -150,7 +152,7 @@ def test_the_preflight_says_what_there_is_to_do(
 ) -> None:
     caplog.set_level(logging.INFO, "pipeline")
     plan = plan_of([list_slide(write_slide(tmp_path, "a"))])
-    reader = make_reader(SETTINGS)
+    reader = make_tile_reader(SETTINGS)
     groups = cut_groups([ShardWork("out", reader, task) for task in cut_shards(plan, reader)])
     found = check_before_spending(groups, map_serially)
     assert (found.image_count, found.shard_count) == (42, 2)
@@ -168,7 +170,7 @@ def test_what_cannot_fit_is_refused_before_it_is_begun(
     small: Callable[[MapWork], Workers] = lambda _: Workers(2, needed - 1)  # noqa: E731
     monkeypatch.setattr("pipeline.ingest.preflight.describe_workers", small)
     with pytest.raises(SettingsError, match=r"of 32 images needs .* Lower shard_images to 16"):
-        ingest(str(tmp_path / "out"), plan, make_reader(SETTINGS), map_serially)
+        ingest(str(tmp_path / "out"), plan, make_tile_reader(SETTINGS), map_serially)
     assert not (tmp_path / "out").exists()
 
 

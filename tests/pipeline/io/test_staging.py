@@ -17,7 +17,8 @@ from pipeline.io import storage
 from pipeline.io.scratch import Scratch
 from pipeline.io.staging import stage, using_scratch
 from pipeline.runtime.engines import map_serially
-from pipeline.slides.plan import make_reader, plan_slides
+from pipeline.slides.plan import plan_slides
+from pipeline.slides.reader import make_tile_reader
 from pipeline.sources.camelyon16 import list_slides
 from tests.conftest import S3Server
 from tests.support.flaky_s3 import FlakyS3, flaky_s3
@@ -98,7 +99,7 @@ def test_a_server_that_is_away_now_and_then_changes_nothing(
     for path in paths:
         storage.write_bytes(f"{moto_url}/in/{path.name}", path.read_bytes())
     local = plan_of([list_slide(path) for path in paths])
-    expected = ingest(str(tmp_path / "out"), local, make_reader(SETTINGS), map_serially)
+    expected = ingest(str(tmp_path / "out"), local, make_tile_reader(SETTINGS), map_serially)
     proxy.every = 7
     scratch = Scratch(tmp_path / "scratch")
     url = f"{moto_url}/out"
@@ -111,7 +112,7 @@ def test_a_server_that_is_away_now_and_then_changes_nothing(
         survey_url=f"{url}/survey",
         scratch=scratch,
     )
-    report = ingest(url, plan, make_reader(SETTINGS, scratch), map_serially)
+    report = ingest(url, plan, make_tile_reader(SETTINGS, scratch), map_serially)
     assert proxy.refused > 5
     assert report.fingerprint == expected.fingerprint
     assert [entry.state for entry in report.manifest] == ["done", "done"]
@@ -128,7 +129,7 @@ def test_a_slide_larger_than_the_scratch_folder_is_listed_and_the_rest_goes_on(
     plan = plan_slides(
         list_slides(f"{moto_url}/in").slides, SETTINGS, map_serially, source="x", scratch=scratch
     )
-    report = ingest(str(tmp_path / "out"), plan, make_reader(SETTINGS, scratch), map_serially)
+    report = ingest(str(tmp_path / "out"), plan, make_tile_reader(SETTINGS, scratch), map_serially)
     states = {entry.item.rpartition("/")[2]: entry for entry in report.manifest}
     assert states["small.tif"].state == "done"
     assert states["large.tif"].state == "failed"

@@ -12,7 +12,8 @@ import tifffile
 from pipeline.ingest.run import IngestReport, ingest
 from pipeline.records import ManifestEntry
 from pipeline.runtime.engines import map_serially
-from pipeline.slides.plan import make_reader, plan_slides
+from pipeline.slides.plan import plan_slides
+from pipeline.slides.reader import make_tile_reader
 from pipeline.sources.camelyon16 import list_slides
 from pipeline.store.dataset import Dataset, open_dataset
 from tests.pipeline.slides.test_annotations import BOMB
@@ -91,7 +92,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> tuple[IngestReport, Dat
         listing.slides, SETTINGS, map_serially, source="made", rejected=listing.rejected
     )
     write_slide(folder / "in", "changing", boxes=[(64, 64, 320, 320)])
-    report = ingest(str(folder / "out"), plan, make_reader(SETTINGS), map_serially)
+    report = ingest(str(folder / "out"), plan, make_tile_reader(SETTINGS), map_serially)
     return report, open_dataset(report.url)
 
 

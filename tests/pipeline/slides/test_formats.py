@@ -21,7 +21,8 @@ from pipeline.records import Slide
 from pipeline.runtime.engines import map_serially
 from pipeline.slides.formats import find_companions
 from pipeline.slides.openslide_reader import digest_slide, open_slide
-from pipeline.slides.plan import make_reader, plan_slides
+from pipeline.slides.plan import plan_slides
+from pipeline.slides.reader import make_tile_reader
 from pipeline.slides.survey import survey_slide
 from pipeline.sources.camelyon16 import list_slides
 from pipeline.store.dataset import open_dataset
@@ -80,7 +81,7 @@ def make_dataset(slide: Slide, folder: Path) -> str:
     """Its fingerprint. The tiles are read from level 1, which is in another file than level 0."""
     scratch = Scratch(folder / "scratch")
     plan = plan_slides([slide], SETTINGS, map_serially, source="made", scratch=scratch)
-    report = ingest(str(folder / "out"), plan, make_reader(SETTINGS, scratch), map_serially)
+    report = ingest(str(folder / "out"), plan, make_tile_reader(SETTINGS, scratch), map_serially)
     assert [entry.state for entry in report.manifest] == ["done"]
     assert (open_dataset(report.url).read_images(0, 9).reshape(-1, 3) == (205, 120, 170)).all()
     return report.fingerprint

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from pipeline.records import Label, ManifestEntry
 from pipeline.runtime.engines import map_serially, thread_engine
-from pipeline.slides.plan import SlideSettings, plan_slides
+from pipeline.slides.plan import plan_slides
+from pipeline.slides.settings import SlideSettings
 from tests.support.made.slides import (
     SETTINGS,
     SHAPE,

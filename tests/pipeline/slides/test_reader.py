@@ -11,7 +11,8 @@ from pipeline.errors import SourceError
 from pipeline.ingest.manifest import read_manifest
 from pipeline.ingest.run import ingest
 from pipeline.runtime.engines import map_serially
-from pipeline.slides.plan import SlideSettings, make_reader
+from pipeline.slides.reader import make_tile_reader
+from pipeline.slides.settings import SlideSettings
 from pipeline.store.dataset import open_dataset
 from tests.support.made import jpeg_slides as made_jpeg_slides
 from tests.support.made.slides import (
@@ -34,7 +35,7 @@ def test_dataset_holds_the_pixels_of_the_slide(tmp_path: Path) -> None:
     pixels[::2, ::2] -= rng.integers(0, 40, (320, 576, 3), dtype=np.uint8)
     slide = list_slide(write_pyramid(tmp_path / "a.tif", pixels))
     plan = plan_of([slide])
-    ingest(str(tmp_path / "dataset"), plan, make_reader(SETTINGS), map_serially)
+    ingest(str(tmp_path / "dataset"), plan, make_tile_reader(SETTINGS), map_serially)
     dataset = open_dataset(str(tmp_path / "dataset"))
     images = dataset.read_images(0, dataset.image_count)
     assert images.shape == (42, 32, 32, 3)
@@ -57,7 +58,7 @@ def test_tiles_come_from_the_coarsest_level_that_suffices(tmp_path: Path) -> Non
         for column in range(18):
             corrupt_tile(path, row, column)  # level 0, which must not be needed
     changed = replace(slide, version=list_slide(path).version)
-    read = make_reader(settings).read(changed, {"origin_yx": plan.columns["origin_yx"]})
+    read = make_tile_reader(settings).read(changed, {"origin_yx": plan.columns["origin_yx"]})
     assert read.reasons == (None,) * plan.spec.image_count
 
 
@@ -65,7 +66,7 @@ def test_a_corrupt_tile_is_unreadable_in_the_account_and_never_painted(tmp_path:
     path = write_slide(tmp_path, "a")
     corrupt_tile(path, row=1, column=2)  # y 64 to 128, x 128 to 192: one tile
     plan = plan_of([list_slide(path)])
-    report = ingest(str(tmp_path / "dataset"), plan, make_reader(SETTINGS), map_serially)
+    report = ingest(str(tmp_path / "dataset"), plan, make_tile_reader(SETTINGS), map_serially)
     dataset = open_dataset(str(tmp_path / "dataset"))
     lost = np.flatnonzero(~dataset.column("readable"))
     assert dataset.column("image_id")[lost].tolist() == ["a_y64_x128"]
@@ -82,11 +83,11 @@ def test_a_corrupt_tile_is_unreadable_in_the_account_and_never_painted(tmp_path:
 def test_a_slide_that_changes_after_the_plan_is_not_read(tmp_path: Path) -> None:
     slide = replace(list_slide(write_slide(tmp_path, "a")), version="as planned")
     with pytest.raises(SourceError, match="changed"):
-        make_reader(SETTINGS).read(slide, {"origin_yx": np.zeros((1, 2), np.int64)})
+        make_tile_reader(SETTINGS).read(slide, {"origin_yx": np.zeros((1, 2), np.int64)})
 
 
 def test_reader_travels_and_states_its_parameters() -> None:
-    reader = make_reader(SETTINGS.model_copy(update={"mpp_override_um": 0.3}))
+    reader = make_tile_reader(SETTINGS.model_copy(update={"mpp_override_um": 0.3}))
     assert pickle.loads(pickle.dumps(reader)) == reader  # noqa: S301  # our own bytes
     assert all(text in repr(reader) for text in ("32", "1.0", "0.3"))
 
@@ -95,7 +96,7 @@ def test_real_slide_end_to_end(tmp_path: Path, shared_data: Path) -> None:
     path = shared_data / "slides" / "cmu-1-small-region.svs"
     settings = SlideSettings()
     plan = plan_of([list_slide(path)], settings)
-    ingest(str(tmp_path / "dataset"), plan, make_reader(settings), map_serially)
+    ingest(str(tmp_path / "dataset"), plan, make_tile_reader(settings), map_serially)
     dataset = open_dataset(str(tmp_path / "dataset"))
     assert dataset.image_shape == (64, 64, 3)
     assert 140 < dataset.image_count < 180
@@ -111,7 +112,7 @@ def test_the_manifest_says_what_decoded_each_slide(tmp_path: Path) -> None:
     )
     settings = SETTINGS.model_copy(update={"min_tissue_fraction": 0.0})
     plan = plan_of([list_slide(jpeg), list_slide(other)], settings)
-    report = ingest(str(tmp_path / "out"), plan, make_reader(settings), map_serially)
+    report = ingest(str(tmp_path / "out"), plan, make_tile_reader(settings), map_serially)
     told = read_manifest(str(tmp_path / "out" / "manifest.json"))
     assert told == report.manifest
     assert {Path(entry.item).stem: dict(entry.facts) for entry in told} == {

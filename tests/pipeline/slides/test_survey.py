@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline.records import Label
 from pipeline.slides.survey import survey_slide
-from pipeline.slides.tile_choice import label_tiles, name_states
+from pipeline.slides.tiling import label_tiles, name_states
 from tests.support.made.slides import (
     BOXES,
     SETTINGS,

@@ -11,7 +11,9 @@ from pipeline.records import Label
 from pipeline.runtime.engines import map_serially
 from pipeline.slides.annotations import outline_lesions, parse_annotations
 from pipeline.slides.openslide_reader import open_slide
-from pipeline.slides.plan import SlideSettings, make_reader, plan_slides
+from pipeline.slides.plan import plan_slides
+from pipeline.slides.reader import make_tile_reader
+from pipeline.slides.settings import SlideSettings
 from pipeline.sources.camelyon16 import list_slides
 from pipeline.store.dataset import open_dataset
 from pipeline.synthetic.slides import write_slides
@@ -94,7 +96,7 @@ def test_lesions_look_different_and_tissue_stands_on_white(archive: Path, tmp_pa
     settings = SlideSettings()
     plan = plan_slides(listing.slides, settings, map_serially, source=listing.source)
     assert plan.rejected == ()
-    ingest(str(tmp_path / "dataset"), plan, make_reader(settings), map_serially)
+    ingest(str(tmp_path / "dataset"), plan, make_tile_reader(settings), map_serially)
     dataset = open_dataset(str(tmp_path / "dataset"))
     images = dataset.read_images(0, dataset.image_count)
     label = dataset.column("label")

@@ -15,7 +15,8 @@ from pipeline.ingest.plan import Plan
 from pipeline.io.storage import describe
 from pipeline.records import Label, ManifestEntry, Slide, Split
 from pipeline.runtime.engines import map_serially
-from pipeline.slides.plan import SlideSettings, plan_slides
+from pipeline.slides.plan import plan_slides
+from pipeline.slides.settings import SlideSettings
 
 TILE_PX = 64
 SHAPE = (640, 1152)

@@ -80,7 +80,7 @@ def test_a_corrupt_tile_that_openslide_would_paint_is_unreadable_and_named(tmp_p
         opened.read_region_yx((256, 256), 0, (256, 256))  # no error
     origins_yx = np.array([(0, 256), (256, 256), (256, 512)])
     slide = Slide("a", str(path), describe(str(path)).version)
-    read = SlideTileReader(tile_size_px=256, mpp_um=0.5).read(slide, {"origin_yx": origins_yx})
+    read = SlideTileReader(256, mpp_um=0.5).read(slide, {"origin_yx": origins_yx})
     assert [reason is None for reason in read.reasons] == [True, False, True]
     said = r"a\.tif: the JPEG tile in row 1, column 1 of level 0 is corrupt \(.+ data: .+\)\. Copy"
     assert re.search(said, str(read.reasons[1]))

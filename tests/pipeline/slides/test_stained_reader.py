@@ -11,10 +11,11 @@ from pipeline.ingest.plan import Plan
 from pipeline.ingest.run import ingest
 from pipeline.records import Slide
 from pipeline.runtime.engines import map_serially
-from pipeline.slides.plan import SlideSettings, make_reader, plan_slides
-from pipeline.slides.stain.fit import fit_stains
+from pipeline.slides.plan import plan_slides
+from pipeline.slides.reader import make_tile_reader
+from pipeline.slides.settings import SlideSettings
+from pipeline.slides.stain.fit import decode_stains, encode_stains, fit_stains
 from pipeline.slides.stain.normalise import StainFit, StainMethod, Stains, normalise_stains
-from pipeline.slides.stain.reader import decode_stains, encode_stains
 from pipeline.store.dataset import Dataset, open_dataset
 from tests.support.made.slides import (
     BOXES,
@@ -58,7 +59,7 @@ def test_tiles_are_normalised_by_one_fit_a_slide(tmp_path: Path, method: StainMe
 
 def _ingest(folder: Path, slide: Slide, settings: SlideSettings) -> Dataset:
     plan = _plan([slide], settings)
-    ingest(str(folder), plan, make_reader(settings), map_serially)
+    ingest(str(folder), plan, make_tile_reader(settings), map_serially)
     return open_dataset(str(folder))
 
 
@@ -70,7 +71,7 @@ def test_a_slide_of_one_colour_is_left_and_flagged(tmp_path: Path) -> None:
     settings = SETTINGS.model_copy(update={"stain": "macenko"})
     flat = list_slide(write_slide(tmp_path, "flat"))
     plan = _plan([flat, write_stained(tmp_path / "good.tif")], settings)
-    report = ingest(str(tmp_path / "out"), plan, make_reader(settings), map_serially)
+    report = ingest(str(tmp_path / "out"), plan, make_tile_reader(settings), map_serially)
     dataset = open_dataset(str(tmp_path / "out"))
     is_flat = dataset.column("group_id") == "flat"
     assert set(dataset.column("stain_state")[is_flat]) == {"degenerate"}
@@ -79,7 +80,9 @@ def test_a_slide_of_one_colour_is_left_and_flagged(tmp_path: Path) -> None:
     assert notes["flat"].state == "done"
     assert "stains left as they are" in notes["flat"].reason
     assert notes["good"].reason == ""
-    plain = make_reader(SETTINGS).read(flat, {"origin_yx": dataset.column("origin_yx")[is_flat]})
+    plain = make_tile_reader(SETTINGS).read(
+        flat, {"origin_yx": dataset.column("origin_yx")[is_flat]}
+    )
     first = int(np.flatnonzero(is_flat)[0])
     np.testing.assert_array_equal(dataset.read_images(first, first + 1)[0], plain.images[0])
 
@@ -98,7 +101,7 @@ def test_the_user_table_decides_the_mpp_of_single_slides(tmp_path: Path) -> None
         [silent, other], SETTINGS, map_serially, source="made", mpp_um={"silent": 0.5}
     )
     assert not plan.rejected
-    ingest(str(tmp_path / "out"), plan, make_reader(SETTINGS), map_serially)
+    ingest(str(tmp_path / "out"), plan, make_tile_reader(SETTINGS), map_serially)
     dataset = open_dataset(str(tmp_path / "out"))
     is_silent = dataset.column("group_id") == "silent"
     assert dataset.column("readable").all()
