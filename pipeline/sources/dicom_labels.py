@@ -9,9 +9,8 @@ from typing import Final, TypeAlias
 from pipeline.errors import SourceError
 from pipeline.privacy.key import PseudonymKey
 from pipeline.records import ImageListing, Label, ManifestEntry, SourceImage, Split
-from pipeline.sources.images import LABEL_WORDS, SPLIT_WORDS
 from pipeline.sources.listing import plain_url, relative_path
-from pipeline.sources.tables import read_table
+from pipeline.sources.tables import LABEL_WORDS, SPLIT_WORDS, read_table
 
 _NAMES: Final[Mapping[str, tuple[str, ...]]] = {
     "path": ("path", "file", "filename", "file_name", "image", "image_path"),

@@ -22,7 +22,14 @@ from pipeline.sources.listing import (
     plain_url,
     relative_path,
 )
-from pipeline.sources.tables import Table, parse_sex, read_table
+from pipeline.sources.tables import (
+    LABEL_WORDS,
+    SPLIT_WORDS,
+    TUNING_WORDS,
+    Table,
+    parse_sex,
+    read_table,
+)
 
 # What tables call our columns. `score pcam/valid` finds `pcam/manifest.csv`.
 _NAMES: Final[Mapping[str, tuple[str, ...]]] = {
@@ -42,21 +49,6 @@ _PARSERS: Final[Mapping[str, Callable[[str], Scalar]]] = {
     "age_years": parse_age,
     "sex": parse_sex,
     "findings": str,
-}
-LABEL_WORDS: Final[Mapping[str, Label]] = {
-    **dict.fromkeys(("0", "0.0", "normal", "negative", "healthy", "false"), Label.NORMAL),
-    **dict.fromkeys(
-        ("1", "1.0", "abnormal", "anomalous", "anomaly", "positive", "tumor", "tumour", "true"),
-        Label.ANOMALOUS,
-    ),
-    **dict.fromkeys(("", "-1", "unknown"), Label.UNKNOWN),
-}
-# PatchCamelyon's copies name the labelled tumours for tuning `train_tumor_for_cv`.
-_TUNING_WORDS: Final = frozenset({"tuning", "tune", "cv", "train_tumor_for_cv"})
-SPLIT_WORDS: Final[Mapping[str, Split]] = {
-    **dict.fromkeys(("train", "training", "train_val"), "train"),
-    **dict.fromkeys((*_TUNING_WORDS, "dev", "val", "valid", "validation"), "validation"),
-    **dict.fromkeys(("test", "testing", "holdout"), "test"),
 }
 NO_TABLE: Final = "none"
 
@@ -233,7 +225,7 @@ def _split_words(table: Table, split_map: Mapping[str, Split]) -> Mapping[str, S
     """Word -> split for this table; always None where its split column divides nothing."""
     words = {row.get("split", "").lower() for row in table.rows}
     known = {**SPLIT_WORDS}
-    if words & _TUNING_WORDS:
+    if words & TUNING_WORDS:
         known["valid"] = "test"
     known |= {word.lower(): split for word, split in split_map.items()}
     wrong = sorted(set(known.values()) - set(SPLITS))

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
-from io import StringIO
 from typing import Final, Generic, Literal, TypeAlias, TypeVar, get_args
 
 from pipeline.errors import SettingsError, SourceError
-from pipeline.io.storage import read_bytes
 from pipeline.records import Label
 from pipeline.slides.resolution import require_possible_mpp
-from pipeline.sources.tables import read_table
+from pipeline.sources.tables import LABEL_WORDS, read_table
 
 ErratumState: TypeAlias = Literal["excluded", "partly_annotated"]
 NO_ERRATA: Final = "none"
 _STATES: Final = get_args(ErratumState)
-_LABEL_WORDS: Final[Mapping[str, Label]] = {
-    "normal": Label.NORMAL,
-    "tumor": Label.ANOMALOUS,
-    "tumour": Label.ANOMALOUS,
-}
+# An empty cell says nothing of a slide, and a table need not name the slides of unknown label.
+_LABEL_WORDS: Final = {word: label for word, label in LABEL_WORDS.items() if word}
 
 T = TypeVar("T")
 
@@ -95,43 +88,32 @@ def read_errata(url: str | None = None) -> dict[str, Erratum]:
 
 
 def read_labels(url: str) -> tuple[Row[Label], ...]:
-    """Read a table of labels, with a header that names `slide` and `label`, or without.
+    """Read a table of labels, with or without a header.
 
     Args:
-        url: CSV table; without a header these are its first two columns, as in Camelyon16's.
+        url: URL of a CSV table with the columns `slide` and `label` (a word of
+            `tables.LABEL_WORDS`). Without a header these are its first two columns, as in
+            Camelyon16's `reference.csv`.
 
     Raises:
-        SourceError: The table cannot be used, or a label is none.
-        StorageError: It cannot be read.
+        SourceError: The table cannot be used, or a label is empty or not a known word.
+        StorageError: The table cannot be read.
     """
-    try:
-        rows = [row for row in csv.reader(StringIO(read_bytes(url).decode("utf-8-sig"))) if row]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise SourceError(url, f"not a CSV table ({error})", "Give a table in UTF-8") from error
-    columns = [name.strip().lower() for name in rows[0]] if rows else []
-    name_column, label_column, first = 0, 1, 0
-    if len(columns) < 2 or columns[1] not in _LABEL_WORDS:
-        missing = {"slide", "label"} - set(columns)
-        if missing:
-            raise SourceError(
-                url,
-                f"no column {_listed(missing)} among {_listed(columns) or 'none'}",
-                "Give a CSV table with the columns slide and label",
-            )
-        name_column, label_column, first = columns.index("slide"), columns.index("label"), 1
+    table = read_table(
+        url,
+        {"slide": ("slide",), "label": ("label",)},
+        needed=("slide", "label"),
+        remedy="Give a CSV table with the columns slide and label",
+        is_row=lambda cells: len(cells) > 1 and cells[1].strip().lower() in _LABEL_WORDS,
+    )
     labels = []
-    for number, row in enumerate(rows[first:], first + 1):
-        word = row[label_column].strip().lower() if len(row) > label_column else ""
+    for number, row in table.number_rows():
+        word = row["label"].lower()
         if word not in _LABEL_WORDS:
-            raise SourceError(
-                url, f"label {word!r} in row {number}", f"Use one of {_listed(_LABEL_WORDS)}"
-            )
-        labels.append(Row(url, row[name_column].strip(), word, _LABEL_WORDS[word]))
+            remedy = f"Use one of {', '.join(sorted(_LABEL_WORDS))}"
+            raise SourceError(url, f"label {word!r} in row {number}", remedy)
+        labels.append(Row(url, row["slide"], word, _LABEL_WORDS[word]))
     return tuple(labels)
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(sorted(names))
 
 
 def read_mpp(url: str) -> tuple[Row[float], ...]:

@@ -7,17 +7,25 @@ those pixels, in our order, as text in one column: `file_shape_yx` beside it and
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Mapping
 from typing import Final
 
-from pipeline.errors import SourceError
 from pipeline.records import ManifestEntry
 from pipeline.sources.chestxray14.table import FINDINGS
-from pipeline.sources.tables import read_rows
+from pipeline.sources.tables import read_table
 
+# The header is `Image Index,Finding Label,Bbox [x,y,w,h],,,`.
+_COLUMNS: Final = {
+    "image": ("Image Index",),
+    "finding": ("Finding Label",),
+    "x": ("Bbox [x",),
+    "y": ("y",),
+    "w": ("w",),
+    "h": ("h]",),
+}
+_REMEDY: Final = "This is not the list of boxes: give BBox_List_2017.csv as it was published"
 # The list calls one finding otherwise than the table does.
 _NAMES: Final[Mapping[str, str]] = {
     **{name: name for name in FINDINGS},
@@ -41,28 +49,21 @@ def read_boxes(url: str) -> tuple[dict[str, str], tuple[ManifestEntry, ...]]:
     """
     boxes: dict[str, list[tuple[str | float, ...]]] = {}
     rejected = []
-    try:
-        rows = list(read_rows(url))
-    except csv.Error as error:
-        raise SourceError(url, f"not a CSV table ({error})", "Give BBox_List_2017.csv") from error
-    if not rows or [cell.strip() for cell in rows[0][:2]] != ["Image Index", "Finding Label"]:
-        raise SourceError(
-            url, "not the list of boxes: its columns differ", "Give BBox_List_2017.csv"
-        )
-    for number, cells in enumerate(rows[1:], 2):
-        box = _parse_box(cells[1:6]) if len(cells) >= 6 else None
+    table = read_table(url, _COLUMNS, needed=_COLUMNS, remedy=_REMEDY)
+    for number, row in table.number_rows():
+        box = _parse_box(row)
         if box is None:
             rejected.append(ManifestEntry(f"{url}, line {number}", "failed", "not a box"))
         else:
-            boxes.setdefault(cells[0].strip(), []).append(box)
+            boxes.setdefault(row["image"], []).append(box)
     texts = {name: json.dumps(found) for name, found in boxes.items()}
     return texts, tuple(rejected)
 
 
-def _parse_box(cells: list[str]) -> tuple[str | float, ...] | None:
-    finding = _NAMES.get(cells[0].strip())
+def _parse_box(row: Mapping[str, str]) -> tuple[str | float, ...] | None:
+    finding = _NAMES.get(row["finding"])
     try:
-        x, y, width, height = (round(float(cell), 3) for cell in cells[1:])
+        x, y, width, height = (round(float(row[name]), 3) for name in ("x", "y", "w", "h"))
     except ValueError:
         return None
     is_box = all(map(math.isfinite, (x, y, width, height))) and min(x, y) >= 0

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,21 @@ def test_a_label_table_outweighs_names_and_absent_slides_are_counted(tmp_path: P
     assert (entry.item, entry.state) == ("normal_400.tif", "skipped")
 
 
+@pytest.mark.parametrize("header", ["Slide, LABEL\n", ""])
+@pytest.mark.parametrize("words", [("Normal", "tumour"), ("0", "1"), ("negative", "True")])
+def test_a_label_table_has_any_usual_words_with_or_without_a_header_gzipped_or_not(
+    tmp_path: Path, header: str, words: tuple[str, str]
+) -> None:
+    url = touch(tmp_path / "slides", "a.svs", "b.svs", "c.svs")
+    text = f"{header}a,{words[0]},None\nb,{words[1]}\nc,unknown\n"
+    (tmp_path / "labels.csv").write_text(text)
+    (tmp_path / "labels.csv.gz").write_bytes(gzip.compress(text.encode()))
+    for name in ("labels.csv", "labels.csv.gz"):
+        listing = list_slides(url, labels=str(tmp_path / name))
+        assert [slide.label for slide in listing.slides] == [0, 1, -1]
+        assert listing.rejected == ()
+
+
 def test_reads_the_real_label_table(tmp_path: Path, shared_data: Path) -> None:
     url = touch(tmp_path, "tumor_111.tif", "normal_160.tif")
     table = shared_data / "annotations" / "camelyon16_slide_labels.csv"
@@ -151,8 +167,8 @@ def test_refuses_a_folder_without_slides(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("table", "said"),
     [
-        ("slide,grade\na,2\n", "no column label"),
-        ("", "no column label, slide among none"),
+        ("slide,grade\na,2\n", "no column for label; the table has: 'slide', 'grade'"),
+        ("", "no column for slide and label; the table has: none"),
         ("slide,label\nx,normal\ny,benign\n", "label 'benign' in row 3"),
         ("slide,label\nx\n", "label '' in row 2"),
     ],
@@ -167,7 +183,7 @@ def test_refuses_a_bad_label_table(tmp_path: Path, table: str, said: str) -> Non
 def test_refuses_a_label_table_that_is_no_text(tmp_path: Path) -> None:
     url = touch(tmp_path / "slides", "x.svs")
     (tmp_path / "labels.csv").write_bytes(b"\xff\xfe\x00\x80")
-    with pytest.raises(SourceError, match="not a CSV table"):
+    with pytest.raises(SourceError, match=r"labels\.csv: not text in UTF-8"):
         list_slides(url, labels=str(tmp_path / "labels.csv"))
 
 

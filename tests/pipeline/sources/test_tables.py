@@ -47,7 +47,11 @@ def test_the_preferred_name_wins(tmp_path: Path) -> None:
         (b"path,label\n\xff\xfe,1\n", "not text in UTF-8"),
         (b"\x1f\x8bnot really", "damaged gzip"),
         (gzip.compress(b"path,label\na.png,1\n" * 99, mtime=0)[:-20], "damaged gzip"),
-        (b"path,label\n" + b"x" * 200_000, "not a CSV table"),
+        (b"path,label\n" + b"x" * 200_000, r"not a CSV table \(row 2 has"),
+        (
+            b'path,label\na.png,1\n"b.png,1\n',
+            r"not a CSV table \(EOF inside string starting at row 3\)\. Close",
+        ),
     ],
 )
 def test_an_unusable_table_is_refused_by_name(tmp_path: Path, data: bytes, problem: str) -> None:
