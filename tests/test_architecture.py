@@ -32,18 +32,8 @@ SOLE_IMPORTERS: Final[Mapping[str, tuple[str, ...]]] = {
     "botocore": ("pipeline/io/staging.py", "pipeline/io/storage.py"),
     "highdicom": ("pipeline/dicom/export.py",),
     "pydicom": ("pipeline/dicom/*.py", "pipeline/sources/dicom.py"),
-    "ray": (
-        "training/cluster/train.py",
-        "training/cluster/connection.py",
-        "training/cluster/map.py",
-        "training/search.py",
-    ),
-    # The scorer is the code that MLflow keeps beside the weights: models-from-code.
-    "mlflow": (
-        "training/registry/runs.py",
-        "training/registry/versions.py",
-        "training/registry/scorer.py",
-    ),
+    "ray": ("training/cluster/*.py",),
+    "mlflow": ("training/registry/*.py",),
     "prefect": ("flows/*",),
     "psutil": ("flows/local/processes.py",),
 }
