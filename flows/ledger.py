@@ -9,8 +9,7 @@ from flows.shared.reports import publish
 from flows.shared.settings import load_settings
 from flows.shared.tasks import resumable
 from pipeline.io.storage import join
-from training.registry import champion as champions
-from training.registry.champion import LedgerReport
+from training.registry.champion import LedgerReport, read_ledger
 
 
 @flow(name="ledger")
@@ -23,4 +22,4 @@ def ledger(model_name: str, *, ledgers: str | None = None) -> LedgerReport:
             home folder by default.
     """
     place = ledgers or join(str(load_settings().home), "ledgers")
-    return publish(resumable(champions.verify)(model_name, place))
+    return publish(resumable(read_ledger)(model_name, place))

@@ -99,7 +99,11 @@ def score(
             splits=splits, top_heatmaps=top_heatmaps, map_work=map_work, notes=period.notes,
             on_progress=advance,
         )  # fmt: skip
-    resumable(record_scoring)(report, ledgers or join(str(settings.home), "ledgers"), period)
+    resumable(record_scoring)(
+        model_name,
+        {**report.to_facts(), **period.to_facts()},
+        ledgers_url=ledgers or join(str(settings.home), "ledgers"),
+    )
     alert_of_drift(report)
     report_ranking(report)
     return publish(report)

@@ -20,7 +20,7 @@ from pipeline.io import storage
 from pipeline.io.staging import require_reachable
 from pipeline.records import ManifestEntry, Progress, Split, ignore_progress
 from pipeline.runtime.engines import MapWork
-from pipeline.store.dataset import Dataset, open_dataset
+from pipeline.store.dataset import JSON, Dataset, open_dataset
 from training.evaluation.intervals import Interval
 from training.evaluation.subgroups import SUBGROUP_COLUMNS
 from training.scoring.account import account_for_rows
@@ -85,6 +85,20 @@ class ScoreReport:
     def worklist_url(self) -> str:
         """The page to open."""
         return storage.join(self.output_url, "worklist.html")
+
+    def to_facts(self) -> dict[str, JSON]:
+        """The facts of the scoring that the model's ledger keeps."""
+        return {
+            "model_name": self.model_name,
+            "model_version": self.model_version,
+            "run_id": self.run_id,
+            "output_url": self.output_url,
+            "dataset_url": self.dataset_url,
+            "results": self.results,
+            "scored_count": self.scored_count,
+            "new_count": self.new_count,
+            "anomalous_count": self.anomalous_count,
+        }
 
     @property
     def failures(self) -> tuple[ManifestEntry, ...]:

@@ -147,6 +147,11 @@ def _(report: LedgerReport) -> str:
         f"**Ledger** `{report.ledger_url}`: {len(report.entries)} entries, every link verified.",
         "",
         f"- champion: {f'version {report.champion}' if report.champion else 'none'}",
+        *(
+            [f"- the ledger says version {report.recorded_champion}: `promote` reconciles both"]
+            if report.recorded_champion != report.champion
+            else []
+        ),
         "",
         "| | when | what | | digest |",
         "|---|---|---|---|---|",

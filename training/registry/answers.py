@@ -10,7 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.errors import RegistryError
 from pipeline.store.dataset import JSON
-from training.registry.champion import Standing, describe_move, follow, settle
+from training.registry.champion import (
+    ChampionState,
+    describe_change,
+    reconcile_aliases,
+    update_aliases,
+)
 from training.registry.gate import Decision, Outcome
 from training.registry.ledger import Entry, append_after, read_entries
 from training.registry.promotion import PromotionReport, record_decision
@@ -89,8 +94,8 @@ def _conclude(
     """Write the outcome down unless anybody else does meanwhile, then let the aliases follow."""
     entry = None
     while entry is None:
-        standing = settle(model_name, ledgers_url)
-        held = _find_held(standing)
+        state = reconcile_aliases(model_name, ledgers_url)
+        held = _find_held(state)
         report = _read_report(held)
         decision = replace(
             report.decision, outcome=outcome, reasons=(reason, *report.decision.reasons)
@@ -106,21 +111,21 @@ def _conclude(
         }
         if outcome == "promoted":
             load_version(model_name, report.challenger_version)  # it must still be there
-            content |= describe_move(standing, report.challenger_version)
-        entry = append_after(standing.ledger_url, standing.head, outcome, content)
+            content |= describe_change(state, report.challenger_version)
+        entry = append_after(state.ledger_url, state.head, outcome, content)
     record_decision(report, str(content["run_id"]), path, entry)
     if outcome == "promoted":
-        follow(standing, entry)
+        update_aliases(state.model_name, state.ledger_url, entry)
     return report
 
 
-def _find_held(standing: Standing) -> Entry:
+def _find_held(state: ChampionState) -> Entry:
     """The last decision, if it is that a challenger is held."""
-    entries = [it for it in read_entries(standing.ledger_url) if it.kind in _DECISIONS]
+    entries = [it for it in read_entries(state.ledger_url) if it.kind in _DECISIONS]
     if not entries or entries[-1].kind != "held":
         last = f"; the last decision: {entries[-1].kind}, {entries[-1].summary}" if entries else ""
         raise RegistryError(
-            standing.model_name,
+            state.model_name,
             f"no challenger is held for a person{last}",
             "`normscope promote` compares a challenger, `normscope ledger` prints what was decided",
         )

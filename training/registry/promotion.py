@@ -12,7 +12,12 @@ from pipeline.errors import RegistryError, SchemaError
 from pipeline.records import Label, Progress, ignore_progress
 from pipeline.store.dataset import Dataset, open_dataset
 from training.evaluation.subgroups import SUBGROUP_COLUMNS
-from training.registry.champion import Standing, crown, follow, settle
+from training.registry.champion import (
+    ChampionState,
+    append_change,
+    reconcile_aliases,
+    update_aliases,
+)
 from training.registry.footprint import measure_footprints
 from training.registry.fresh_process import score_in_fresh_process
 from training.registry.gate import (
@@ -113,8 +118,8 @@ def promote(
     """
     settings = settings or PromotionSettings()
     challenger = load_version(model_name, CHALLENGER)
-    standing = settle(model_name, ledgers_url)
-    champion_version = standing.champion
+    state = reconcile_aliases(model_name, ledgers_url)
+    champion_version = state.champion
     dataset = open_dataset(dataset_url)
     rows = choose_judges(dataset)
     if champion_version == challenger.version:
@@ -134,7 +139,7 @@ def promote(
         challenger.notes,
     )
     if champion_version != challenger.version:
-        _conclude(report, standing, challenger.run_id)
+        _conclude(report, state, challenger.run_id)
     return report
 
 
@@ -231,23 +236,23 @@ def _measure_alike(ours: ScoringModel, theirs: ScoringModel) -> bool:
     return layers[0] == layers[1] and same[0] == same[1] and (same_images or not is_measured)
 
 
-def _conclude(report: PromotionReport, standing: Standing, run_id: str) -> None:
+def _conclude(report: PromotionReport, state: ChampionState, run_id: str) -> None:
     """Write the decision into the ledger and beside the challenger's run; then move the alias.
 
     Raises:
         RegistryError: Another promotion has moved the alias meanwhile.
     """
-    champion = standing.champion
+    champion = state.champion
     stem = f"promotion/version-{report.challenger_version}-against-{champion or 'none'}"
     path = f"{stem}-{report.dataset_fingerprint[:8]}"
     content = {**asdict(report), "run_id": run_id, "record": f"{path}.md"}
     if report.decision.outcome == "promoted":
-        entry = crown(standing, "promoted", report.challenger_version, content)
+        entry = append_change(state, "promoted", report.challenger_version, content)
     else:
-        entry = append(standing.ledger_url, report.decision.outcome, content)
+        entry = append(state.ledger_url, report.decision.outcome, content)
     record_decision(report, run_id, path, entry)
     if report.decision.outcome == "promoted":
-        follow(standing, entry)
+        update_aliases(state.model_name, state.ledger_url, entry)
 
 
 def record_decision(report: PromotionReport, run_id: str, path: str, entry: Entry) -> None:

@@ -9,15 +9,23 @@ from pathlib import Path
 from threading import Barrier
 
 import pytest
+from mlflow import MlflowClient
 
 from pipeline.errors import RegistryError, SourceError
 from pipeline.io import storage
 from pipeline.sources.modified_range import Period
-from pipeline.store.dataset import open_dataset
+from pipeline.store.dataset import JSON, open_dataset
 from tests.support.registered import NAME, own_mlflow, register
 from tests.support.toys import make_dataset
 from training.registry import versions as registry
-from training.registry.champion import crown, follow, record_scoring, rollback, settle, verify
+from training.registry.champion import (
+    append_change,
+    read_ledger,
+    reconcile_aliases,
+    record_scoring,
+    rollback,
+    update_aliases,
+)
 from training.registry.ledger import append
 from training.registry.lineage import trace
 from training.registry.versions import aliases, load_version, set_alias
@@ -46,8 +54,9 @@ def ledgers(home: Path, tmp_path: Path) -> str:
 
 
 def promote_to(ledgers: str, version: str) -> None:
-    standing = settle(NAME, ledgers)
-    follow(standing, crown(standing, "promoted", version, {}))
+    state = reconcile_aliases(NAME, ledgers)
+    change = append_change(state, "promoted", version, {})
+    update_aliases(NAME, state.ledger_url, change)
 
 
 def test_a_rollback_goes_back_one_champion_at_a_time(ledgers: str) -> None:
@@ -65,19 +74,20 @@ def test_a_rollback_goes_back_one_champion_at_a_time(ledgers: str) -> None:
     assert "previous" not in aliases(NAME)
     with pytest.raises(RegistryError, match="no version was champion before"):
         rollback(NAME, ledgers, reason="")
-    entries = verify(NAME, ledgers).entries
+    entries = read_ledger(NAME, ledgers).entries
     assert [entry.kind for entry in entries] == ["promoted"] * 3 + ["rolled_back"] * 2
     assert entries[3].content["reason"] == "it ranks pen marks first"
 
 
 def test_of_two_moves_at_once_one_is_refused(ledgers: str) -> None:
     promote_to(ledgers, "1")
-    standing, start = settle(NAME, ledgers), Barrier(2)
+    state, start = reconcile_aliases(NAME, ledgers), Barrier(2)
 
     def move(version: str) -> str:
         start.wait()
         try:
-            follow(standing, crown(standing, "promoted", version, {}))
+            change = append_change(state, "promoted", version, {})
+            update_aliases(NAME, state.ledger_url, change)
         except RegistryError as error:
             return str(error)
         return version
@@ -87,43 +97,47 @@ def test_of_two_moves_at_once_one_is_refused(ledgers: str) -> None:
     winner = aliases(NAME)["champion"]
     assert said[0] == winner
     assert f"version {winner} became champion meanwhile, not version 1" in said[1]
-    assert len(verify(NAME, ledgers).entries) == 2
+    assert len(read_ledger(NAME, ledgers).entries) == 2
 
 
 def test_a_scoring_in_between_is_no_reason_to_refuse(ledgers: str) -> None:
-    standing = settle(NAME, ledgers)
-    append(standing.ledger_url, "scored", {})
-    assert crown(standing, "promoted", "2", {}).sequence == 2
+    state = reconcile_aliases(NAME, ledgers)
+    append(state.ledger_url, "scored", {})
+    assert append_change(state, "promoted", "2", {}).sequence == 2
 
 
 def test_aliases_that_a_killed_promotion_left_behind_follow_later(ledgers: str) -> None:
     promote_to(ledgers, "1")
-    standing = settle(NAME, ledgers)
-    crown(standing, "promoted", "2", {})  # and killed here
+    state = reconcile_aliases(NAME, ledgers)
+    append_change(state, "promoted", "2", {})  # and killed here
     assert aliases(NAME)["champion"] == "1"
-    assert settle(NAME, ledgers).champion == "2"
+    assert reconcile_aliases(NAME, ledgers).champion == "2"
     assert aliases(NAME)["previous"] == "1"
-    assert len(verify(NAME, ledgers).entries) == 2
+    assert len(read_ledger(NAME, ledgers).entries) == 2
 
 
 def test_who_wakes_late_does_not_undo_a_later_move(ledgers: str) -> None:
     promote_to(ledgers, "1")
-    standing = settle(NAME, ledgers)
-    late = crown(standing, "promoted", "2", {})
+    state = reconcile_aliases(NAME, ledgers)
+    late = append_change(state, "promoted", "2", {})
     promote_to(ledgers, "3")
-    follow(standing, late)
+    update_aliases(NAME, state.ledger_url, late)
     assert (aliases(NAME)["champion"], aliases(NAME)["previous"]) == ("3", "2")
 
 
 def test_an_alias_moved_by_hand_is_written_down(ledgers: str) -> None:
     set_alias(NAME, "champion", "2")
     set_alias(NAME, "previous", "1")
-    assert settle(NAME, ledgers).past == ("1",)
+    assert reconcile_aliases(NAME, ledgers).past == ("1",)
     promote_to(ledgers, "3")
     set_alias(NAME, "champion", "2")
-    standing = settle(NAME, ledgers)
-    assert (standing.champion, standing.past) == ("2", ("1",))
-    assert [entry.kind for entry in verify(NAME, ledgers).entries] == ["found", "promoted", "found"]
+    state = reconcile_aliases(NAME, ledgers)
+    assert (state.champion, state.past) == ("2", ("1",))
+    assert [entry.kind for entry in read_ledger(NAME, ledgers).entries] == [
+        "found",
+        "promoted",
+        "found",
+    ]
 
 
 def test_a_ledger_that_lost_its_end_stops_everything(ledgers: str) -> None:
@@ -133,6 +147,33 @@ def test_a_ledger_that_lost_its_end_stops_everything(ledgers: str) -> None:
         rollback(NAME, ledgers, reason="")
 
 
+def test_a_scoring_starts_no_second_ledger_where_the_first_is_lost(ledgers: str) -> None:
+    promote_to(ledgers, "1")
+    storage.delete(f"{ledgers}/ledger/00000001.json")
+    facts: dict[str, JSON] = {"output_url": "scores", "results": "results/1"}
+    with pytest.raises(RegistryError, match="the registry points at"):
+        record_scoring(NAME, facts, ledgers_url=ledgers)
+    assert not list(Path(ledgers).rglob("*.json"))
+
+
+def test_reading_the_ledger_changes_neither_store_nor_registry(ledgers: str) -> None:
+    promote_to(ledgers, "1")
+    append_change(reconcile_aliases(NAME, ledgers), "promoted", "2", {})  # and killed here
+    before = (aliases(NAME), registry.model_tags(NAME), sorted(Path(ledgers).rglob("*")))
+    report = read_ledger(NAME, ledgers)
+    assert (report.champion, report.recorded_champion) == ("1", "2")
+    assert (aliases(NAME), registry.model_tags(NAME), sorted(Path(ledgers).rglob("*"))) == before
+
+
+def test_reading_the_ledger_of_a_model_without_one_makes_none(ledgers: str) -> None:
+    MlflowClient().delete_registered_model_tag(NAME, "ledger")
+    set_alias(NAME, "champion", "2")
+    report = read_ledger(NAME, ledgers)
+    assert (report.entries, report.champion, report.recorded_champion) == ((), "2", None)
+    assert "ledger" not in registry.model_tags(NAME)
+    assert not list(Path(ledgers).iterdir())
+
+
 def test_a_scoring_is_written_down_once(ledgers: str, home: Path) -> None:
     promote_to(ledgers, "2")
     model = load_version(NAME, "champion")
@@ -140,8 +181,8 @@ def test_a_scoring_is_written_down_once(ledgers: str, home: Path) -> None:
         report = score_dataset(
             str(home / "dataset"), model, f"{ledgers}/scores", splits=["validation"], top_heatmaps=0
         )
-        record_scoring(report, ledgers)
-    entries = verify(NAME, ledgers).entries
+        record_scoring(NAME, report.to_facts(), ledgers_url=ledgers)
+    entries = read_ledger(NAME, ledgers).entries
     assert [entry.kind for entry in entries] == ["promoted", "scored"]
     assert entries[1].content["results"] == report.results
     assert entries[1].summary == f"version 2, {report.scored_count} images"
@@ -162,6 +203,7 @@ def test_the_ledger_says_which_range_was_scored(ledgers: str, home: Path) -> Non
     report = score_dataset(
         str(home / "dataset"), load_version(NAME, "champion"), f"{ledgers}/scores", top_heatmaps=0
     )
-    record_scoring(report, ledgers, Period.of(datetime(2026, 3, 1, tzinfo=UTC), None))
-    summary = verify(NAME, ledgers).entries[-1].summary
+    period = Period.of(datetime(2026, 3, 1, tzinfo=UTC), None)
+    record_scoring(NAME, {**report.to_facts(), **period.to_facts()}, ledgers_url=ledgers)
+    summary = read_ledger(NAME, ledgers).entries[-1].summary
     assert summary.endswith(f"{report.scored_count} images, since 2026-03-01T00:00:00+00:00")

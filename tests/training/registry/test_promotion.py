@@ -14,7 +14,7 @@ from pipeline.store.dataset import Dataset
 from tests.support.registered import NAME, own_mlflow, register
 from tests.support.toys import make_dataset
 from training.registry import promotion
-from training.registry.champion import verify
+from training.registry.champion import read_ledger
 from training.registry.gate import PromotionSettings
 from training.registry.promotion import check_reproduction, promote
 from training.registry.versions import aliases, load_version, resolve, set_alias
@@ -74,7 +74,7 @@ def test_champions_follow_one_another(ledgers: str, dataset: Dataset) -> None:
     assert aliases(NAME)["champion"] == second.version
     refused = resolve(NAME, "challenger").tags
     assert refused["promotion_outcome"] == "refused"
-    entries = verify(NAME, ledgers).entries
+    entries = read_ledger(NAME, ledgers).entries
     assert [entry.kind for entry in entries] == ["promoted", "promoted", "refused"]
     assert [entry.content["champion_version"] for entry in entries] == [None, first.version, "2"]
     assert refused["ledger_entry"] == entries[2].reference
