@@ -8,7 +8,7 @@ TEST_PROCESSES ?= 2
 LOCK := requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format lock s3-up s3-down clean
+.PHONY: help demo test check lint format docs audit lock lock-lowest s3-up s3-down clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z0-9-]*\):[^#]*## \(.*\)$$/make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 15
@@ -21,10 +21,21 @@ demo: $(VENV)/.installed ## The whole chain on planted anomalies, on this machin
 test: lint ## Everything that must hold: style, types, tests
 	$(BIN)/pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
-lint: $(VENV)/.installed-dev ## Style and types only
+check: lint ## The inner loop, under two minutes: style, types and the tests that start no server
+	$(BIN)/pytest --numprocesses $(TEST_PROCESSES) --dist loadfile -q -m "not slow and not server"
+
+lint: $(VENV)/.installed-dev ## Style, spelling and types only
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/codespell
+	$(BIN)/zizmor --offline --quiet .github/workflows
 	$(BIN)/mypy
+
+docs: $(VENV)/.installed-dev ## The documentation, built strictly into build/docs; notebooks run
+	$(BIN)/mkdocs build --strict --quiet
+
+audit: $(VENV)/.installed-dev ## Known vulnerabilities of the locked versions, as far as the package index tells
+	$(BIN)/pip-audit --disable-pip --no-deps --requirement $(LOCK)
 
 format: $(VENV)/.installed-dev ## Put the style right where that can be done by itself
 	$(BIN)/ruff check --fix
@@ -32,12 +43,19 @@ format: $(VENV)/.installed-dev ## Put the style right where that can be done by 
 
 # uv lives in an environment of its own, which goes afterwards; the lock names no place to download from.
 lock: $(VENV)/.created ## Choose every version anew and write them to requirements.lock
-	@dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && \
+	@$(call compile,--upgrade)
+
+lock-lowest: $(VENV)/.created ## The same, with the lowest versions that pyproject.toml allows
+	@$(call compile,--upgrade --resolution lowest-direct)
+
+define compile
+	dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && \
 	$(PYTHON) -m venv "$$dir" && "$$dir/bin/pip" install --quiet uv && \
-	"$$dir/bin/uv" pip compile --quiet --universal --python-version 3.11 --extra dev --upgrade \
+	"$$dir/bin/uv" pip compile --quiet --universal --python-version 3.11 --extra dev --extra docs $(1) \
 	  --no-header --no-emit-index-url --no-emit-find-links --output-file "$$dir/lock" pyproject.toml && \
 	{ echo '# Every version of the environment, as constraints: `make lock` writes it, the Makefile installs under it.' && \
 	  cat "$$dir/lock"; } > $(LOCK).new && mv $(LOCK).new $(LOCK)
+endef
 
 s3-up: $(VENV)/.created ## Start a real S3 server on loopback; prints the variables to export
 	@$(BIN)/python -m infra.s3.server up $(S3_DIR) --port $(S3_PORT)
@@ -61,5 +79,5 @@ $(VENV)/.installed: $(VENV)/.created $(LOCK) pyproject.toml
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.created $(LOCK) pyproject.toml
-	$(BIN)/pip install --quiet --disable-pip-version-check -c $(LOCK) -e '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c $(LOCK) -e '.[dev,docs]'
 	@touch $@ $(VENV)/.installed
