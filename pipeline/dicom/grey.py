@@ -11,18 +11,18 @@ Three stages in this order, each once:
    says of MONOCHROME1 without any condition.
 
 They are applied to every value that can be stored, not to every pixel: the result is a table.
+pydicom applies the windows. The LUTs are applied here: docs/adr/0015-grey-lookup-tables.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
+from pydicom.pixels.processing import apply_windowing
 from pydicom.uid import ExplicitVRBigEndian
 
 from pipeline.errors import SourceError
@@ -32,43 +32,8 @@ Values: TypeAlias = NDArray[np.float64]
 _REMEDY: Final = "Export it again, or leave it out"
 
 
-@dataclass(frozen=True)
-class _Lut:
-    """A look-up table (PS3.3 C.11.1.1); a value outside it gives the first or last entry."""
-
-    entries: Values
-    first: int
-    top: int
-
-    def apply(self, values: Values) -> Values:
-        # The descriptor's first value may be signed or not, whatever its own type says.
-        first = self.first - 65536 if self.first > 32767 and values.min() < 0 else self.first
-        at = np.floor(values + 0.5).astype(np.int64) - first
-        return self.entries[np.clip(at, 0, len(self.entries) - 1)]
-
-
-@dataclass(frozen=True)
-class _Window:
-    """A window (PS3.3 C.11.2.1.2), in the values that the modality stage gives."""
-
-    center: float
-    width: float
-    function: str
-
-    def apply(self, values: Values) -> Values:
-        """Into [0, 1]."""
-        if self.function == "SIGMOID":
-            return 1 / (1 + np.exp(-4 * (values - self.center) / self.width))
-        # LINEAR counts whole values, so that a width of 1 is a step; LINEAR_EXACT measures.
-        shift = 0.5 if self.function == "LINEAR" else 0.0
-        center, width = self.center - shift, self.width - 2 * shift
-        if width == 0:
-            return (values > center).astype(np.float64)
-        return np.clip((values - center) / width + 0.5, 0, 1)
-
-
 def storable_range(bits_stored: int, *, is_signed: bool) -> tuple[int, int]:
-    """The least and the greatest value that the stored bits can hold."""
+    """Return the least and the greatest value that the stored bits can hold."""
     half = 2 ** (bits_stored - 1)
     return (-half, half - 1) if is_signed else (0, 2 * half - 1)
 
@@ -82,15 +47,16 @@ def make_grey_table(
     is_inverted: bool,
     voi: Voi = 0,
 ) -> NDArray[np.uint8]:
-    """The grey of every storable value.
+    """Compute the grey of every storable value.
 
     Args:
-        dataset: Its modality and VOI attributes are used.
-        name: What errors call it.
-        bits_stored: Up to 16.
+        dataset: Header whose modality and VOI attributes are applied.
+        name: Public name of the file, for errors.
+        bits_stored: Bits that hold a pixel's value, 1 to 16.
         is_signed: Whether stored values are two's complement.
         is_inverted: Whether the presentation stage inverts.
-        voi: As of `dicom_pixels.render_pixels`.
+        voi: Position of a VOI LUT or window (LUTs first, then windows), or its explanation in the
+            file. Position 0 may be absent.
 
     Returns:
         uint8 (2 ** bits_stored,): entry for 0 to the greatest value, then for the negative ones
@@ -111,41 +77,38 @@ def make_grey_table(
 def _apply_modality(
     dataset: Dataset, stored: Values, limits: tuple[float, float], name: str
 ) -> tuple[Values, tuple[float, float]]:
-    """Stage 1, and the least and greatest value that can come out of it."""
-    luts = dataset.get("ModalityLUTSequence") or ()
-    if luts:
-        lut = _read_lut(dataset, luts[0], name)
-        return lut.apply(stored), (0, lut.top)
-    slope, intercept = (
-        (_floats(dataset, keyword) or [default])[0]
-        for keyword, default in (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0))
-    )
+    """Apply stage 1; also return the least and greatest value that can come out of it."""
+    if luts := dataset.get("ModalityLUTSequence"):
+        values, top = _apply_lut(dataset, luts[0], stored, name)
+        return values, (0, top)
+    slope = next(iter(_floats(dataset, "RescaleSlope")), 1.0)
+    intercept = next(iter(_floats(dataset, "RescaleIntercept")), 0.0)
     if slope == 0 or not np.isfinite([slope, intercept]).all():
         raise SourceError(name, f"rescale slope {slope}, intercept {intercept}", _REMEDY)
-    ends = sorted(limit * slope + intercept for limit in limits)
-    return stored * slope + intercept, (ends[0], ends[1])
+    low, high = sorted(limit * slope + intercept for limit in limits)
+    return stored * slope + intercept, (low, high)
 
 
 def _apply_voi(
     dataset: Dataset, values: Values, limits: tuple[float, float], name: str, voi: Voi
 ) -> Values:
-    """Stage 2, into [0, 1]."""
+    """Apply stage 2, into [0, 1]."""
     luts = list(dataset.get("VOILUTSequence") or ())
     windows = _read_windows(dataset, name)
     words = [str(item.get("LUTExplanation") or "") for item in luts]
-    words += _texts(dataset, "WindowCenterWidthExplanation")[: len(windows)]
-    at = _find_voi(words, len(luts) + len(windows), name, voi)
+    explanations = _list_values(dataset, "WindowCenterWidthExplanation")[: len(windows)]
+    at = _find_voi([*words, *map(str, explanations)], len(luts) + len(windows), name, voi)
     if at is None:
         low, high = limits
         return (values - low) / (high - low)
     if at < len(luts):
-        lut = _read_lut(dataset, luts[at], name)
-        return lut.apply(values) / lut.top
-    return windows[at - len(luts)].apply(values)
+        grey, top = _apply_lut(dataset, luts[at], values, name)
+        return grey / top
+    return apply_windowing(values, windows[at - len(luts)])
 
 
-def _find_voi(words: Sequence[str], count: int, name: str, voi: Voi) -> int | None:
-    """Position of the VOI asked for, or None where the first is, and there is none."""
+def _find_voi(words: list[str], count: int, name: str, voi: Voi) -> int | None:
+    """Find the position of the VOI asked for; None where the first is, and there is none."""
     held = f"it has {count} VOI LUTs and windows"
     if isinstance(voi, int):
         if voi == 0 and count == 0:
@@ -159,24 +122,35 @@ def _find_voi(words: Sequence[str], count: int, name: str, voi: Voi) -> int | No
     return folded.index(voi.strip().casefold())
 
 
-def _read_windows(dataset: Dataset, name: str) -> list[_Window]:
+def _read_windows(dataset: Dataset, name: str) -> list[Dataset]:
+    """Read the windows, each as a dataset from which pydicom maps values into [0, 1]."""
     centers, widths = _floats(dataset, "WindowCenter"), _floats(dataset, "WindowWidth")
     function = str(dataset.get("VOILUTFunction") or "LINEAR").strip().upper()
     if len(centers) != len(widths):
         raise SourceError(name, f"{len(centers)} window centres, {len(widths)} widths", _REMEDY)
-    if not centers:
-        return []
-    if function not in {"LINEAR", "LINEAR_EXACT", "SIGMOID"}:
+    if centers and function not in {"LINEAR", "LINEAR_EXACT", "SIGMOID"}:
         raise SourceError(name, "unknown VOI LUT function", _REMEDY)
     least = 1.0 if function == "LINEAR" else np.nextafter(0, 1)
-    wrong = [width for width in widths if not least <= width < np.inf]
-    if wrong or not np.isfinite(centers).all():
+    if not all(least <= width < np.inf for width in widths) or not np.isfinite(centers).all():
         raise SourceError(name, f"window centres {centers}, widths {widths}", _REMEDY)
-    return [_Window(*pair, function) for pair in zip(centers, widths, strict=True)]
+    windows = []
+    for center, width in zip(centers, widths, strict=True):
+        window = Dataset()
+        window.add_new("WindowCenter", "FD", center)
+        window.add_new("WindowWidth", "FD", width)
+        window.VOILUTFunction = function
+        # pydicom maps to the stored values' range: that of one unsigned bit is [0, 1].
+        window.PhotometricInterpretation = "MONOCHROME2"
+        window.BitsStored, window.PixelRepresentation = 1, 0
+        windows.append(window)
+    return windows
 
 
-def _read_lut(dataset: Dataset, item: Dataset, name: str) -> _Lut:
-    """One LUT of a sequence.
+def _apply_lut(dataset: Dataset, item: Dataset, values: Values, name: str) -> tuple[Values, int]:
+    """Apply a LUT (PS3.3 C.11.1.1); a value outside it gives the first or last entry.
+
+    Returns:
+        The entries, and the greatest value that their bits can hold.
 
     Raises:
         SourceError: Its data do not fit its descriptor.
@@ -195,10 +169,13 @@ def _read_lut(dataset: Dataset, item: Dataset, name: str) -> _Lut:
         raise SourceError(
             name, f"a LUT of {len(entries)} entries, described as {count} of {bits} bits", _REMEDY
         )
-    return _Lut(entries[:count].astype(np.float64), first, 2**bits - 1)
+    # The descriptor's first value may be signed or not, whatever its own type says.
+    first = first - 65536 if first > 32767 and values.min() < 0 else first
+    at = np.floor(values + 0.5).astype(np.int64) - first
+    return entries[np.clip(at, 0, count - 1)].astype(np.float64), 2**bits - 1
 
 
-def _values(dataset: Dataset, keyword: str) -> list[Any]:
+def _list_values(dataset: Dataset, keyword: str) -> list[Any]:
     value = dataset.get(keyword)
     if value is None or value == "":
         return []
@@ -206,8 +183,4 @@ def _values(dataset: Dataset, keyword: str) -> list[Any]:
 
 
 def _floats(dataset: Dataset, keyword: str) -> list[float]:
-    return [float(value) for value in _values(dataset, keyword)]
-
-
-def _texts(dataset: Dataset, keyword: str) -> list[str]:
-    return [str(value) for value in _values(dataset, keyword)]
+    return [float(value) for value in _list_values(dataset, keyword)]

@@ -75,6 +75,24 @@ def test_luts_come_in_order_and_clip_at_their_ends() -> None:
     assert set(np.unique(expected)) == {0, 255}
 
 
+def test_a_lut_of_8_bits_may_have_more_than_256_entries_packed_or_not() -> None:
+    stored = ramp(0, 4095)
+    entries = [i % 251 for i in range(4000)]
+    expected = np.array(entries)[np.clip(stored, 0, 3999)]
+    plain = make_lut(entries, first=0, bits=8)
+    packed = make_lut(entries, first=0, bits=8)
+    packed.LUTData = bytes(entries)
+    for lut in (plain, packed):
+        dataset = make_dicom(stored, bits_stored=12, VOILUTSequence=[lut])
+        np.testing.assert_array_equal(render(dataset), expected)
+
+
+def test_a_slope_needs_no_intercept() -> None:
+    stored = ramp(0, 255, "u1")
+    dataset = make_dicom(stored, RescaleSlope="2", WindowCenter="200.5", WindowWidth="129")
+    np.testing.assert_array_equal(render(dataset), scale(2.0 * stored, 136, 264))
+
+
 def test_a_lut_may_begin_below_zero() -> None:
     stored = ramp(-128, 127, "i1")
     voi = make_lut(list(range(0, 250, 10)), first=-12, bits=8)
