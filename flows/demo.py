@@ -17,7 +17,7 @@ from flows.shared.settings import load_settings
 from flows.train import train
 from pipeline.ingest.run import IngestReport
 from pipeline.io.storage import join
-from pipeline.sources.synthetic import write_slides, write_xrays
+from pipeline.synthetic import write_slides, write_xrays
 from training.cluster.connection import running_ray
 
 

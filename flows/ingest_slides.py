@@ -21,7 +21,7 @@ from pipeline.io.storage import join
 from pipeline.slides.plan import plan_slides
 from pipeline.slides.reader import make_tile_reader
 from pipeline.slides.settings import StainSetting, load_slide_preset
-from pipeline.sources.camelyon16 import list_slides
+from pipeline.sources.slides import list_slides
 from pipeline.store.dataset import read_group_order
 from pipeline.store.layout import require_destination
 

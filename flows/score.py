@@ -22,7 +22,7 @@ from pipeline.errors import SettingsError
 from pipeline.io.storage import join, name_of
 from pipeline.records import Split
 from pipeline.runtime.engines import MapWork
-from pipeline.sources.modified_range import Period
+from pipeline.sources.modified_range import ModifiedRange
 from training.cluster.connection import Share
 from training.cluster.map import ray_engine
 from training.learning.run_folder import make_absolute
@@ -74,7 +74,7 @@ def score(
         ledgers: Folder of the ledger of a model that has none yet, a path or `s3://`; below the
             home folder by default.
     """
-    settings, period = load_settings(), Period.of(since, until)
+    settings, period = load_settings(), ModifiedRange.of(since, until)
     source, output = make_absolute(source), make_absolute(output)  # workers stand elsewhere
     champion = load_champion(model_name)
     dataset = source
@@ -109,7 +109,7 @@ def score(
     return publish(report)
 
 
-def _require_unbounded(period: Period, dataset: str) -> None:
+def _require_unbounded(period: ModifiedRange, dataset: str) -> None:
     if period.is_bounded:
         raise SettingsError(
             "since, until", f"{dataset} is a sealed dataset, which does not keep when scans were "

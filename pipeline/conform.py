@@ -26,11 +26,11 @@ from pipeline.runtime.engines import MapWork
 from pipeline.slides.plan import plan_slides
 from pipeline.slides.reader import make_tile_reader
 from pipeline.slides.settings import SlideSettings
-from pipeline.sources.camelyon16 import SlideListing, list_slides
 from pipeline.sources.images import list_images
 from pipeline.sources.listing import plain_url
-from pipeline.sources.modified_range import ALWAYS, Period
+from pipeline.sources.modified_range import ALWAYS, ModifiedRange
 from pipeline.sources.private_listing import list_privately, name_source
+from pipeline.sources.slides import SlideListing, list_slides
 from pipeline.sources.xrays import list_xrays, recognise_format
 from pipeline.store.dataset import open_dataset
 
@@ -62,7 +62,7 @@ def ingest_alike(
     labels: str | None = None,
     mpp_table: str | None = None,
     key: PseudonymKey | None = None,
-    period: Period = ALWAYS,
+    period: ModifiedRange = ALWAYS,
     on_progress: Progress = ignore_progress,
 ) -> IngestReport:
     """Ingest scans with the parameters of another dataset, e.g. the one a model learned from.
@@ -105,7 +105,7 @@ def _list_images(
     key: PseudonymKey | None,
     map_work: MapWork,
     name: str,
-    period: Period,
+    period: ModifiedRange,
 ) -> tuple[str, ImageListing]:
     """Images, or radiographs in DICOM; radiographs under pseudonyms wherever there is a key."""
     if settings.modality == "radiograph" and recognise_format(source) == "dicom":
@@ -132,7 +132,7 @@ def _plan_slides(
     parameters: Mapping[str, Any],
     map_work: MapWork,
     name: str,
-    period: Period,
+    period: ModifiedRange,
 ) -> tuple[Plan, Any]:
     settings = SlideSettings.model_validate(parameters)
     # What the other slides were said to have holds for new ones only where they do not say.
@@ -152,7 +152,7 @@ def _plan_slides(
 
 
 def _choose_modified(
-    scans: Sequence[Scan], url: str, period: Period
+    scans: Sequence[Scan], url: str, period: ModifiedRange
 ) -> tuple[tuple[Scan, ...], tuple[ManifestEntry, ...]]:
     """Scans whose file was last modified in a period, and what to say of the others.
 

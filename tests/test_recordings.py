@@ -32,8 +32,8 @@ from pipeline.runtime.engines import map_serially
 from pipeline.slides.plan import plan_slides
 from pipeline.slides.reader import make_tile_reader
 from pipeline.slides.settings import SlideSettings, StainSetting
-from pipeline.sources.camelyon16 import list_slides
 from pipeline.sources.images import list_images
+from pipeline.sources.slides import list_slides
 from pipeline.sources.xrays import list_xrays
 from pipeline.store.dataset import Dataset, open_dataset
 from pipeline.synthetic.slides import write_slides

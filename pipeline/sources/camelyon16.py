@@ -1,7 +1,7 @@
-"""Camelyon16 as it is published, and plain folders of slides.
+"""Camelyon16 as it is published: official names, their labels and splits, and published errata.
 
 Bejnordi et al., JAMA 2017; https://camelyon17.grand-challenge.org/Data/. Two layouts are in use,
-and both are read, on disk or on S3:
+and `slides.list_slides` reads both, on disk or on S3:
 
     training/normal/normal_001.tif                 images/normal_001.tif
     training/tumor/tumor_001.tif                   images/tumor_001.tif
@@ -10,33 +10,27 @@ and both are read, on disk or on S3:
     testing/lesion_annotations/test_001.xml        annotations/test_001.xml
     testing/reference.csv
 
-Label and split follow from the official names; of test slides the label is in `reference.csv`.
-Any other slide is taken too, its label unknown unless a table gives it. Published errata
-(`slide_tables.read_errata`) speak of slides with official names only.
+Label and split follow from the official names; the labels of test slides are in `reference.csv`.
 """
 
 from __future__ import annotations
 
-import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import chain, count
-from pathlib import PurePosixPath
-from typing import Final
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Final, Literal, TypeAlias, get_args
 
-from pipeline.errors import SourceError
-from pipeline.io.storage import name_of
-from pipeline.records import Label, ManifestEntry, Slide, Split
-from pipeline.sources.slide_matches import match_annotations, match_rows
-from pipeline.sources.slide_tables import Erratum, Row, read_errata, read_labels, read_mpp
-from pipeline.sources.slides import SLIDE_SUFFIXES, ListedFile, list_files
+from pipeline.errors import SettingsError, SourceError
+from pipeline.records import Label, Split
+from pipeline.sources.tables import read_table
 
-logger = logging.getLogger(__name__)
-
-_ANNOTATION_SUFFIXES: Final = frozenset({".xml", ".geojson"})
+ErratumState: TypeAlias = Literal["excluded", "partly_annotated"]
+NO_ERRATA: Final = "none"
+REFERENCE_NAME: Final = "reference.csv"
+_STATES: Final = get_args(ErratumState)
 _OFFICIAL_NAME: Final = re.compile(r"(normal|tumor|test)_\d+", re.IGNORECASE)
-_OFFICIAL: Final[Mapping[str, tuple[Label, Split]]] = {
+_MEANINGS: Final[Mapping[str, tuple[Label, Split]]] = {
     "normal": (Label.NORMAL, "train"),
     "tumor": (Label.ANOMALOUS, "train"),
     "test": (Label.UNKNOWN, "test"),
@@ -44,146 +38,62 @@ _OFFICIAL: Final[Mapping[str, tuple[Label, Split]]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class SlideListing:
-    """What a folder of slides holds.
+class Erratum:
+    """A known error of a published slide.
 
     Args:
-        source: `camelyon16` where slides bear its names, else the folder's or file's name.
-        slides: In order of their id.
-        rejected: Slides that the errata exclude or of which nobody can tell what is said,
-            annotations and table rows without a slide.
-        mpp_um: slide id -> um per level-0 pixel, as the user says.
-        partly_annotated: Ids of slides on which there may be lesions that nobody outlined.
+        state: `excluded`, or `partly_annotated`: lesions may lie outside the outlines.
+        reason: What is wrong with the slide.
+        source: Publication or page that reports the error.
     """
 
+    state: ErratumState
+    reason: str
     source: str
-    slides: tuple[Slide, ...]
-    rejected: tuple[ManifestEntry, ...]
-    mpp_um: Mapping[str, float] = field(default_factory=dict)
-    partly_annotated: frozenset[str] = frozenset()
 
 
-def list_slides(
-    url: str, *, labels: str | None = None, errata: str | None = None, mpp_table: str | None = None
-) -> SlideListing:
-    """List the slides below a folder or prefix, or one slide.
+def parse_name(stem: str) -> tuple[Label, Split] | None:
+    """Read label and official split from a slide's name without suffix; None for other names."""
+    official = _OFFICIAL_NAME.fullmatch(stem)
+    return _MEANINGS[official[1].lower()] if official else None
+
+
+def read_errata(url: str | None = None) -> dict[str, Erratum]:
+    """Read the errata of Camelyon16, by slide name in lower case.
 
     Args:
-        url: A folder, an S3 prefix, or one slide file. Slides of several files are taken too: see
-            `pipeline.slides.formats`.
-        labels: URL of a CSV table with the columns `slide` (see `slide_matches.match_rows`) and
-            `label` (`normal` or `tumor`); it outweighs the official names. None looks for the
-            official `reference.csv`.
-        errata: See `slide_tables.read_errata`.
-        mpp_table: See `slide_tables.read_mpp`.
+        url: CSV table with the columns `slide`, `state`, `reason` and `source`; None for the one
+            that comes with the package (`pipeline/data/camelyon16_errata.csv`), `none` for none.
 
     Raises:
-        SourceError: There is no slide, or a table cannot be used.
-        SettingsError: Two rows of a table contradict each other.
-        StorageError: The URL cannot be read.
+        SourceError: The table cannot be used.
+        SettingsError: Two rows of one slide differ.
+        StorageError: The table cannot be read.
     """
-    files, found = list_files(url)
-    if not found:
-        suffixes = ", ".join(sorted(SLIDE_SUFFIXES))
-        raise SourceError(url, f"no slide among {len(files)} files", f"Slides end in {suffixes}")
-    erratum_of = read_errata(errata)
-    label = match_rows(_read_labels(files, labels), found)
-    mpp = match_rows(read_mpp(mpp_table) if mpp_table else (), found)
-    annotation = match_annotations(filter(_is_annotation, files), found)
-    unclear = {**label.unclear, **mpp.unclear, **annotation.unclear}
-    slide_ids = _name_uniquely(found)
-    entries = [_exclude(file, erratum_of) or _refuse(file, unclear) for file in found]
-    slides = [
-        _describe(
-            file,
-            slide_ids[file.path],
-            label.of_slide.get(file.path),
-            annotation.of_slide.get(file.path),
-        )
-        for file, entry in zip(found, entries, strict=True)
-        if entry is None
-    ]
-    is_camelyon16 = any(_OFFICIAL_NAME.fullmatch(file.stem) for file in found)
-    astray = {"label": label.astray, "mpp": mpp.astray}
-    return SlideListing(
-        source="camelyon16" if is_camelyon16 else PurePosixPath(name_of(url)).stem or "slides",
-        slides=tuple(sorted(slides, key=lambda slide: slide.slide_id)),
-        rejected=(*filter(None, entries), *_list_astray(annotation.astray, astray)),
-        mpp_um={slide_ids[path]: mpp_um for path, mpp_um in mpp.of_slide.items()},
-        partly_annotated=frozenset(
-            slide_ids[file.path]
-            for file in found
-            if (erratum := _find_erratum(file, erratum_of)) and erratum.state == "partly_annotated"
-        ),
+    if url == NO_ERRATA:
+        return {}
+    url = url or str(files("pipeline").joinpath("data", "camelyon16_errata.csv"))
+    columns = ("slide", "state", "reason", "source")
+    table = read_table(
+        url,
+        {name: (name,) for name in columns},
+        needed=columns,
+        remedy=f"Give a CSV table with the columns {', '.join(columns)}, or `{NO_ERRATA}`",
     )
+    errata: dict[str, Erratum] = {}
+    for row in table.rows:
+        state = next((known for known in _STATES if known == row["state"]), None)
+        if state is None:
+            raise SourceError(
+                url, f"state {row['state']!r} of {row['slide']}", f"Use {' or '.join(_STATES)}"
+            )
+        erratum = Erratum(state, row["reason"], row["source"])
+        if errata.setdefault(row["slide"].lower(), erratum).state != state:
+            problem = f"{row['slide']} is {' in one row and '.join(_STATES)} in another"
+            raise SettingsError(url, problem, "Leave the row that is right")
+    return errata
 
 
-def _find_erratum(file: ListedFile, erratum_of: Mapping[str, Erratum]) -> Erratum | None:
-    is_official = _OFFICIAL_NAME.fullmatch(file.stem)
-    return erratum_of.get(file.stem.lower()) if is_official else None
-
-
-def _exclude(file: ListedFile, erratum_of: Mapping[str, Erratum]) -> ManifestEntry | None:
-    erratum = _find_erratum(file, erratum_of)
-    if erratum is None or erratum.state != "excluded":
-        return None
-    reason = f"excluded by the errata: {erratum.reason} ({erratum.source})"
-    logger.info("%s: %s", file.info.url, reason)
-    return ManifestEntry(file.info.url, "skipped", reason)
-
-
-def _refuse(file: ListedFile, unclear: Mapping[PurePosixPath, str]) -> ManifestEntry | None:
-    reason = unclear.get(file.path)
-    return ManifestEntry(file.info.url, "failed", reason) if reason else None
-
-
-def _list_astray(
-    annotations: Iterable[str], tables: Mapping[str, Iterable[str]]
-) -> Iterator[ManifestEntry]:
-    """What speaks of slides that are not there; `tables` are names by kind of table."""
-    for url in annotations:
-        yield ManifestEntry(url, "skipped", "annotation without a slide of that name")
-    for kind, names in tables.items():
-        for name in names:
-            yield ManifestEntry(name, "skipped", f"in the {kind} table, but no such slide file")
-
-
-def _describe(
-    file: ListedFile, slide_id: str, label: Label | None, annotation_url: str | None
-) -> Slide:
-    official = _OFFICIAL_NAME.fullmatch(file.stem)
-    official_label, split = _OFFICIAL[official[1].lower()] if official else (Label.UNKNOWN, None)
-    return Slide(
-        slide_id=slide_id,
-        url=file.info.url,
-        version=file.version,
-        label=official_label if label is None else label,
-        split=split,
-        annotation_url=annotation_url,
-        companions=file.companion_urls,
-    )
-
-
-def _is_annotation(file: ListedFile) -> bool:
-    return file.path.suffix.lower() in _ANNOTATION_SUFFIXES
-
-
-def _name_uniquely(files: Sequence[ListedFile]) -> dict[PurePosixPath, str]:
-    """A slide's path -> its id: its stem or, where an earlier slide has that, its whole path.
-
-    Earlier is by path, so that a slide that is added changes no id of those before it; of those
-    behind it only that of one whose stem it takes.
-    """
-    ids: dict[str, PurePosixPath] = {}
-    for file in sorted(files, key=lambda file: file.path.as_posix()):
-        whole = "_".join(file.path.parts)
-        # Two whole paths become one where folders bear underscores: a/b/x and a_b/x.
-        names = chain((file.stem, whole), (f"{whole}_{number}" for number in count(2)))
-        ids[next(name for name in names if name not in ids)] = file.path
-    return {path: slide_id for slide_id, path in ids.items()}
-
-
-def _read_labels(files: Iterable[ListedFile], table_url: str | None) -> Iterator[Row[Label]]:
-    official = [file.info.url for file in files if file.path.name == "reference.csv"]
-    for url in [table_url] if table_url else official:
-        yield from read_labels(url)
+def find_erratum(stem: str, errata: Mapping[str, Erratum]) -> Erratum | None:
+    """Find the erratum of a slide; only official names have one."""
+    return errata.get(stem.lower()) if parse_name(stem) else None

@@ -45,7 +45,7 @@ from pipeline.privacy.redaction import calling_it
 from pipeline.records import ImageListing, Label, ManifestEntry, Scalar, SourceImage
 from pipeline.runtime.engines import MapWork, map_serially
 from pipeline.sources.listing import list_folder, relative_path
-from pipeline.sources.modified_range import ALWAYS, Period
+from pipeline.sources.modified_range import ALWAYS, ModifiedRange
 from pipeline.sources.tables import parse_sex
 
 # What lies about in a folder of DICOM files without being meant as one.
@@ -89,7 +89,7 @@ def list_radiographs(
     key: PseudonymKey,
     *,
     label: Label = Label.UNKNOWN,
-    period: Period = ALWAYS,
+    period: ModifiedRange = ALWAYS,
     map_work: MapWork = map_serially,
 ) -> ImageListing:
     """List the DICOM radiographs below a folder or prefix; their headers are read, no pixels.

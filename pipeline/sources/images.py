@@ -13,7 +13,7 @@ from pipeline.io.storage import ObjectInfo, exists, join
 from pipeline.records import SPLITS, ImageListing, Label, Scalar, SourceImage, Split
 from pipeline.sources.listing import (
     Folder,
-    Gathering,
+    TableMatch,
     in_order,
     is_image,
     list_folder,
@@ -102,28 +102,28 @@ def list_images(
         return ImageListing(in_order(unlabelled), (), ("no label table: labels are unknown",))
     table = _read_labels(found, columns or {})
     words = {key.lower(): Label(value) for key, value in (label_map or {}).items()}
-    rows = _Rows(
+    rows = _LabelRows(
         table,
         _base_of(table.url, folder),
         folder.url,
         {**LABEL_WORDS, **words},
         _split_words(table, split_map or {}),
     )
-    gathering = rows.gather(rows.name_files(folder.files))
+    matched = rows.match(rows.name_files(folder.files))
     unlisted = {
-        path: info for path, info in rows.name_files(files).items() if path not in gathering.named
+        path: info for path, info in rows.name_files(files).items() if path not in matched.named
     }
     kept = [_unlabelled(info, rows.base) for info in unlisted.values() if keeps_unlisted]
-    images = in_order([*gathering.images.values(), *kept])
-    if not images or (not gathering.images and labels_url):
-        raise _match_nothing(table, gathering, folder)
+    images = in_order([*matched.images.values(), *kept])
+    if not images or (not matched.images and labels_url):
+        raise _match_nothing(table, matched, folder)
     left_out = () if keeps_unlisted else list_unlisted(info.url for info in unlisted.values())
-    rejected = (*gathering.rejected, *gathering.list_absent(), *left_out)
+    rejected = (*matched.rejected, *matched.list_absent(), *left_out)
     return ImageListing(images, rejected, rows.explain())
 
 
-def _match_nothing(table: Table, gathering: Gathering, folder: Folder) -> SourceError:
-    first = gathering.rejected[0].reason if gathering.rejected else "no such image"
+def _match_nothing(table: Table, matched: TableMatch, folder: Folder) -> SourceError:
+    first = matched.rejected[0].reason if matched.rejected else "no such image"
     return SourceError(
         table.url,
         f"none of its {len(table.rows)} rows gives an image of {folder.url!r}; "
@@ -133,7 +133,7 @@ def _match_nothing(table: Table, gathering: Gathering, folder: Folder) -> Source
 
 
 @dataclass(frozen=True)
-class _Rows:
+class _LabelRows:
     """What the rows of a table mean.
 
     Args:
@@ -154,40 +154,40 @@ class _Rows:
         """Files by their path as the table would give it."""
         return {relative_path(info.url, self.base) or "": info for info in files}
 
-    def gather(self, files: Mapping[str, ObjectInfo]) -> Gathering:
+    def match(self, files: Mapping[str, ObjectInfo]) -> TableMatch:
         """Match every row with its file, of files by path."""
-        gathering = Gathering(self.table.url)
+        matched = TableMatch(self.table.url)
         for row in self.table.rows:
             path = _safe_path(row["path"])
             if path is None:
-                gathering.refuse(row["path"], "the path leaves the table's folder")
+                matched.refuse(row["path"], "the path leaves the table's folder")
             elif not _is_within(join(self.base, path), self.root):
                 continue
             elif path not in files:
-                gathering.absent.append(path)
+                matched.absent.append(path)
             else:
-                self._take(gathering, row, path, files[path])
-        return gathering
+                self._add_row(matched, row, path, files[path])
+        return matched
 
-    def _take(
-        self, gathering: Gathering, row: Mapping[str, str], path: str, info: ObjectInfo
+    def _add_row(
+        self, matched: TableMatch, row: Mapping[str, str], path: str, info: ObjectInfo
     ) -> None:
         label = self.label_words.get(row["label"].lower())
         word = row.get("split", "").lower()
         if label is None:
             reason = f"unknown label {row['label']!r}: give its meaning in label_map"
-            gathering.refuse(path, reason)
+            matched.refuse(path, reason)
             return
         if word and word not in self.split_words:
             reason = f"unknown split {row['split']!r}: give its meaning in split_map"
-            gathering.refuse(path, reason)
+            matched.refuse(path, reason)
             return
         columns = {name: parse(row[name]) for name, parse in _PARSERS.items() if name in row}
         if columns.get("age_years") == -1 and row["age_years"]:
-            gathering.ignore_cell(path, self.table.columns["age_years"], row["age_years"])
+            matched.ignore_cell(path, self.table.columns["age_years"], row["age_years"])
         group = row.get("group_id") or path
         split = self.split_words.get(word)
-        gathering.add(path, SourceImage(path, group, info.url, info.version, label, split, columns))
+        matched.add(path, SourceImage(path, group, info.url, info.version, label, split, columns))
 
     def explain(self) -> tuple[str, ...]:
         """What the user should know of how the table was read."""

@@ -57,7 +57,7 @@ class ImageFile:
 
 
 @dataclass
-class Gathering:
+class TableMatch:
     """Images gathered row by row from a table: every row ends in exactly one place.
 
     Args:

@@ -11,7 +11,7 @@ from pipeline.records import ManifestEntry
 
 
 @dataclass(frozen=True, slots=True)
-class Period:
+class ModifiedRange:
     """From one time to another, either of them open.
 
     Args:
@@ -23,7 +23,7 @@ class Period:
     until: datetime | None = None
 
     @classmethod
-    def of(cls, since: datetime | None, until: datetime | None) -> Period:
+    def of(cls, since: datetime | None, until: datetime | None) -> ModifiedRange:
         """Take it as a person gives it: UTC where no zone is.
 
         Raises:
@@ -68,7 +68,7 @@ class Period:
         return " and ".join(f"{word} {_say(bound)}" for word, bound in bounds if bound)
 
 
-ALWAYS: Final = Period()
+ALWAYS: Final = ModifiedRange()
 
 
 def _to_utc(moment: datetime | None) -> datetime | None:

@@ -1,124 +1,179 @@
-"""The files of a folder or prefix of slides, and which of them make each slide."""
+"""Slides below a folder or prefix, with what names, tables and annotations say of them.
+
+Camelyon16's names give label and split (see `camelyon16`). The label of any other slide is
+unknown unless a table gives it.
+"""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, count
 from pathlib import PurePosixPath
 from typing import Final
 
-from pipeline.io.storage import ObjectInfo, join, join_versions, list_objects, name_of
-from pipeline.slides.formats import (
-    DICOM_SUFFIX,
-    HAMAMATSU_SUFFIXES,
-    belongs_to,
-    folder_of_companions,
-    is_dicom_part,
+from pipeline.errors import SourceError
+from pipeline.io.storage import name_of
+from pipeline.records import Label, ManifestEntry, Slide
+from pipeline.sources.camelyon16 import (
+    REFERENCE_NAME,
+    Erratum,
+    find_erratum,
+    parse_name,
+    read_errata,
 )
-from pipeline.sources.listing import list_source, plain_url
+from pipeline.sources.slide_files import SLIDE_SUFFIXES, ListedFile, list_files
+from pipeline.sources.slide_tables import (
+    SlideRow,
+    match_annotations,
+    match_rows,
+    read_labels,
+    read_mpp,
+)
 
-# What OpenSlide reads, https://openslide.org/formats/.
-SLIDE_SUFFIXES: Final = frozenset(
-    {".tif", ".tiff", ".svs", ".ndpi", ".scn", ".mrxs", ".bif", ".svslide", ".czi", DICOM_SUFFIX}
-    | HAMAMATSU_SUFFIXES
-)
+logger = logging.getLogger(__name__)
+
+_ANNOTATION_SUFFIXES: Final = frozenset({".xml", ".geojson"})
 
 
 @dataclass(frozen=True, slots=True)
-class ListedFile:
-    """A listed file; of a slide of several files the one that OpenSlide is given.
+class SlideListing:
+    """The slides of a source, and what became of the files and rows that gave none.
 
     Args:
-        info: The file.
-        path: Relative to the folder that was asked for.
-        stem: What tables and annotations call it: its name without suffix; of a DICOM slide, whose
-            files bear numbers, its folder's name.
-        companions: The other files of the slide.
+        source: `camelyon16` where slides have its names, else the folder's or file's name.
+        slides: Slides to try, in order of `slide_id`.
+        rejected: Slides that the errata exclude or whose row or annotation is ambiguous;
+            annotations and table rows without a slide.
+        mpp_um: Slide id -> um per level-0 pixel from the user's table.
+        partly_annotated: Ids of slides on which lesions may lie outside the outlines.
     """
 
-    info: ObjectInfo
-    path: PurePosixPath
-    stem: str
-    companions: tuple[ObjectInfo, ...] = ()
-
-    @property
-    def place(self) -> PurePosixPath:
-        """Where it lies below the folder that was asked for; of a DICOM slide its folder does."""
-        return self.path.parent if is_dicom_part(self.path) else self.path
-
-    @property
-    def address(self) -> PurePosixPath:
-        """Likewise, from the root of the disk or with the bucket's name."""
-        whole = PurePosixPath(plain_url(self.info.url))
-        return whole.parent if is_dicom_part(whole) else whole
-
-    @property
-    def version(self) -> str:
-        """Changes when one of its files does."""
-        return join_versions((self.info, *self.companions))
-
-    @property
-    def companion_urls(self) -> tuple[str, ...]:
-        """Where the other files lie."""
-        return tuple(info.url for info in self.companions)
+    source: str
+    slides: tuple[Slide, ...]
+    rejected: tuple[ManifestEntry, ...]
+    mpp_um: Mapping[str, float] = field(default_factory=dict)
+    partly_annotated: frozenset[str] = frozenset()
 
 
-def list_files(url: str) -> tuple[list[ListedFile], list[ListedFile]]:
-    """List the files below a folder or prefix, and those of them that are slides.
+def list_slides(
+    url: str, *, labels: str | None = None, errata: str | None = None, mpp_table: str | None = None
+) -> SlideListing:
+    """List the slides below a folder or prefix, or one slide.
 
     Args:
-        url: A folder, a prefix, or one file: then that is the slide, whatever its name.
+        url: A folder, an S3 prefix, or one slide file; `pipeline.slides.formats` lists the slides
+            of several files.
+        labels: URL of a CSV table with the columns `slide` and `label`, gzipped or not; it
+            outweighs the official names (see `slide_tables.read_labels` and `match_rows`). None
+            looks for the official `reference.csv`.
+        errata: URL of a table of errata, `none` for no errata, or None for the published ones
+            (see `camelyon16.read_errata`).
+        mpp_table: URL of a table of um per level-0 pixel (see `slide_tables.read_mpp`).
 
     Raises:
-        AbsentError: There is no file.
+        SourceError: There is no slide, or a table cannot be used.
+        SettingsError: Two rows of a table contradict each other.
         StorageError: The URL cannot be read.
     """
-    infos = list_source(url)
-    if [info.url for info in infos] != [url]:
-        files = [_name(info, url.rstrip("/")) for info in infos]
-        return files, _find_slides(files)
-    plain = plain_url(url)
-    root = plain.rpartition("/")[0]
-    slide = _name(replace(infos[0], url=plain), root)
-    folder = folder_of_companions(slide.path)
-    beside = list_objects(join(root, *folder.parts)) if folder is not None else []
-    slide = _complete(slide, _group_by_folder([_name(info, root) for info in beside]))
-    return [slide], [replace(slide, info=infos[0])]
+    files, found = list_files(url)
+    if not found:
+        suffixes = ", ".join(sorted(SLIDE_SUFFIXES))
+        raise SourceError(url, f"no slide among {len(files)} files", f"Slides end in {suffixes}")
+    known = read_errata(errata)
+    label = match_rows(_read_labels(files, labels), found)
+    mpp = match_rows(read_mpp(mpp_table) if mpp_table else (), found)
+    annotation = match_annotations(filter(_is_annotation, files), found)
+    ambiguous = {**label.ambiguous, **mpp.ambiguous, **annotation.ambiguous}
+    slide_ids = _name_uniquely(found)
+    erratum = {file.path: find_erratum(file.stem, known) for file in found}
+    entries = {file.path: _reject(file, erratum[file.path], ambiguous) for file in found}
+    slides = [
+        _describe(
+            file,
+            slide_ids[file.path],
+            label.values.get(file.path),
+            annotation.values.get(file.path),
+        )
+        for file in found
+        if entries[file.path] is None
+    ]
+    is_camelyon16 = any(parse_name(file.stem) for file in found)
+    unmatched = _list_unmatched(
+        annotation.unmatched, {"label": label.unmatched, "mpp": mpp.unmatched}
+    )
+    return SlideListing(
+        source="camelyon16" if is_camelyon16 else PurePosixPath(name_of(url)).stem or "slides",
+        slides=tuple(sorted(slides, key=lambda slide: slide.slide_id)),
+        rejected=(*filter(None, entries.values()), *unmatched),
+        mpp_um={slide_ids[path]: mpp_um for path, mpp_um in mpp.values.items()},
+        partly_annotated=frozenset(
+            slide_ids[path]
+            for path, its in erratum.items()
+            if its and its.state == "partly_annotated"
+        ),
+    )
 
 
-def _name(info: ObjectInfo, root: str) -> ListedFile:
-    path = PurePosixPath(info.url[len(root) + 1 :])
-    folder = path.parent.name or name_of(root)
-    return ListedFile(info, path, folder if is_dicom_part(path) else path.stem)
+def _reject(
+    file: ListedFile, erratum: Erratum | None, ambiguous: Mapping[PurePosixPath, str]
+) -> ManifestEntry | None:
+    """Say why a slide is not taken; None where it is."""
+    if erratum and erratum.state == "excluded":
+        reason = f"excluded by the errata: {erratum.reason} ({erratum.source})"
+        logger.info("%s: %s", file.info.url, reason)
+        return ManifestEntry(file.info.url, "skipped", reason)
+    reason = ambiguous.get(file.path, "")
+    return ManifestEntry(file.info.url, "failed", reason) if reason else None
 
 
-def _find_slides(files: Sequence[ListedFile]) -> list[ListedFile]:
-    by_folder = _group_by_folder(files)
-    slides: dict[PurePosixPath, ListedFile] = {}
-    for file in filter(_is_slide, files):
-        # The first DICOM file stands for all of its folder.
-        slides.setdefault(file.path.parent if is_dicom_part(file.path) else file.path, file)
-    return [_complete(slide, by_folder) for slide in slides.values()]
+def _list_unmatched(
+    annotations: Iterable[str], tables: Mapping[str, Iterable[str]]
+) -> Iterator[ManifestEntry]:
+    """List what belongs to no slide; `tables` are names by kind of table."""
+    for url in annotations:
+        yield ManifestEntry(url, "skipped", "annotation without a slide of that name")
+    for kind, names in tables.items():
+        for name in names:
+            yield ManifestEntry(name, "skipped", f"in the {kind} table, but no such slide file")
 
 
-def _group_by_folder(files: Sequence[ListedFile]) -> Mapping[PurePosixPath, list[ListedFile]]:
-    groups: dict[PurePosixPath, list[ListedFile]] = defaultdict(list)
-    for file in files:
-        groups[file.path.parent].append(file)
-    return groups
+def _describe(
+    file: ListedFile, slide_id: str, label: Label | None, annotation_url: str | None
+) -> Slide:
+    official_label, split = parse_name(file.stem) or (Label.UNKNOWN, None)
+    return Slide(
+        slide_id=slide_id,
+        url=file.info.url,
+        version=file.version,
+        label=official_label if label is None else label,
+        split=split,
+        annotation_url=annotation_url,
+        companions=file.companion_urls,
+    )
 
 
-def _complete(
-    slide: ListedFile, by_folder: Mapping[PurePosixPath, Sequence[ListedFile]]
-) -> ListedFile:
-    folder = folder_of_companions(slide.path)
-    beside = by_folder.get(folder, ()) if folder is not None else ()
-    companions = tuple(file.info for file in beside if belongs_to(file.path, slide.path))
-    return replace(slide, companions=companions)
+def _is_annotation(file: ListedFile) -> bool:
+    return file.path.suffix.lower() in _ANNOTATION_SUFFIXES
 
 
-def _is_slide(file: ListedFile) -> bool:
-    # The official masks are slide files too: `tumor_001_mask.tif`.
-    is_mask = file.stem.lower().endswith("_mask") or "masks" in file.path.parts[:-1]
-    return file.path.suffix.lower() in SLIDE_SUFFIXES and not is_mask
+def _name_uniquely(files: Sequence[ListedFile]) -> dict[PurePosixPath, str]:
+    """Map a slide's path to its id: its stem or, where an earlier slide has that, its whole path.
+
+    Earlier is by path. So an added slide changes no id of slides before it, and behind it only
+    that of one whose stem it takes.
+    """
+    ids: dict[str, PurePosixPath] = {}
+    for file in sorted(files, key=lambda file: file.path.as_posix()):
+        whole = "_".join(file.path.parts)
+        # Two whole paths become one where folders contain underscores: a/b/x and a_b/x.
+        names = chain((file.stem, whole), (f"{whole}_{number}" for number in count(2)))
+        ids[next(name for name in names if name not in ids)] = file.path
+    return {path: slide_id for slide_id, path in ids.items()}
+
+
+def _read_labels(files: Iterable[ListedFile], table_url: str | None) -> Iterator[SlideRow[Label]]:
+    official = [file.info.url for file in files if file.path.name == REFERENCE_NAME]
+    for url in [table_url] if table_url else official:
+        yield from read_labels(url)

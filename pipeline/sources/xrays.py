@@ -18,12 +18,12 @@ from pipeline.privacy.key import PseudonymKey
 from pipeline.records import ImageListing, ManifestEntry
 from pipeline.runtime.engines import MapWork, map_serially
 from pipeline.sources import dicom
-from pipeline.sources.chestxray14 import listing as chestxray14
 from pipeline.sources.chestxray14.experiments import Experiment, read_experiment
+from pipeline.sources.chestxray14.listing import TABLE_NAMES, list_chestxray14
 from pipeline.sources.chestxray14.table import Views
 from pipeline.sources.dicom_labels import apply_labels
 from pipeline.sources.listing import Folder, find_beside, is_image, list_folder
-from pipeline.sources.modified_range import ALWAYS, Period
+from pipeline.sources.modified_range import ALWAYS, ModifiedRange
 from pipeline.sources.private_listing import list_privately, withholding
 
 SourceFormat: TypeAlias = Literal["chestxray14", "dicom"]
@@ -43,7 +43,7 @@ def list_xrays(
     experiment: Experiment | None = None,
     lists_url: str | None = None,
     scratch: Scratch | None = None,
-    period: Period = ALWAYS,
+    period: ModifiedRange = ALWAYS,
     map_work: MapWork = map_serially,
 ) -> tuple[SourceFormat, ImageListing]:
     """List radiographs, under pseudonyms wherever there is a key.
@@ -91,7 +91,7 @@ def recognise_format(url: str) -> SourceFormat:
         StorageError: The folder cannot be read.
     """
     folder = list_folder(url)
-    if find_beside(folder, chestxray14.TABLE_NAMES):
+    if find_beside(folder, TABLE_NAMES):
         return "chestxray14"
     candidates = [info for info in folder.files if not is_image(info.url)]
     suffixes = {PurePosixPath(name_of(info.url)).suffix.lower() for info in candidates}
@@ -118,7 +118,7 @@ def _list_pngs(
     lists = None
     if experiment is not None:
         lists = read_experiment(lists_url or _find_lists(url, table_url), experiment)
-    return chestxray14.list_radiographs(
+    return list_chestxray14(
         url,
         table_url=table_url,
         views=views,
@@ -148,7 +148,7 @@ def _list_dicom(
     views: Views,
     findings: Sequence[str],
     experiment: Experiment | None,
-    period: Period,
+    period: ModifiedRange,
     map_work: MapWork,
 ) -> ImageListing:
     key = key or PseudonymKey.parse(None)

@@ -14,8 +14,8 @@ from flows.promote import promote
 from flows.score import score
 from flows.train import train
 from pipeline.io import storage
-from pipeline.sources.synthetic import write_xrays
 from pipeline.store.dataset import open_dataset
+from pipeline.synthetic import write_xrays
 from training.evaluation.metrics import measure_auroc
 
 pytestmark = [pytest.mark.slow, pytest.mark.s3]

@@ -18,8 +18,8 @@ from flows.ingest_slides import ingest_slides
 from flows.shared.review import name_artifact
 from pipeline.ingest.manifest import read_manifest
 from pipeline.runtime import engines
-from pipeline.sources.synthetic import write_slides
 from pipeline.store.dataset import open_dataset
+from pipeline.synthetic import write_slides
 from tests.support.made.slides import write_asap, write_slide
 
 SHAPE_YX = (768, 1280)

@@ -15,7 +15,7 @@ from pipeline.images.plan import ImageSettings
 from pipeline.privacy.key import PseudonymKey
 from pipeline.records import Label
 from pipeline.runtime.engines import map_serially
-from pipeline.sources.modified_range import Period
+from pipeline.sources.modified_range import ModifiedRange
 from pipeline.store.dataset import open_dataset
 from tests.pipeline.sources.test_xrays import write_films
 from tests.support.made.companions import write_dicom_slide
@@ -32,7 +32,7 @@ from tests.support.made.slides import (
 KEY = PseudonymKey(bytes(range(32)))
 FILMS = ImageSettings(modality="radiograph", size_px=64, colour="grey").model_dump(mode="json")
 TILES = ImageSettings(size_px=64, colour="rgb").model_dump(mode="json")
-SINCE = Period.of(datetime(2020, 1, 1, tzinfo=UTC), None)
+SINCE = ModifiedRange.of(datetime(2020, 1, 1, tzinfo=UTC), None)
 
 
 def age(*paths: Path) -> None:

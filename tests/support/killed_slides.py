@@ -10,7 +10,7 @@ from pipeline.runtime.engines import MapWork
 from pipeline.slides.plan import plan_slides
 from pipeline.slides.reader import make_tile_reader
 from pipeline.slides.settings import SlideSettings
-from pipeline.sources.camelyon16 import list_slides
+from pipeline.sources.slides import list_slides
 from pipeline.store.dataset import read_group_order
 from tests.support.clusters import drive
 

@@ -24,7 +24,7 @@ from pipeline.io.storage import ObjectInfo, exists, join, name_of, read_bytes
 from pipeline.records import ImageListing, Label, ManifestEntry, Split
 from pipeline.runtime.engines import MapWork, map_serially
 from pipeline.sources.chestxray14.boxes import read_boxes
-from pipeline.sources.chestxray14.table import COLUMNS, Rows, Views, check_findings
+from pipeline.sources.chestxray14.table import COLUMNS, RadiographRows, Views, check_findings
 from pipeline.sources.listing import (
     Folder,
     ImageFile,
@@ -45,7 +45,7 @@ _ARCHIVE_START: Final = "images"
 _LISTS: Final[Mapping[str, Split]] = {"train_val_list.txt": "train", "test_list.txt": "test"}
 
 
-def list_radiographs(
+def list_chestxray14(
     url: str,
     *,
     table_url: str | None = None,
@@ -61,7 +61,7 @@ def list_radiographs(
     the official lists, found beside the images or the table. Columns: `view_position`,
     `age_years`, `sex`, `findings`, and `boxes_yxhw` where there is a list of boxes.
 
-    Rows without a file are counted: a part of the data set is a common thing to have.
+    RadiographRows without a file are counted: a part of the data set is a common thing to have.
 
     Args:
         url: A folder or prefix with the images, at any depth below.
@@ -96,24 +96,24 @@ def list_radiographs(
     )
     lists = _read_lists(folder, table.url)
     boxes, not_boxes = _read_boxes(folder, table.url)
-    rows = Rows(files, boxes, lists, views, wanted, experiment)
-    gathering = rows.gather(table.rows, table.url)
-    if not gathering.images:
+    rows = RadiographRows(files, boxes, lists, views, wanted, experiment)
+    matched = rows.match(table.rows, table.url)
+    if not matched.images:
         raise SourceError(
             table.url,
             f"none of its {len(table.rows)} rows gives one of {len(files)} images of {url!r}",
             "Check that table, images and filters belong together",
         )
     unlisted = list_unlisted(
-        file.public_name for name, file in sorted(files.items()) if name not in gathering.named
+        file.public_name for name, file in sorted(files.items()) if name not in matched.named
     )
     return ImageListing(
-        in_order(gathering.images.values()),
-        (*gathering.rejected, *gathering.list_absent(), *unlisted, *unusable, *not_boxes),
+        in_order(matched.images.values()),
+        (*matched.rejected, *matched.list_absent(), *unlisted, *unusable, *not_boxes),
         (
-            f"{len(gathering.images)} of {len(table.rows)} rows of {table.url!r} give an image",
+            f"{len(matched.images)} of {len(table.rows)} rows of {table.url!r} give an image",
             f"splits: {_name_origin(experiment, lists)}",
-            *_note_boxes(boxes, gathering.images),
+            *_note_boxes(boxes, matched.images),
         ),
     )
 

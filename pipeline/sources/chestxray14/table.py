@@ -10,7 +10,7 @@ from typing import Final, Literal, TypeAlias
 from pipeline.dicom.header import parse_age
 from pipeline.errors import SettingsError
 from pipeline.records import Label, ManifestEntry, Scalar, SourceImage, Split
-from pipeline.sources.listing import Gathering, ImageFile
+from pipeline.sources.listing import ImageFile, TableMatch
 from pipeline.sources.tables import parse_sex
 
 Views: TypeAlias = Literal["PA", "AP", "all"]
@@ -44,7 +44,7 @@ COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
 
 
 @dataclass(frozen=True)
-class Rows:
+class RadiographRows:
     """What the rows of the table mean.
 
     Args:
@@ -63,26 +63,26 @@ class Rows:
     findings: frozenset[str]
     experiment: Mapping[str, tuple[Label, Split]] | None
 
-    def gather(self, rows: Sequence[Mapping[str, str]], table_url: str) -> Gathering:
+    def match(self, rows: Sequence[Mapping[str, str]], table_url: str) -> TableMatch:
         """Match every row of the table with its image."""
-        gathering = Gathering(table_url)
+        matched = TableMatch(table_url)
         unwanted: Counter[str] = Counter()
         for row in rows:
             name = row["image"]
             if not name or "/" in name or "\\" in name or name in {".", ".."}:
-                gathering.refuse(name, "not a plain file name")
+                matched.refuse(name, "not a plain file name")
             elif reason := self._reason_to_skip(row):
                 unwanted[reason] += 1
-                gathering.named.add(name)
+                matched.named.add(name)
             elif name not in self.files:
-                gathering.absent.append(name)
+                matched.absent.append(name)
             else:
-                self._take(gathering, row)
-        gathering.rejected += [
+                self._add_row(matched, row)
+        matched.rejected += [
             ManifestEntry(table_url, "skipped", f"{count} rows: {reason}")
             for reason, count in sorted(unwanted.items())
         ]
-        return gathering
+        return matched
 
     def _reason_to_skip(self, row: Mapping[str, str]) -> str | None:
         if self.experiment is not None and row["image"] not in self.experiment:
@@ -94,18 +94,18 @@ class Rows:
             return f"none of {', '.join(sorted(self.findings))} is among the findings"
         return None
 
-    def _take(self, gathering: Gathering, row: Mapping[str, str]) -> None:
+    def _add_row(self, matched: TableMatch, row: Mapping[str, str]) -> None:
         name, view, age = row["image"], row["view"].upper(), row.get("age", "")
         if not row["patient"]:
-            gathering.refuse(name, "no patient")
+            matched.refuse(name, "no patient")
             return
         if view not in VIEW_POSITIONS:
-            gathering.ignore_cell(name, "View Position", row["view"])
+            matched.ignore_cell(name, "View Position", row["view"])
         if "age" in row and parse_age(age) < 0:
-            gathering.ignore_cell(name, "Patient Age", age)
+            matched.ignore_cell(name, "Patient Age", age)
         found = _split_findings(row["findings"])
         if not found:
-            gathering.ignore_cell(name, "Finding Labels", row["findings"])
+            matched.ignore_cell(name, "Finding Labels", row["findings"])
         columns: dict[str, Scalar] = {
             "view_position": view if view in VIEW_POSITIONS else "",
             "age_years": parse_age(age),
@@ -118,7 +118,7 @@ class Rows:
         label, split = _label_of(found), self.lists.get(name)
         if self.experiment is not None:
             label, split = self.experiment[name]
-        gathering.add(
+        matched.add(
             name,
             SourceImage(
                 name,

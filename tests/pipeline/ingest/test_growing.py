@@ -19,7 +19,7 @@ from pipeline.runtime.engines import MapWork, Workers, map_serially
 from pipeline.slides.plan import plan_slides
 from pipeline.slides.reader import make_tile_reader
 from pipeline.slides.settings import SlideSettings
-from pipeline.sources.camelyon16 import list_slides
+from pipeline.sources.slides import list_slides
 from pipeline.store.dataset import open_dataset, read_group_order
 from tests.support.made.slides import SETTINGS, list_slide, plan_of, write_asap, write_slide
 from tests.support.peak_memory import run_measured

@@ -19,7 +19,7 @@ from pipeline.io.staging import stage, using_scratch
 from pipeline.runtime.engines import map_serially
 from pipeline.slides.plan import plan_slides
 from pipeline.slides.reader import make_tile_reader
-from pipeline.sources.camelyon16 import list_slides
+from pipeline.sources.slides import list_slides
 from tests.conftest import S3Server
 from tests.support.flaky_s3 import FlakyS3, flaky_s3
 from tests.support.made.slides import SETTINGS, list_slide, plan_of, write_slide

@@ -14,7 +14,7 @@ from pipeline.records import ManifestEntry
 from pipeline.runtime.engines import map_serially
 from pipeline.slides.plan import plan_slides
 from pipeline.slides.reader import make_tile_reader
-from pipeline.sources.camelyon16 import list_slides
+from pipeline.sources.slides import list_slides
 from pipeline.store.dataset import Dataset, open_dataset
 from tests.pipeline.slides.test_annotations import BOMB
 from tests.support.made.slides import (

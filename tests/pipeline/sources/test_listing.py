@@ -10,10 +10,10 @@ from pipeline.errors import AbsentError
 from pipeline.io.storage import join, write_bytes
 from pipeline.privacy.key import PseudonymKey
 from pipeline.sources import dicom
-from pipeline.sources.camelyon16 import list_slides
-from pipeline.sources.chestxray14 import listing as chestxray14
+from pipeline.sources.chestxray14.listing import list_chestxray14
 from pipeline.sources.images import list_images
 from pipeline.sources.listing import list_source
+from pipeline.sources.slides import list_slides
 from pipeline.sources.xrays import list_xrays
 
 KEY = PseudonymKey.parse("0f" * 32)
@@ -21,7 +21,7 @@ LISTERS: dict[str, Callable[[str], object]] = {
     "slides": list_slides,
     "images": list_images,
     "radiographs": list_xrays,
-    "ChestX-ray14": chestxray14.list_radiographs,
+    "ChestX-ray14": list_chestxray14,
     "DICOM": lambda url: dicom.list_radiographs(url, KEY),
 }
 

@@ -7,10 +7,10 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 
 from pipeline.errors import SettingsError
-from pipeline.sources.modified_range import ALWAYS, Period
+from pipeline.sources.modified_range import ALWAYS, ModifiedRange
 
 EAST = timezone(timedelta(hours=9))
-JANUARY = Period.of(datetime(2026, 1, 1), datetime(2026, 2, 1))
+JANUARY = ModifiedRange.of(datetime(2026, 1, 1), datetime(2026, 2, 1))
 INSTANT = timedelta(microseconds=1)
 
 
@@ -25,17 +25,17 @@ def test_since_is_in_and_until_is_out() -> None:
 
 
 def test_an_open_end_has_no_bound_and_none_at_all_takes_everything() -> None:
-    since = Period.of(datetime(2026, 1, 1, 9, tzinfo=EAST), None)
+    since = ModifiedRange.of(datetime(2026, 1, 1, 9, tzinfo=EAST), None)
     assert since.covers(datetime(9999, 1, 1, tzinfo=UTC))
     assert since.to_facts() == {"since": "2026-01-01T00:00:00+00:00"}
-    assert Period.of(None, None) == ALWAYS
+    assert ModifiedRange.of(None, None) == ALWAYS
     assert (ALWAYS.is_bounded, ALWAYS.notes, ALWAYS.to_facts()) == (False, (), {})
 
 
 @pytest.mark.parametrize("until", [datetime(2026, 1, 1, tzinfo=UTC), datetime(2025, 1, 1, 9, 30)])
 def test_what_ends_before_it_begins_is_refused(until: datetime) -> None:
     with pytest.raises(SettingsError, match="since: 2026-01-01 is not before until, 202"):
-        Period.of(datetime(2026, 1, 1, tzinfo=UTC), until)
+        ModifiedRange.of(datetime(2026, 1, 1, tzinfo=UTC), until)
 
 
 def test_what_is_left_out_is_said() -> None:
@@ -46,5 +46,5 @@ def test_what_is_left_out_is_said() -> None:
     assert JANUARY.leave_out(0) == ()
     assert (
         "last modified before 2026-02-01T12:30:00Z;"
-        in (Period.of(None, datetime(2026, 2, 1, 12, 30, tzinfo=UTC)).notes[0])
+        in (ModifiedRange.of(None, datetime(2026, 2, 1, 12, 30, tzinfo=UTC)).notes[0])
     )

@@ -14,7 +14,7 @@ from pipeline.slides.openslide_reader import open_slide
 from pipeline.slides.plan import plan_slides
 from pipeline.slides.reader import make_tile_reader
 from pipeline.slides.settings import SlideSettings
-from pipeline.sources.camelyon16 import list_slides
+from pipeline.sources.slides import list_slides
 from pipeline.store.dataset import open_dataset
 from pipeline.synthetic.slides import write_slides
 

@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 from pipeline.images.plan import ImageSettings, plan_images
 from pipeline.io import storage
 from pipeline.records import ImageListing
-from pipeline.sources.chestxray14.listing import list_radiographs
+from pipeline.sources.chestxray14.listing import list_chestxray14
 from pipeline.splits import prove_disjoint
 from pipeline.synthetic.xrays import write_xrays
 
@@ -35,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def listing(folder: str) -> ImageListing:
-    return list_radiographs(folder)
+    return list_chestxray14(folder)
 
 
 def test_the_official_reader_takes_every_image(folder: str, listing: ImageListing) -> None:

@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 
 from pipeline.errors import RegistryError, SourceError
 from pipeline.io import storage
-from pipeline.sources.modified_range import Period
+from pipeline.sources.modified_range import ModifiedRange
 from pipeline.store.dataset import JSON, open_dataset
 from tests.support.registered import NAME, own_mlflow, register
 from tests.support.toys import make_dataset
@@ -203,7 +203,7 @@ def test_the_ledger_says_which_range_was_scored(ledgers: str, home: Path) -> Non
     report = score_dataset(
         str(home / "dataset"), load_version(NAME, "champion"), f"{ledgers}/scores", top_heatmaps=0
     )
-    period = Period.of(datetime(2026, 3, 1, tzinfo=UTC), None)
+    period = ModifiedRange.of(datetime(2026, 3, 1, tzinfo=UTC), None)
     record_scoring(NAME, {**report.to_facts(), **period.to_facts()}, ledgers_url=ledgers)
     summary = read_ledger(NAME, ledgers).entries[-1].summary
     assert summary.endswith(f"{report.scored_count} images, since 2026-03-01T00:00:00+00:00")

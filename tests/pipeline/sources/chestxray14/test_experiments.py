@@ -12,7 +12,7 @@ import pytest
 from pipeline.errors import SourceError
 from pipeline.records import Label
 from pipeline.sources.chestxray14.experiments import Experiment, read_experiment
-from pipeline.sources.chestxray14.listing import list_radiographs
+from pipeline.sources.chestxray14.listing import list_chestxray14
 from pipeline.sources.tables import read_table
 from pipeline.splits import prove_disjoint
 
@@ -67,7 +67,7 @@ def test_an_experiment_gives_labels_and_splits_and_leaves_the_rest_out(tmp_path:
     for name in "acde":
         (tmp_path / f"{name}.png").write_bytes(b"listing reads no image")
     experiment = read_experiment(write_lists(tmp_path / "lists"), "PA")
-    listing = list_radiographs(str(tmp_path), experiment=experiment)
+    listing = list_chestxray14(str(tmp_path), experiment=experiment)
     assert [(i.image_id, int(i.label), i.split) for i in listing.images] == [
         ("a.png", 0, "train"),
         ("c.png", 0, "test"),

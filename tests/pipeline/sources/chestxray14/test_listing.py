@@ -19,7 +19,7 @@ from pipeline.io.scratch import Scratch
 from pipeline.io.storage import write_bytes
 from pipeline.records import Label
 from pipeline.sources.chestxray14.boxes import read_boxes
-from pipeline.sources.chestxray14.listing import list_radiographs
+from pipeline.sources.chestxray14.listing import list_chestxray14
 from pipeline.sources.listing import plain_url
 
 SIZES = "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]"
@@ -61,7 +61,7 @@ def write_set(
 def test_both_tables_and_every_layout_give_the_same(
     tmp_path: Path, head: str, folders: tuple[str, ...]
 ) -> None:
-    listing = list_radiographs(write_set(tmp_path, table_text(head=head), folders=folders))
+    listing = list_chestxray14(write_set(tmp_path, table_text(head=head), folders=folders))
     assert [image.image_id for image in listing.images] == NAMES
     assert [image.group_id for image in listing.images] == ["1", "1", "2", "3"]
     assert [int(image.label) for image in listing.images] == [0, 1, 0, 1]
@@ -82,12 +82,12 @@ def test_the_official_lists_give_the_splits(tmp_path: Path) -> None:
     url = write_set(tmp_path / "set", table_text())
     (tmp_path / "set" / "train_val_list.txt").write_text("\n".join(NAMES[:2]) + "\n")
     (tmp_path / "set" / "test_list.txt").write_text(NAMES[2])
-    listing = list_radiographs(f"{url}/images", table_url=f"{url}/Data_Entry_2017.csv")
+    listing = list_chestxray14(f"{url}/images", table_url=f"{url}/Data_Entry_2017.csv")
     assert [image.split for image in listing.images] == ["train", "train", "test", None]
-    assert [image.split for image in list_radiographs(url).images][:3] == ["train", "train", "test"]
+    assert [image.split for image in list_chestxray14(url).images][:3] == ["train", "train", "test"]
     (tmp_path / "set" / "test_list.txt").write_text("\n".join(NAMES[1:3]))
     with pytest.raises(SourceError, match=r"test_list\.txt: 1 images are in both lists"):
-        list_radiographs(url)
+        list_chestxray14(url)
 
 
 def test_lists_that_divide_a_patient_are_refused(tmp_path: Path) -> None:
@@ -95,19 +95,19 @@ def test_lists_that_divide_a_patient_are_refused(tmp_path: Path) -> None:
     (tmp_path / "train_val_list.txt").write_text(NAMES[0])
     (tmp_path / "test_list.txt").write_text(NAMES[1])
     with pytest.raises(SchemaError, match=r"1 of 1 groups .* 1 \(test, train\)"):
-        plan_images(list_radiographs(url).images, ImageSettings(colour="grey"), source="x")
+        plan_images(list_chestxray14(url).images, ImageSettings(colour="grey"), source="x")
 
 
 def test_filters_choose_views_and_findings(tmp_path: Path) -> None:
     url = write_set(tmp_path, table_text())
-    chosen = list_radiographs(url, views="AP")
+    chosen = list_chestxray14(url, views="AP")
     assert [image.image_id for image in chosen.images] == [NAMES[1], NAMES[2]]
     assert [entry.reason for entry in chosen.rejected] == ["2 rows: the view position is not AP"]
-    chosen = list_radiographs(url, findings=["nodule"])
+    chosen = list_chestxray14(url, findings=["nodule"])
     assert [image.image_id for image in chosen.images] == NAMES[:3]
     assert "1 rows: none of Nodule" in chosen.rejected[0].reason
     with pytest.raises(SettingsError, match="no finding 'Tumour'"):
-        list_radiographs(url, findings=["Tumour"])
+        list_chestxray14(url, findings=["Tumour"])
 
 
 def test_bad_rows_and_files_are_named_and_the_rest_goes_on(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_bad_rows_and_files_are_named_and_the_rest_goes_on(tmp_path: Path) -> No
     url = write_set(tmp_path, table_text(rows), names)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / NAMES[0]).write_bytes(b"the same name")
-    listing = list_radiographs(url)
+    listing = list_chestxray14(url)
     assert [image.image_id for image in listing.images] == [
         NAMES[0],
         "twice.png",
@@ -169,7 +169,7 @@ def test_archives_give_the_same_images_as_what_they_hold(tmp_path: Path) -> None
     pack(tmp_path / "set" / "images_002.tar.gz", NAMES[3:])
     pack(tmp_path / "set" / "lists.tar.gz", ["no.png"])  # no archive of images
     (tmp_path / "set" / "images_003.tar.gz").write_bytes(b"half a download")
-    listing = list_radiographs(url, scratch=scratch)
+    listing = list_chestxray14(url, scratch=scratch)
     assert [image.image_id for image in listing.images] == NAMES
     assert listing.images[0].public_name == f"{url}/images/{NAMES[0]}"
     for image, archive in zip(listing.images[1:], (1, 1, 2), strict=True):
@@ -184,7 +184,7 @@ def test_archives_give_the_same_images_as_what_they_hold(tmp_path: Path) -> None
     # Where it lies unpacked beside itself, an archive is not looked into.
     (tmp_path / "set" / "images_002").mkdir()
     (tmp_path / "set" / "images_002" / NAMES[3]).write_bytes(b"unpacked")
-    assert read_source(list_radiographs(url, scratch=scratch).images[3]) == b"unpacked"
+    assert read_source(list_chestxray14(url, scratch=scratch).images[3]) == b"unpacked"
 
 
 BOXES = (
@@ -200,7 +200,7 @@ BOXES = (
 def test_boxes_of_findings_become_a_column(tmp_path: Path) -> None:
     url = write_set(tmp_path / "set", table_text())
     (tmp_path / "set" / "BBox_List_2017.csv.gz").write_bytes(gzip.compress(BOXES.encode()))
-    listing = list_radiographs(f"{url}/images", table_url=f"{url}/Data_Entry_2017.csv")
+    listing = list_chestxray14(f"{url}/images", table_url=f"{url}/Data_Entry_2017.csv")
     boxes = [str(image.columns["boxes_yxhw"]) for image in listing.images]
     assert boxes[0] == boxes[2] == boxes[3] == ""
     assert json.loads(boxes[1]) == [
@@ -212,7 +212,7 @@ def test_boxes_of_findings_become_a_column(tmp_path: Path) -> None:
     assert any("1 images have boxes" in note for note in listing.notes)
     (tmp_path / "set" / "BBox_List_2017.csv.gz").write_bytes(b"a,b\n")
     with pytest.raises(SourceError, match="not the list of boxes"):
-        list_radiographs(url)
+        list_chestxray14(url)
 
 
 def test_the_real_boxes_are_read(shared_data: Path) -> None:
@@ -227,16 +227,16 @@ def test_the_real_boxes_are_read(shared_data: Path) -> None:
 def test_what_cannot_be_a_batch_is_one_error(tmp_path: Path) -> None:
     url = write_set(tmp_path / "a", "path,label\na.png,0\n")
     with pytest.raises(SourceError, match="no column for image and findings and patient and view"):
-        list_radiographs(url)
+        list_chestxray14(url)
     (tmp_path / "a" / "Data_Entry_2017.csv").unlink()
     with pytest.raises(SourceError, match=r"no Data_Entry_2017_v2020\.csv or Data_Entry_2017\.csv"):
-        list_radiographs(url)
+        list_chestxray14(url)
     url = write_set(tmp_path / "b", table_text(), ["else.png"])
     with pytest.raises(SourceError, match="none of its 4 rows gives one of 1 images"):
-        list_radiographs(url)
+        list_chestxray14(url)
     url = write_set(tmp_path / "c", table_text(), [])
     with pytest.raises(SourceError, match=r"no image among 1 files.*archives"):
-        list_radiographs(url)
+        list_chestxray14(url)
 
 
 def test_the_later_table_is_found_gzipped_in_the_parent_of_a_prefix(store_url: str) -> None:
@@ -247,14 +247,14 @@ def test_the_later_table_is_found_gzipped_in_the_parent_of_a_prefix(store_url: s
     packed = gzip.compress(table_text(head=HEAD_2020).encode())
     write_bytes(f"{root}/Data_Entry_2017_v2020.csv.gz", packed)
     for url in (root, f"{root}/images_001"):
-        listing = list_radiographs(url)
+        listing = list_chestxray14(url)
         assert [image.image_id for image in listing.images] == NAMES
         assert listing.images[0].url == f"{plain_url(root)}/images_001/images/{NAMES[0]}"
 
 
 def test_the_real_table_with_a_few_of_its_images(shared_data: Path) -> None:
     table = shared_data / "nih" / "Data_Entry_2017_v2020.csv.gz"
-    listing = list_radiographs(str(shared_data / "nih64"), table_url=str(table))
+    listing = list_chestxray14(str(shared_data / "nih64"), table_url=str(table))
     assert Counter(int(image.label) for image in listing.images) == {0: 326, 1: 361}
     assert Counter(image.columns["view_position"] for image in listing.images) == {
         "PA": 408,

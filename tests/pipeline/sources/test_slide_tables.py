@@ -9,8 +9,8 @@ import pytest
 from pipeline.errors import SettingsError
 from pipeline.io.storage import write_bytes
 from pipeline.records import Label
-from pipeline.sources.camelyon16 import SlideListing, list_slides
-from tests.pipeline.sources.test_camelyon16 import touch
+from pipeline.sources.slides import SlideListing, list_slides
+from tests.support.files import touch
 
 
 def label_slides(tmp_path: Path, slides: list[str], rows: list[str]) -> SlideListing:
