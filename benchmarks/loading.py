@@ -49,7 +49,8 @@ from pipeline.records import ImageListing, Label, SourceImage
 from pipeline.runtime.engines import map_serially
 from pipeline.runtime.malloc import set_freed_memory
 from pipeline.store.dataset import open_dataset
-from training.data.batches import TrainingImages, to_tensor
+from training.data.batches import TrainingImages
+from training.networks.inputs import to_tensor
 from training.presets import load_preset
 
 SIDE_PX, BATCH = 64, 128

@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.harness import Comparison, Outcome, run_benchmark
-from training.data.batches import to_tensor
 from training.evaluation.intervals import bootstrap_auroc_difference
 from training.evaluation.metrics import measure_auroc
 from training.learning.loop import train_step
 from training.learning.speed import TargetCache
 from training.learning.state import Recipe, TrainingState, begin_training, growth_at, make_recipe
 from training.learning.validation import score_images
+from training.networks.inputs import to_tensor
 from training.networks.vgg import VggFeatures, measure_statistics
 from training.networks.vgg_weights import load_vgg
 from training.presets import load_preset

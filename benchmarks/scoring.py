@@ -43,8 +43,8 @@ from pipeline.runtime.malloc import set_freed_memory
 from pipeline.sources.images import list_images
 from pipeline.store.dataset import Dataset, open_dataset
 from training.evaluation.calibration import calibrate, choose_threshold
-from training.learning.state import build_autoencoder, growth_at
-from training.networks.autoencoder import mix_input
+from training.learning.state import build_autoencoder
+from training.networks.reconstruction import reconstruct
 from training.networks.vgg_weights import load_vgg
 from training.presets import load_preset
 from training.registry.versions import VersionInfo, load_version, log_and_register
@@ -128,10 +128,9 @@ class Reference:
     """The published evaluation loop."""
 
     def __init__(self, folder: Path, detector: Detector) -> None:
-        self.detector, recipe = detector, detector.recipe
-        for module in (detector.autoencoder, recipe.features):
+        self.detector = detector
+        for module in (detector.autoencoder, detector.features):
             module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload] # torch's own stub lacks it
-        self.growth = growth_at(recipe, recipe.total_steps)
         self.loader = DataLoader(
             JpegFolder(folder), batch_size=REFERENCE_BATCH, num_workers=1, persistent_workers=True
         )
@@ -143,10 +142,8 @@ class Reference:
 
     @torch.no_grad()
     def _score_batch(self, images: torch.Tensor) -> NDArray[np.float32]:
-        growth, recipe = self.growth, self.detector.recipe
-        target = mix_input(images, resolution=growth.resolution, alpha=growth.alpha)
-        made = self.detector.autoencoder(target, resolution=growth.resolution, alpha=growth.alpha)
-        return recipe.measure_loss(target, made, growth=growth, reduction="none").numpy()
+        made = reconstruct(self.detector.autoencoder, images, self.detector.growth)
+        return made.compare(self.detector.loss).reduce("none").numpy()
 
 
 def measure(quick: bool) -> Outcome:

@@ -33,9 +33,10 @@ from benchmarks.published import PublishedStep, Vgg, make_decoder, make_encoder
 from benchmarks.published_networks import load_published_weights
 from pipeline.runtime.malloc import set_freed_memory
 from training.learning.loop import train_step
-from training.learning.speed import TargetCache, leave_tf32, set_tf32
+from training.learning.speed import TargetCache
 from training.learning.state import begin_training, make_recipe
 from training.networks.losses import add_up
+from training.networks.precision import set_tf32
 from training.networks.vgg import VggFeatures, convolutions_needed, layer_at, measure_statistics
 from training.networks.vgg_weights import load_vgg
 from training.presets import load_preset
@@ -180,7 +181,8 @@ def make_method(
     def prepare() -> None:
         set_freed_memory(is_kept=changes.get("acceleration__keeps_freed_memory", True))
         if name == REFERENCE:
-            leave_tf32()
+            torch.set_float32_matmul_precision("highest")  # PyTorch's own choices
+            torch.backends.cudnn.allow_tf32 = True
         else:
             set_tf32(is_allowed=_allows_tf32(changes))
 

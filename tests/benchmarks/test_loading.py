@@ -19,7 +19,7 @@ from benchmarks.loading import (
     write_tiles,
 )
 from benchmarks.scoring import JpegFolder
-from training.data.batches import to_tensor
+from training.networks.inputs import to_tensor
 
 
 def test_ours_takes_the_images_that_the_reference_takes(tmp_path: Path) -> None:

@@ -7,31 +7,16 @@ import pickle
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from training.learning.loop import Report
+from training.learning.run_folder import Resumption
 
 _LISTEN_EVERY_S: Final = 0.3
 
 OnReport: TypeAlias = Callable[[Report], None]
 
 logger: Final = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Resumption:
-    """Workers that have begun where others were interrupted.
-
-    Attributes:
-        checkpoint_url: What they took.
-        step: Steps made until then.
-        workers: How many they are now.
-    """
-
-    checkpoint_url: str
-    step: int
-    workers: int
 
 
 class Heard:

@@ -29,7 +29,7 @@ from pipeline.errors import NormscopeError, SettingsError, StorageError
 from pipeline.io import storage
 from pipeline.store.dataset import open_dataset
 from training.cluster.connection import ONE_CORE, Share, WorkersError, running_ray
-from training.cluster.listening import OnReport, Resumption, listening
+from training.cluster.listening import OnReport, listening
 from training.data.batches import TrainingImages, check_trainable
 from training.learning.checkpoint import Checkpoints
 from training.learning.loop import DivergenceError, Report, train
@@ -41,6 +41,7 @@ from training.learning.perceptual_features import (
 )
 from training.learning.run_folder import (
     FitResult,
+    Resumption,
     claim_run,
     conclude,
     make_absolute,

@@ -6,44 +6,19 @@ number of workers nor an interruption changes it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import torch
-from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from torch import Tensor
 
+from training.networks.inputs import Views, centre_views
 from training.settings import ImageSettings
 
 _GOLDEN: Final = 0x9E3779B97F4A7C15
 _MASK: Final = 2**64 - 1
 _MIXING: Final = 2**32  # the purposes of views are 0 to 3, and four times the seed is added
-
-Images = NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class Views:
-    """A square of each image.
-
-    Attributes:
-        origins_yx: (n, 2) int64, upper left corners (y, x) in px.
-        flips_yx: (n, 2) bool, whether mirrored along y, along x.
-        side_px: Side of the squares.
-    """
-
-    origins_yx: NDArray[np.int64]
-    flips_yx: NDArray[np.bool_]
-    side_px: int
-
-
-def centre_views(count: int, *, size_yx: tuple[int, int], settings: ImageSettings) -> Views:
-    """The centre of each image, as validation and scoring see it."""
-    side = settings.crop_px or min(size_yx)
-    origin = [(extent - side) // 2 for extent in size_yx]
-    return Views(np.tile(np.array(origin, np.int64), (count, 1)), np.zeros((count, 2), bool), side)
 
 
 def draw_views(
@@ -57,7 +32,7 @@ def draw_views(
         settings: Whether crops and flips are drawn; without, it is the unmirrored centre.
         seed: Same seed and number, same view.
     """
-    views = centre_views(len(samples), size_yx=size_yx, settings=settings)
+    views = centre_views(len(samples), size_yx=size_yx, crop_px=settings.crop_px)
     origins_yx, flips_yx = views.origins_yx, views.flips_yx
     for axis in (0, 1):
         places = size_yx[axis] - views.side_px + 1
@@ -73,19 +48,6 @@ def draw_shares(samples: NDArray[np.int64], *, seed: int) -> NDArray[np.float32]
     """Draw for each sample how much of it is in a mixture: (n,) evenly from [0, 1)."""
     drawn = _draw(samples, seed=seed, purpose=_MIXING) >> np.uint64(40)
     return drawn.astype(np.float32) / np.float32(2**24)
-
-
-def take_views(images: Images, views: Views) -> Images:
-    """Cut the views out: (n, H, W, C) -> (n, side, side, C)."""
-    side = (views.side_px, views.side_px)
-    places = sliding_window_view(images, side, axis=(1, 2)).transpose(0, 1, 2, 4, 5, 3)
-    taken: Images = places[np.arange(len(images)), views.origins_yx[:, 0], views.origins_yx[:, 1]]
-    for flips_yx in ((True, False), (False, True), (True, True)):
-        mirrored = np.flatnonzero((views.flips_yx == flips_yx).all(axis=1))
-        axes = [axis for axis, is_flipped in enumerate(flips_yx, start=1) if is_flipped]
-        # torch mirrors all at once, pixel by pixel; NumPy goes byte by byte.
-        taken[mirrored] = torch.flip(torch.from_numpy(taken[mirrored]), axes).numpy()
-    return taken
 
 
 def locate_pixels(views: Views, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -7,13 +7,11 @@ the host's or the device's, or read as they come.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -21,7 +19,7 @@ from pipeline.errors import SchemaError, SettingsError
 from pipeline.records import Label, Split
 from pipeline.splits import prove_disjoint
 from pipeline.store.dataset import Dataset
-from training.data.augmentation import centre_views, draw_views, take_views
+from training.data.augmentation import draw_views
 from training.data.image_cache import (
     HOST,
     DeviceImages,
@@ -31,6 +29,7 @@ from training.data.image_cache import (
     open_images,
 )
 from training.data.sample_order import BUFFER_CHUNKS, SampleOrder, divide_batch
+from training.networks.inputs import Images, centre_views, cut_views
 from training.settings import ImageSettings, TrainSettings
 
 # The window in use and one read ahead, each perhaps astride two epochs.
@@ -40,7 +39,6 @@ logger = logging.getLogger(__name__)
 
 Rows = NDArray[np.int64]
 Samples = NDArray[np.int64]
-Images = NDArray[np.uint8]
 
 
 def check_trainable(dataset: Dataset, settings: TrainSettings) -> None:
@@ -236,33 +234,4 @@ def read_centres(dataset: Dataset, rows: Rows, settings: ImageSettings) -> Image
     """
     size_yx = dataset.image_shape[:2]
     images = open_images(dataset, rows, cache_bytes=2**63, cached_chunks=1).read_rows(rows)
-    return take_views(images, centre_views(len(rows), size_yx=size_yx, settings=settings))
-
-
-def to_tensor(
-    images: Images | Tensor, *, resolution: int, device: torch.device | str = "cpu"
-) -> Tensor:
-    """Bring images to a device, to the final resolution and to floats.
-
-    Args:
-        images: (N, side, side, C) uint8.
-        resolution: Final resolution of the network in px; larger images are averaged down.
-        device: Where the averaging is done.
-
-    Returns:
-        (N, C, resolution, resolution) float32 in [-1, 1].
-    """
-    if not isinstance(images, Tensor):
-        images = torch.from_numpy(np.ascontiguousarray(images))
-    on_device = images.to(device, non_blocking=True)
-    # Three passes over memory, but only one that takes new memory.
-    scaled = on_device.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
-    if scaled.shape[-2:] == (resolution, resolution):
-        return scaled
-    return F.interpolate(scaled, size=(resolution, resolution), mode="area")
-
-
-def split_batches(images: Images, batch_size: int) -> Iterator[Images]:
-    """Cut images into batches, the last perhaps smaller."""
-    for first in range(0, len(images), batch_size):
-        yield images[first : first + batch_size]
+    return cut_views(images, centre_views(len(rows), size_yx=size_yx, crop_px=settings.crop_px))

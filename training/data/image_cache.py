@@ -20,7 +20,8 @@ from torch import Tensor
 
 from pipeline.store.chunk_reader import open_chunks
 from pipeline.store.dataset import Dataset
-from training.data.augmentation import Views, locate_pixels, take_views
+from training.data.augmentation import locate_pixels
+from training.networks.inputs import Images, Views, cut_views
 from training.settings import WhereHeld
 
 _READERS: Final = 4
@@ -29,7 +30,6 @@ _DEVICE_SHARE: Final = 0.5
 HOST: Final = torch.device("cpu")
 
 Rows = NDArray[np.int64]
-Images = NDArray[np.uint8]
 
 
 class ImageCache(Protocol):
@@ -107,7 +107,7 @@ class HostImages:
 
     def read_views(self, rows: Rows, views: Views) -> Tensor:
         """The view of each of these rows: (n, side, side, C) uint8."""
-        taken = torch.from_numpy(take_views(self.images.read_rows(rows), views))
+        taken = torch.from_numpy(cut_views(self.images.read_rows(rows), views))
         return taken.pin_memory() if self._is_pinned else taken
 
     def expect(self, rows: Rows) -> None:

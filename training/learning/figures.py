@@ -15,7 +15,6 @@ from PIL import Image
 
 from pipeline.records import Label
 from training.learning.validation import Gallery, ValidationScores
-from training.worklist.heatmaps import COLOR_MAP
 
 Curve: TypeAlias = Sequence[tuple[int, float]]
 
@@ -24,6 +23,7 @@ FURTHER_LOSSES: Final = ("pixel_loss", "adversarial_loss", "discriminator_loss")
 CURVES: Final = (*LOSSES, *FURTHER_LOSSES, "validation_auroc", "resolution")
 """The metrics that `draw_curves` draws."""
 
+_COLOR_MAP: Final = "viridis"  # ordered by lightness, so it reads without colour vision
 _SIDE_PX: Final = 128
 _GAP_PX: Final = 4
 _BRIGHTEST_QUANTILE: Final = 0.995
@@ -118,7 +118,7 @@ def _unzip(curve: Curve) -> tuple[list[int], list[float]]:
 
 
 def _colour(values: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
-    coloured = mpl.colormaps[COLOR_MAP](np.clip(values, 0, 1), bytes=True)
+    coloured = mpl.colormaps[_COLOR_MAP](np.clip(values, 0, 1), bytes=True)
     return np.asarray(coloured[..., :3], np.uint8)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, TypeAlias
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from pipeline.errors import NormscopeError
 from training.data.augmentation import draw_shares
-from training.data.batches import Rows, Samples, TrainingImages, to_tensor
+from training.data.batches import Rows, Samples, TrainingImages
 from training.learning.meter import Meter
 from training.learning.out_of_memory import suggesting_batch
 from training.learning.speed import Losses, TargetCache
@@ -28,13 +29,14 @@ from training.learning.validation import (
     ValidationImages,
     ValidationScores,
     make_gallery,
-    reconstruct,
     score_validation_images,
     summarise,
 )
 from training.networks.autoencoder import mix_input
 from training.networks.growth import GrowthState
+from training.networks.inputs import to_tensor
 from training.networks.losses import add_up
+from training.networks.reconstruction import reconstruct
 
 # The public code's own limit, beyond which it calls a loss diverged.
 LARGEST_LOSS: Final = 1e6
@@ -122,7 +124,8 @@ def train_step(
     growth, target = _look(recipe, state, images)
     known = None
     if targets is not None and places is not None:
-        known = targets.look_up(places, growth, lambda: recipe.see(target, growth))
+        extract = partial(recipe.loss.extract_target, target, growth.resolution)
+        known = targets.look_up(places, growth, extract)
     weight = _weigh(recipe, growth, len(images))
     losses = {
         name: loss * weight for name, loss in state.objective(target, growth.alpha, known).items()
@@ -200,8 +203,9 @@ def train(
         if due.validation:
             scores = score_validation_images(recipe, state.autoencoder, validation, growth=growth)
             metrics |= summarise(scores.scores, scores.labels)
-            gallery = make_gallery(recipe, state.autoencoder, validation, growth=growth)
         if recipe.team.rank == 0:
+            if due.validation:
+                gallery = make_gallery(recipe, state.autoencoder, validation, growth=growth)
             publish(Report(state.step, recipe.total_steps, metrics, gallery, scores))
         if due.checkpoint:
             state.checkpoint = save(state, metrics)
@@ -243,11 +247,11 @@ def _read(
 def _measure(recipe: Recipe, state: TrainingState, images: Tensor, growth: GrowthState) -> float:
     """The loss of the present weights on a worker's share of a batch."""
     with torch.inference_mode():
-        target, made = reconstruct(recipe, state.autoencoder, images, growth)
-        loss = recipe.measure_loss(target, made, growth=growth)
+        made = reconstruct(state.autoencoder, images, growth, precision=recipe.mixed_precision())
+        loss = made.compare(recipe.loss).reduce("mean")
         if state.adversary is not None:
             loss = loss + state.adversary.measure(
-                made.to(target.dtype), resolution=growth.resolution, alpha=growth.alpha
+                made.images.to(made.target.dtype), resolution=growth.resolution, alpha=growth.alpha
             )
         return loss.item()
 

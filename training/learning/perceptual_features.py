@@ -15,13 +15,8 @@ from torch import Tensor, nn
 
 from pipeline.io import storage
 from pipeline.store.dataset import Dataset
-from training.data.batches import (
-    choose_training_rows,
-    read_centres,
-    space_evenly,
-    split_batches,
-    to_tensor,
-)
+from training.data.batches import choose_training_rows, read_centres, space_evenly
+from training.networks.inputs import split_batches, to_tensor
 from training.networks.vgg import VggFeatures, measure_statistics
 from training.networks.vgg_weights import load_vgg
 from training.settings import MEASURE, TrainSettings

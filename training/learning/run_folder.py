@@ -13,7 +13,6 @@ from torch import Tensor
 from pipeline.errors import SettingsError
 from pipeline.io import storage
 from pipeline.store.dataset import Dataset
-from training.cluster.listening import Resumption
 from training.learning.checkpoint import Checkpoint, Checkpoints, choose_best
 from training.learning.loop import Report
 from training.learning.perceptual_features import FEATURES
@@ -21,6 +20,21 @@ from training.settings import TrainSettings, check_run_name
 
 RUN: Final = "run.json"
 CHECKPOINTS: Final = "checkpoints"
+
+
+@dataclass(frozen=True)
+class Resumption:
+    """Workers that continued from a checkpoint after an interruption.
+
+    Attributes:
+        checkpoint_url: Checkpoint that they loaded.
+        step: Number of steps made up to that checkpoint.
+        workers: Number of workers that continued.
+    """
+
+    checkpoint_url: str
+    step: int
+    workers: int
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ loss, is measured by `python -m benchmarks.training`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Final, TypeAlias, TypeVar
 
 import numpy as np
@@ -20,7 +20,6 @@ from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from pipeline.runtime.malloc import set_freed_memory
 from training.networks.growth import GrowthState
-from training.networks.vgg import VggFeatures
 from training.settings import AccelerationSettings, TrainSettings
 
 Alpha: TypeAlias = float | Tensor | None
@@ -46,27 +45,6 @@ def choose_memory_format(settings: AccelerationSettings) -> torch.memory_format:
     return torch.channels_last if settings.uses_channels_last else torch.contiguous_format
 
 
-def set_tf32(*, is_allowed: bool) -> None:
-    """Say whether GPUs may round the factors of single-precision products to TF32 (10 bits).
-
-    It speaks for the whole process, of cuDNN's convolutions and of matrix products. PyTorch left
-    to itself rounds in convolutions and not in matrix products: False therefore also turns off
-    what it does unasked, so that single precision is single precision throughout; True rounds in
-    both. `leave_tf32` gives its own choice back.
-    """
-    precision = "tf32" if is_allowed else "ieee"
-    torch.backends.cudnn.conv.fp32_precision = precision  # type: ignore[attr-defined] # torch's stub lacks it
-    torch.backends.cudnn.rnn.fp32_precision = precision  # type: ignore[attr-defined] # the same
-    torch.backends.cuda.matmul.fp32_precision = precision
-
-
-def leave_tf32() -> None:
-    """Let PyTorch choose again, as in a process that never called `set_tf32`."""
-    torch.backends.cudnn.conv.fp32_precision = "tf32"  # type: ignore[attr-defined] # torch's stub lacks it
-    torch.backends.cudnn.rnn.fp32_precision = "tf32"  # type: ignore[attr-defined] # the same
-    torch.backends.cuda.matmul.fp32_precision = "none"
-
-
 def settle_freed_memory(settings: AccelerationSettings, device: torch.device) -> None:
     """Say for the whole process whether memory that tensors leave stays, if they lie on the host.
 
@@ -74,26 +52,6 @@ def settle_freed_memory(settings: AccelerationSettings, device: torch.device) ->
     """
     if device.type == "cpu":
         set_freed_memory(is_kept=settings.keeps_freed_memory)
-
-
-class ReducedFeatures(nn.Module):
-    """Features computed in bfloat16 and handed on in float32.
-
-    Only their own rounding enters what is made of them.
-
-    Args:
-        features: The network.
-    """
-
-    def __init__(self, features: VggFeatures) -> None:
-        super().__init__()
-        self.features = features
-
-    def forward(self, images: Tensor, layers: Sequence[str] | None = None) -> dict[str, Tensor]:
-        """As `VggFeatures.forward`."""
-        with torch.autocast(images.device.type, torch.bfloat16):
-            found: dict[str, Tensor] = self.features(images, layers)
-        return {name: values.float() for name, values in found.items()}
 
 
 class TargetCache:

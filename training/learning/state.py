@@ -19,16 +19,15 @@ from training.learning.speed import (
     Features,
     Losses,
     Objective,
-    ReducedFeatures,
     choose_memory_format,
     lay_out,
-    set_tf32,
     settle_freed_memory,
 )
 from training.networks.autoencoder import Autoencoder
 from training.networks.discriminator import Discriminator
 from training.networks.growth import GrowthState, Stage, state_at, total_iterations
-from training.networks.losses import LayerWeights, Reduction, growing_perceptual_loss, pixel_loss
+from training.networks.losses import PerceptualLoss, pixel_loss
+from training.networks.precision import ReducedFeatures, set_tf32
 from training.networks.vgg import VggFeatures
 from training.settings import TrainSettings
 
@@ -97,21 +96,15 @@ class Recipe:
         return choose_memory_format(self.settings.acceleration)
 
     @cached_property
-    def weights_by_resolution(self) -> dict[int, LayerWeights]:
-        """Layers compared at each resolution."""
-        return dict(self.settings.loss.weights_by_resolution())
-
-    def measure_loss(
-        self,
-        target: Tensor,
-        reconstruction: Tensor,
-        *,
-        growth: GrowthState,
-        reduction: Reduction = "mean",
-    ) -> Tensor:
-        """The training's loss; unreduced it is the anomaly score, per pixel the heatmap."""
-        return self._compare(
-            target, reconstruction, growth.resolution, growth.alpha, reduction=reduction
+    def loss(self) -> PerceptualLoss:
+        """The reconstruction loss, which is also the anomaly score."""
+        loss = self.settings.loss
+        return PerceptualLoss(
+            self.features,
+            loss.weights_by_resolution(),
+            norm=loss.norm,
+            is_relative=loss.is_relative,
+            is_blended=loss.blends_in_fade,
         )
 
     def make_objective(
@@ -123,8 +116,8 @@ class Recipe:
         def objective(target: Tensor, alpha: Alpha, target_features: Features | None) -> Losses:
             with self.mixed_precision():
                 made = network(target, resolution=resolution, alpha=alpha)
-            compared = self._compare(
-                target, made, resolution, alpha, target_features=target_features
+            compared = self.loss(
+                target, made, resolution=resolution, alpha=alpha, target_features=target_features
             )
             made, terms = made.to(target.dtype), {RECONSTRUCTION: compared}
             if l1_weight:
@@ -136,37 +129,6 @@ class Recipe:
         if self.settings.acceleration.compiles_steps:
             return CompiledObjective(objective, self.device)
         return objective
-
-    def see(self, target: Tensor, growth: GrowthState) -> Features:
-        """The features that a stage without a fade compares."""
-        layers = tuple(self.weights_by_resolution[growth.resolution])
-        found: Features = self.features(target, layers)
-        return found
-
-    def _compare(
-        self,
-        target: Tensor,
-        reconstruction: Tensor,
-        resolution: int,
-        alpha: Alpha,
-        *,
-        reduction: Reduction = "mean",
-        target_features: Features | None = None,
-    ) -> Tensor:
-        loss = self.settings.loss
-        return growing_perceptual_loss(
-            self.features,
-            target,
-            reconstruction,
-            weights_by_resolution=self.weights_by_resolution,
-            resolution=resolution,
-            alpha=alpha,
-            is_blended=loss.blends_in_fade,
-            reduction=reduction,
-            norm=loss.norm,
-            is_relative=loss.is_relative,
-            target_features=target_features,
-        )
 
     def mixed_precision(self) -> torch.autocast:
         """The context that the autoencoder runs in."""

@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from pipeline.records import Label
 from pipeline.store.dataset import Dataset
-from training.data.batches import Images, Rows, choose_rows, read_centres, split_batches, to_tensor
+from training.data.batches import Rows, choose_rows, read_centres
 from training.evaluation.metrics import measure_auroc
 from training.learning.state import Recipe
-from training.networks.autoencoder import Autoencoder, mix_input
+from training.networks.autoencoder import Autoencoder
 from training.networks.growth import GrowthState
-from training.networks.losses import Reduction
+from training.networks.inputs import Images, split_batches, to_pixels, to_tensor
+from training.networks.reconstruction import Reconstruction, reconstruct
 from training.settings import ImageSettings
 
 _BATCH: Final = 128
@@ -88,37 +89,29 @@ def read_validation(
 
 
 def score_images(
-    recipe: Recipe,
-    autoencoder: Autoencoder,
-    images: Images,
-    *,
-    growth: GrowthState,
-    reduction: Reduction = "none",
+    recipe: Recipe, autoencoder: Autoencoder, images: Images, *, growth: GrowthState
 ) -> NDArray[np.float32]:
-    """Score images at one point of the growth; every worker scores a share, all get all.
+    """Score images at one point of the growth; every worker scores a part, all get the whole.
 
     Args:
-        recipe: Loss, device and team.
-        autoencoder: Not wrapped.
-        images: (n, side, side, C) uint8.
+        recipe: Loss, device and workers.
+        autoencoder: Network itself, not wrapped for data-parallel training.
+        images: uint8 (N, side, side, C).
         growth: Resolution and alpha.
-        reduction: `none` for scores, `pixelwise` for heatmaps.
 
     Returns:
-        (n,) scores, or (n, 1, resolution, resolution) heatmaps.
+        float32 (N,).
     """
-    team = recipe.team
-    parts = []
+    team, size = recipe.team, min(_BATCH, growth.batch_size)
     with torch.inference_mode():
-        for batch in split_batches(images[team.rank :: team.size], min(_BATCH, growth.batch_size)):
-            target, reconstruction = _reconstruct(recipe, autoencoder, batch, growth)
-            found = recipe.measure_loss(target, reconstruction, growth=growth, reduction=reduction)
-            parts.append(found.float().cpu().numpy())
-    shares = team.gather(np.concatenate(parts) if parts else np.empty(0, np.float32))
-    whole = next((share for share in shares if len(share)), shares[0])
-    scores = np.empty((len(images), *whole.shape[1:]), np.float32)
-    for rank, share in enumerate(shares):
-        scores[rank :: team.size] = share
+        parts = [
+            _reconstruct(recipe, autoencoder, batch, growth).compare(recipe.loss).reduce("none")
+            for batch in split_batches(images[team.rank :: team.size], size)
+        ]
+    own = [part.float().cpu().numpy() for part in parts]
+    scores = np.empty(len(images), np.float32)
+    for rank, part in enumerate(team.gather(np.concatenate([np.empty(0, np.float32), *own]))):
+        scores[rank :: team.size] = part
     return scores
 
 
@@ -147,57 +140,28 @@ def summarise(scores: NDArray[Any], labels: NDArray[Any]) -> dict[str, float]:
 def make_gallery(
     recipe: Recipe, autoencoder: Autoencoder, shown: ValidationImages, *, growth: GrowthState
 ) -> Gallery | None:
-    """Reconstruct the first normals and anomalies; None where there are none.
-
-    Every worker of the team must call this, as every one scores a share.
-    """
+    """Reconstruct the first normals and anomalies; None where there are none."""
     chosen = [np.flatnonzero(shown.labels == label)[:_SHOWN] for label in (0, 1)]
     index = np.concatenate(chosen)
     if not len(index):
         return None
-    images = shown.images[index]
     with torch.inference_mode():
-        target, reconstruction = _reconstruct(recipe, autoencoder, images, growth)
+        made = _reconstruct(recipe, autoencoder, shown.images[index], growth)
+        compared = made.compare(recipe.loss)
+        scores, heatmaps = compared.reduce("none"), compared.reduce("pixelwise")[:, 0]
     return Gallery(
         resolution=growth.resolution,
         labels=shown.labels[index],
-        scores=score_images(recipe, autoencoder, images, growth=growth),
-        originals=_to_bytes(target),
-        reconstructions=_to_bytes(reconstruction),
-        heatmaps=score_images(recipe, autoencoder, images, growth=growth, reduction="pixelwise")[
-            :, 0
-        ],
+        scores=scores.float().cpu().numpy(),
+        originals=to_pixels(made.target),
+        reconstructions=to_pixels(made.images),
+        heatmaps=heatmaps.float().cpu().numpy(),
     )
-
-
-def reconstruct(
-    recipe: Recipe, autoencoder: Autoencoder, images: torch.Tensor, growth: GrowthState
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Show the network images at one point of the growth.
-
-    Args:
-        recipe: Its precision.
-        autoencoder: Not wrapped.
-        images: (n, C, final resolution, final resolution) float in [-1, 1].
-        growth: Resolution and alpha.
-
-    Returns:
-        What it saw and what it made of that, both (n, C, resolution, resolution).
-    """
-    target = mix_input(images, resolution=growth.resolution, alpha=growth.alpha)
-    with recipe.mixed_precision():
-        made = autoencoder(target, resolution=growth.resolution, alpha=growth.alpha)
-    return target, made
 
 
 def _reconstruct(
     recipe: Recipe, autoencoder: Autoencoder, images: Images, growth: GrowthState
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> Reconstruction:
     final = recipe.settings.growth.final_resolution
     whole = to_tensor(images, resolution=final, device=recipe.device)
-    return reconstruct(recipe, autoencoder, whole, growth)
-
-
-def _to_bytes(images: torch.Tensor) -> Images:
-    scaled = ((images.float() + 1.0) * 127.5).round().clamp(0, 255)
-    return scaled.permute(0, 2, 3, 1).to(torch.uint8).cpu().numpy()
+    return reconstruct(autoencoder, whole, growth, precision=recipe.mixed_precision())

@@ -141,6 +141,11 @@ def state_at(step: int, stages: Sequence[Stage]) -> GrowthState:
     raise ValueError(f"step {step} lies outside a run of {first} iterations: give 0 to {first - 1}")
 
 
+def last_state(stages: Sequence[Stage]) -> GrowthState:
+    """Find what the last iteration of a run trains: the point that scoring uses."""
+    return state_at(total_iterations(stages) - 1, stages)
+
+
 def _at(resolution: int, values: PerResolution, name: str, minimum: int = 0) -> int:
     value = values if isinstance(values, int) else values.get(resolution)
     if value is None:

@@ -8,7 +8,8 @@ The target comes first everywhere; nothing is differentiated with respect to it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, Protocol, TypeAlias
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -28,141 +29,153 @@ class Extractor(Protocol):
         ...
 
 
-def perceptual_loss(
-    extract: Extractor,
-    target: Tensor,
-    reconstruction: Tensor,
-    *,
-    layer_weights: LayerWeights,
-    reduction: Reduction = "mean",
-    norm: Norm = "l1",
-    is_relative: bool = True,
-    target_features: Mapping[str, Tensor] | None = None,
-) -> Tensor:
-    """Compare images by their features.
+@dataclass(frozen=True)
+class PerceptualLoss:
+    """Compares images by the features of their resolution, blended with the former's in a fade.
 
-    Args:
+    During a fade the loss is `(1 - alpha) * former + alpha * new`: the former compares the images
+    halved bilinearly by the former resolution's layers (published as `use_smooth_pg`).
+
+    Attributes:
         extract: Feature extractor; its features are compared as they come.
-        target: (N, 1 or 3, H, W) float in [-1, 1], the true images.
-        reconstruction: Same shape, what the network made of them.
-        layer_weights: Weight of each layer; the layer `image` is the published pixel term.
-        reduction: `none` gives (N,), the anomaly scores; `mean` and `sum` a scalar; `pixelwise`
-            (N, 1, H, W), the heatmaps, bilinearly enlarged.
+        weights_by_resolution: Weight of each compared layer, for each resolution in px; the layer
+            `image` is the published pixel term.
         norm: `l1` or `l2` (squared).
-        is_relative: Divide by the mean norm of the target's features, image by image.
-        target_features: What the extractor makes of the target, where that is known already.
+        is_relative: Whether errors are divided by the mean norm of the target's own features,
+            image by image.
+        is_blended: Whether a fade blends the losses of both resolutions, not only the images.
+
+    >>> import torch
+    >>> def brightness(images, layers):
+    ...     return {layer: images.mean(1, keepdim=True) for layer in layers}
+    >>> loss = PerceptualLoss(brightness, {4: {"any": 1.0}})
+    >>> target, made = torch.full((2, 3, 4, 4), 0.5), torch.full((2, 3, 4, 4), 0.25)
+    >>> loss(target, made, resolution=4)
+    tensor(0.5000)
+    >>> loss(target, made, resolution=4, reduction="none")
+    tensor([0.5000, 0.5000])
     """
-    layers = tuple(layer_weights)
-    if target_features is None:
+
+    extract: Extractor
+    weights_by_resolution: Mapping[int, LayerWeights]
+    norm: Norm = "l1"
+    is_relative: bool = True
+    is_blended: bool = True
+
+    def __call__(
+        self,
+        target: Tensor,
+        reconstruction: Tensor,
+        *,
+        resolution: int,
+        alpha: float | Tensor | None = None,
+        target_features: Mapping[str, Tensor] | None = None,
+        reduction: Reduction = "mean",
+    ) -> Tensor:
+        """Compare images and reduce the errors; see `compare` and `Comparison.reduce`."""
+        comparison = self.compare(
+            target,
+            reconstruction,
+            resolution=resolution,
+            alpha=alpha,
+            target_features=target_features,
+        )
+        return comparison.reduce(reduction)
+
+    def compare(
+        self,
+        target: Tensor,
+        reconstruction: Tensor,
+        *,
+        resolution: int,
+        alpha: float | Tensor | None = None,
+        target_features: Mapping[str, Tensor] | None = None,
+    ) -> Comparison:
+        """Extract the features of both images, once, for any number of reductions.
+
+        Args:
+            target: float (N, 1 or 3, H, W) in [-1, 1], the true images; nothing is differentiated
+                with respect to them.
+            reconstruction: Images of the same shape, made by the network.
+            resolution: Nominal side of the images in px; chooses the layers.
+            alpha: Share of this resolution during its fade-in; None once it stabilizes.
+            target_features: Features of the target in the layers of this resolution, if they are
+                known already.
+
+        Raises:
+            ValueError: If no layer is weighted.
+        """
+        new = self._extract(target, reconstruction, resolution, target_features)
+        if alpha is None or not self.is_blended:
+            return Comparison(self, new)
+        former = self._extract(_halve(target), _halve(reconstruction), resolution // 2)
+        return Comparison(self, new, former, alpha)
+
+    def extract_target(self, target: Tensor, resolution: int) -> Mapping[str, Tensor]:
+        """Compute the `target_features` of images at a resolution."""
         with torch.no_grad():
-            target_features = extract(target, layers)
-    of_reconstruction = extract(reconstruction, layers)
-    return feature_loss(
-        target_features,
-        of_reconstruction,
-        layer_weights=layer_weights,
-        size=(target.shape[-2], target.shape[-1]),
-        reduction=reduction,
-        norm=norm,
-        is_relative=is_relative,
-    )
+            return self.extract(target, tuple(self.weights_by_resolution[resolution]))
+
+    def _extract(
+        self,
+        target: Tensor,
+        reconstruction: Tensor,
+        resolution: int,
+        target_features: Mapping[str, Tensor] | None = None,
+    ) -> FeaturePair:
+        weights = self.weights_by_resolution[resolution]
+        if not weights:
+            raise ValueError("no layer to compare: give at least one, such as {'relu3_2': 1.0}")
+        if target_features is None:
+            target_features = self.extract_target(target, resolution)
+        of_reconstruction = self.extract(reconstruction, tuple(weights))
+        return FeaturePair(weights, target_features, of_reconstruction, target.shape[-2:])
 
 
-def growing_perceptual_loss(
-    extract: Extractor,
-    target: Tensor,
-    reconstruction: Tensor,
-    *,
-    weights_by_resolution: Mapping[int, LayerWeights],
-    resolution: int,
-    alpha: float | Tensor | None = None,
-    is_blended: bool = True,
-    reduction: Reduction = "mean",
-    norm: Norm = "l1",
-    is_relative: bool = True,
-    target_features: Mapping[str, Tensor] | None = None,
-) -> Tensor:
-    """Compare images with the layers of their resolution, blended with the former's in a fade.
+class FeaturePair(NamedTuple):
+    """Features of images and of their reconstructions, of the layers of one resolution."""
 
-    During a fade the loss is `(1 - alpha) * former + alpha * new`, the former of the images
-    halved bilinearly and compared by the former resolution's layers (published as
-    `use_smooth_pg`).
-
-    Args:
-        extract: As for `perceptual_loss`, and so are target, reconstruction, reduction, norm
-            and is_relative.
-        target: (N, 1 or 3, resolution, resolution).
-        reconstruction: Same shape.
-        weights_by_resolution: Layer weights for each resolution in px.
-        resolution: Side of the images in px.
-        alpha: Share of this resolution during its fade-in; None once it stabilizes.
-        is_blended: Whether a fade blends the losses too, not only the images.
-        reduction: As for `perceptual_loss`.
-        norm: As for `perceptual_loss`.
-        is_relative: As for `perceptual_loss`.
-        target_features: As for `perceptual_loss`, by the layers of this resolution.
-    """
-    new = perceptual_loss(
-        extract,
-        target,
-        reconstruction,
-        layer_weights=weights_by_resolution[resolution],
-        reduction=reduction,
-        norm=norm,
-        is_relative=is_relative,
-        target_features=target_features,
-    )
-    if alpha is None or not is_blended:
-        return new
-    former = perceptual_loss(
-        extract,
-        _halve(target),
-        _halve(reconstruction),
-        layer_weights=weights_by_resolution[resolution // 2],
-        reduction=reduction,
-        norm=norm,
-        is_relative=is_relative,
-    )
-    if reduction == "pixelwise":
-        former = _enlarge(former, (target.shape[-2], target.shape[-1]))
-    return (1.0 - alpha) * former + alpha * new
+    layer_weights: LayerWeights
+    target: Mapping[str, Tensor]
+    reconstruction: Mapping[str, Tensor]
+    size_yx: torch.Size
 
 
-def feature_loss(
-    target: Mapping[str, Tensor],
-    reconstruction: Mapping[str, Tensor],
-    *,
-    layer_weights: LayerWeights,
-    size: tuple[int, int],
-    reduction: Reduction = "mean",
-    norm: Norm = "l1",
-    is_relative: bool = True,
-) -> Tensor:
-    """Compare features: the weighted mean of the layers' errors.
+@dataclass(frozen=True)
+class Comparison:
+    """Extracted features of images and their reconstructions, ready to be reduced to errors."""
 
-    Args:
-        target: Each layer's (N, C, H', W').
-        reconstruction: Same shapes.
-        layer_weights: Weight of each layer.
-        size: Height and width of the heatmaps in px, for `pixelwise`.
-        reduction: As for `perceptual_loss`.
-        norm: As for `perceptual_loss`.
-        is_relative: As for `perceptual_loss`.
+    loss: PerceptualLoss
+    new: FeaturePair
+    former: FeaturePair | None = None
+    alpha: float | Tensor = 1.0
 
-    Raises:
-        ValueError: If no layer is weighted.
-    """
-    if not layer_weights:
-        raise ValueError("no layer to compare: give at least one, such as {'relu3_2': 1.0}")
-    weighted = []
-    for layer, weight in layer_weights.items():
-        errors = _errors(target[layer], reconstruction[layer], norm, is_relative)
+    def reduce(self, reduction: Reduction) -> Tensor:
+        """Average the layers' errors by weight.
+
+        Args:
+            reduction: `none` gives (N,), the anomaly scores; `mean` and `sum` a scalar;
+                `pixelwise` (N, 1, H, W), the heatmaps, bilinearly enlarged.
+        """
+        new = self._reduce(self.new, reduction)
+        if self.former is None:
+            return new
+        former = self._reduce(self.former, reduction)
         if reduction == "pixelwise":
-            weighted.append(weight * _enlarge(errors.mean(1, keepdim=True), size))
-        else:
-            weighted.append(weight * errors.mean((1, 2, 3)))
-    total = torch.stack(weighted).sum(0) / sum(layer_weights.values())
-    return _reduce(total, reduction)
+            former = _enlarge(former, self.new.size_yx)
+        return (1.0 - self.alpha) * former + self.alpha * new
+
+    def _reduce(self, pair: FeaturePair, reduction: Reduction) -> Tensor:
+        weighted = []
+        for layer, weight in pair.layer_weights.items():
+            target, reconstruction = pair.target[layer], pair.reconstruction[layer]
+            errors = _errors(target, reconstruction, self.loss.norm, self.loss.is_relative)
+            if reduction == "pixelwise":
+                weighted.append(weight * _enlarge(errors.mean(1, keepdim=True), pair.size_yx))
+            else:
+                weighted.append(weight * errors.mean((1, 2, 3)))
+        total = torch.stack(weighted).sum(0) / sum(pair.layer_weights.values())
+        return _reduce(total, reduction)
 
 
 def pixel_loss(
@@ -250,5 +263,5 @@ def _halve(images: Tensor) -> Tensor:
     return F.interpolate(images, size=size, mode="bilinear", align_corners=False)
 
 
-def _enlarge(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+def _enlarge(maps: Tensor, size_yx: torch.Size) -> Tensor:
+    return F.interpolate(maps, size=tuple(size_yx), mode="bilinear", align_corners=False)

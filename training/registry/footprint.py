@@ -51,5 +51,5 @@ def measure_footprints(
 
 def _count_bytes(model: ScoringModel) -> int:
     detector = model.pyfunc.unwrap_python_model().detector
-    modules = (detector.autoencoder, detector.recipe.features)
+    modules = (detector.autoencoder, detector.features)
     return sum(value.nbytes for module in modules for value in module.state_dict().values())

@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from training.learning.speed import ReducedFeatures
+from training.networks.precision import ReducedFeatures
 from training.scoring.detector import Detector
 from training.scoring.loaded_model import ScoringModel
 
@@ -52,10 +52,9 @@ def reduce_precision(model: ScoringModel) -> ScoringModel:
 
 def reduce_detector(detector: Detector) -> Detector:
     """The same detector with reduced features."""
-    recipe, eyes = detector.recipe, detector.recipe.features
-    if isinstance(eyes, ReducedFeatures):
+    if isinstance(detector.features, ReducedFeatures):
         return detector
-    return replace(detector, recipe=replace(recipe, features=ReducedFeatures(eyes)))
+    return replace(detector, features=ReducedFeatures(detector.features))
 
 
 def is_reduced(model: ScoringModel) -> bool:

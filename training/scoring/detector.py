@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Final, Self
 
 import numpy as np
 import safetensors.torch
@@ -20,11 +21,13 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
-from training.data.augmentation import Views, centre_views, take_views
-from training.data.batches import to_tensor
-from training.learning.speed import set_tf32, settle_freed_memory
-from training.learning.state import Recipe, build_autoencoder, growth_at
-from training.networks.autoencoder import Autoencoder, mix_input
+from pipeline.runtime.malloc import set_freed_memory
+from training.networks.autoencoder import Autoencoder
+from training.networks.growth import GrowthState, last_state
+from training.networks.inputs import Images, Views, centre_views, cut_views, to_tensor
+from training.networks.losses import PerceptualLoss
+from training.networks.precision import ReducedFeatures, set_tf32
+from training.networks.reconstruction import Reconstruction, reconstruct
 from training.networks.vgg import VggFeatures
 from training.settings import TrainSettings
 
@@ -73,13 +76,35 @@ class Detector:
 
     Args:
         description: Settings and image shape.
-        autoencoder: Trained.
-        recipe: The loss, on the autoencoder's device.
+        autoencoder: Trained network, on the device that scores.
+        features: Feature extractor that images are compared by, on the same device.
     """
 
     description: DetectorDescription
     autoencoder: Autoencoder
-    recipe: Recipe
+    features: VggFeatures | ReducedFeatures
+
+    @property
+    def device(self) -> torch.device:
+        """Where images are scored."""
+        return next(self.autoencoder.parameters()).device
+
+    @cached_property
+    def growth(self) -> GrowthState:
+        """The point of the growth at which images are scored: the end of the training."""
+        return last_state(self.description.settings.growth.plan())
+
+    @cached_property
+    def loss(self) -> PerceptualLoss:
+        """The training's loss, which is the anomaly score."""
+        loss = self.description.settings.loss
+        return PerceptualLoss(
+            self.features,
+            loss.weights_by_resolution(),
+            norm=loss.norm,
+            is_relative=loss.is_relative,
+            is_blended=loss.blends_in_fade,
+        )
 
     @classmethod
     def make(
@@ -99,17 +124,19 @@ class Detector:
             device: Where to score; a GPU if there is one, by default.
         """
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        settings = description.settings.model_copy(update={"precision": "fp32"})
-        channels = description.image_shape[2]
-        autoencoder = build_autoencoder(settings, image_channels=channels)
-        autoencoder.load_state_dict(network)
+        settings = description.settings
+        with torch.device("meta"):  # draws no weights that are replaced at once
+            autoencoder = Autoencoder(
+                final_resolution=settings.growth.final_resolution,
+                image_channels=description.image_shape[2],
+                **settings.network.model_dump(),
+            )
+        autoencoder.load_state_dict(network, assign=True)
         autoencoder.requires_grad_(False).eval().to(device)
-        eyes = VggFeatures.from_state(features, layers=settings.loss.layer_names())
-        eyes.to(device)
-        for module in (autoencoder, eyes):
+        extractor = VggFeatures.from_state(features, layers=settings.loss.layer_names()).to(device)
+        for module in (autoencoder, extractor):
             convert_conv2d_weight_memory_format(module, torch.channels_last)
-        recipe = Recipe(settings, eyes, image_channels=channels, device=device)
-        return cls(description, autoencoder, recipe)
+        return cls(description, autoencoder, extractor)
 
     @classmethod
     def load(cls, folder: Path, *, device: torch.device | str | None = None) -> Self:
@@ -124,7 +151,7 @@ class Detector:
     def save(self, folder: Path) -> None:
         """Write the three files into a folder, which must be there."""
         (folder / DESCRIPTION).write_text(self.description.model_dump_json(indent=1) + "\n")
-        for name, module in ((NETWORK, self.autoencoder), (FEATURES, self.recipe.features)):
+        for name, module in ((NETWORK, self.autoencoder), (FEATURES, self.features)):
             state = {key: value.cpu().contiguous() for key, value in module.state_dict().items()}
             safetensors.torch.save_file(state, folder / name)
 
@@ -144,17 +171,17 @@ class Detector:
                 f"images are {images.dtype} {images.shape[1:]}, this model takes uint8 {shape}: "
                 "ingest them with the model's parameters"
             )
-        settle_freed_memory(self.recipe.settings.acceleration, self.recipe.device)
-        set_tf32(is_allowed=self.recipe.settings.acceleration.allows_tf32)  # as in training
-        views = centre_views(
-            len(images), size_yx=shape[:2], settings=self.description.settings.images
-        )
+        settings = self.description.settings
+        if self.device.type == "cpu":
+            set_freed_memory(is_kept=settings.acceleration.keeps_freed_memory)
+        set_tf32(is_allowed=settings.acceleration.allows_tf32)  # as in training
+        views = centre_views(len(images), size_yx=shape[:2], crop_px=settings.images.crop_px)
         found = [
-            self._detect_batch(take_views(batch, _part(views, first)), heatmaps=heatmaps)
+            self._detect_batch(cut_views(batch, _part(views, first)), heatmaps=heatmaps)
             for first in range(0, len(images), BATCH_IMAGES)
             for batch in [images[first : first + BATCH_IMAGES]]
         ]
-        size = min(self.description.settings.network.latent_channels, _EMBEDDING_CHANNELS)
+        size = min(settings.network.latent_channels, _EMBEDDING_CHANNELS)
         scores = np.concatenate([np.empty(0, np.float32), *(part[0] for part in found)])
         embedding = np.concatenate([np.empty((0, size), np.float32), *(part[1] for part in found)])
         if not heatmaps:
@@ -166,27 +193,27 @@ class Detector:
             maps[:, y : y + side, x : x + side] = np.concatenate([part[2] for part in found])
         return Detection(scores, embedding, maps)
 
+    def reconstruct(self, crops: Images) -> Reconstruction:
+        """Pass uint8 (n, side, side, C) crops through the network."""
+        final = self.description.settings.growth.final_resolution
+        whole = to_tensor(crops, resolution=final, device=self.device)
+        whole = whole.contiguous(memory_format=torch.channels_last)
+        return reconstruct(self.autoencoder, whole, self.growth)
+
     def _detect_batch(
         self, crops: NDArray[np.uint8], *, heatmaps: bool
     ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
         """Scores (n,), embeddings (n, D), and heatmaps (n, side, side) or none (0,)."""
-        growth = growth_at(self.recipe, self.recipe.total_steps)
-        settings = self.recipe.settings.growth
         with torch.inference_mode():
-            whole = to_tensor(
-                crops, resolution=settings.final_resolution, device=self.recipe.device
-            ).contiguous(memory_format=torch.channels_last)
-            target = mix_input(whole, resolution=growth.resolution, alpha=growth.alpha)
-            point: dict[str, Any] = {"resolution": growth.resolution, "alpha": growth.alpha}
-            latents = self.autoencoder.encode(target, **point)
-            made = self.autoencoder.decode(latents, **point)
-            embedding = latents[:, :_EMBEDDING_CHANNELS].mean((2, 3)).cpu().numpy()
-            scores = self.recipe.measure_loss(target, made, growth=growth, reduction="none")
+            made = self.reconstruct(crops)
+            embedding = made.latents[:, :_EMBEDDING_CHANNELS].mean((2, 3)).cpu().numpy()
+            compared = made.compare(self.loss)
+            scores = compared.reduce("none").cpu().numpy()
             if not heatmaps:
-                return scores.cpu().numpy(), embedding, np.empty(0, np.float32)
-            maps = self.recipe.measure_loss(target, made, growth=growth, reduction="pixelwise")
+                return scores, embedding, np.empty(0, np.float32)
+            maps = compared.reduce("pixelwise")
             maps = F.interpolate(maps, size=crops.shape[1:3], mode="bilinear", align_corners=False)
-            return scores.cpu().numpy(), embedding, maps[:, 0].cpu().numpy()
+            return scores, embedding, maps[:, 0].cpu().numpy()
 
 
 def _part(views: Views, first: int) -> Views:

@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from pipeline.store.dataset import Dataset, open_dataset
-from training.learning.speed import ReducedFeatures
+from training.networks.precision import ReducedFeatures
 from training.scoring.bfloat16 import is_reduced, reduce_detector
 from training.scoring.detector import Detection, Detector, DetectorDescription
 from training.scoring.kept_scores import Rows, keep_piece, read_batches
@@ -54,8 +54,9 @@ class PieceScorer:
     ) -> Self:
         """Take the weights out of a loaded version; the other arguments as of the class."""
         detector: Detector = model.pyfunc.unwrap_python_model().detector
-        eyes = detector.recipe.features
-        whole = eyes.features if isinstance(eyes, ReducedFeatures) else eyes
+        whole = detector.features
+        if isinstance(whole, ReducedFeatures):
+            whole = whole.features
         modules = (detector.autoencoder, whole)
         network, features = (
             {name: value.cpu() for name, value in module.state_dict().items()} for module in modules

@@ -9,10 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from training.data.augmentation import centre_views, take_views
-from training.data.batches import split_batches, to_tensor
-from training.learning.state import growth_at
-from training.networks.autoencoder import mix_input
+from training.networks.inputs import centre_views, cut_views, split_batches, to_pixels
 from training.scoring.detector import BATCH_IMAGES, Detector
 from training.scoring.loaded_model import ScoringModel
 
@@ -62,17 +59,13 @@ def find_nearest(
 def _reconstruct_batch(
     detector: Detector, images: NDArray[np.uint8]
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    description, recipe = detector.description, detector.recipe
-    growth = growth_at(recipe, recipe.total_steps)
+    description = detector.description
     views = centre_views(
-        len(images), size_yx=description.image_shape[:2], settings=description.settings.images
+        len(images),
+        size_yx=description.image_shape[:2],
+        crop_px=description.settings.images.crop_px,
     )
-    resolution = description.settings.growth.final_resolution
-    place: dict[str, Any] = {"resolution": growth.resolution, "alpha": growth.alpha}
     with torch.inference_mode():
-        whole = to_tensor(take_views(images, views), resolution=resolution, device=recipe.device)
-        latents = detector.autoencoder.encode(mix_input(whole, **place), **place)
-        made = detector.autoencoder.decode(latents, **place)
-        flat = torch.nn.functional.normalize(latents.flatten(1), dim=1)
-        pixels = ((made.clamp(-1, 1) + 1) * 127.5).round().permute(0, 2, 3, 1).to(torch.uint8)
-    return pixels.cpu().numpy(), flat.cpu().numpy()
+        made = detector.reconstruct(cut_views(images, views))
+        flat = torch.nn.functional.normalize(made.latents.flatten(1), dim=1)
+    return to_pixels(made.images), flat.cpu().numpy()

@@ -14,13 +14,12 @@ import torch
 from pipeline.errors import SchemaError, SettingsError
 from pipeline.records import Label
 from tests.support.toys import HEIGHT, WIDTH, make_dataset, make_settings
-from training.data.augmentation import Views, draw_views, locate_pixels, take_views
+from training.data.augmentation import draw_views, locate_pixels
 from training.data.batches import (
     TrainingImages,
     check_trainable,
     choose_rows,
     choose_training_rows,
-    to_tensor,
 )
 from training.data.image_cache import (
     HeldImages,
@@ -30,6 +29,7 @@ from training.data.image_cache import (
     open_images,
 )
 from training.data.sample_order import BUFFER_CHUNKS, SampleOrder, divide_batch, order_rows
+from training.networks.inputs import Views, cut_views, to_tensor
 from training.settings import ImageSettings
 
 RANDOM_VIEWS = ImageSettings(crop_px=32, crops_at_random=True, flips_at_random=True)
@@ -222,7 +222,7 @@ def test_views_are_cut_by_y_and_x() -> None:
     views = Views(np.array([[2, 1], [0, 0]]), np.array([[False, True], [True, False]]), 3)
     y, x = locate_pixels(views, torch.device("cpu"))
     gathered = images[np.arange(2)[:, None, None], y[:, :, None], x[:, None, :]]
-    for taken in (take_views(images, views), gathered):
+    for taken in (cut_views(images, views), gathered):
         assert np.array_equal(taken[0], images[0, 2:5, 1:4][:, ::-1])
         assert np.array_equal(taken[1], images[1, 0:3, 0:3][::-1])
 

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from tests.support.toy_training import CPU, Bench, steady
 from training.data.augmentation import draw_shares
-from training.data.batches import to_tensor
 from training.learning.loop import DivergenceError, critic_step, train_step
 from training.learning.state import Recipe, Team, begin_training
 from training.networks.blocks import halve
 from training.networks.discriminator import Discriminator
+from training.networks.inputs import to_tensor
 from training.networks.losses import adversarial_loss, critic_loss
 
 Floats = NDArray[np.float64]

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from tests.support.toys import make_settings
-from training.data.batches import to_tensor
 from training.learning.loop import train_step
 from training.learning.state import begin_training, growth_at, make_recipe
+from training.networks.inputs import to_tensor
 from training.networks.vgg import layer_at
 from training.networks.vgg_weights import load_vgg
 from training.presets import load_preset

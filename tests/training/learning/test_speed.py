@@ -21,13 +21,11 @@ from training.learning.speed import (
     CompiledObjective,
     Features,
     Losses,
-    ReducedFeatures,
     TargetCache,
-    leave_tf32,
-    set_tf32,
 )
 from training.learning.state import begin_training
 from training.networks.growth import GrowthState
+from training.networks.precision import ReducedFeatures
 
 # PyTorch's compiler warns of PyTorch's own older one while it is imported.
 its_own_warning = pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")
@@ -209,17 +207,3 @@ def test_backward_passes_are_compiled_where_a_failure_is_caught(
     objective = CompiledObjective(lambda target, *_: {"loss": (target * weight).sin().sum()}, CPU)
     objective(torch.tensor([[1.0, 2.0]]), None, None)
     assert len(passes) == 2
-
-
-def test_tf32_is_asked_for() -> None:
-    try:
-        set_tf32(is_allowed=False)
-        leave_tf32()
-        assert torch.backends.cuda.matmul.fp32_precision == "none"  # PyTorch's own choices
-        assert torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined] # torch's stub lacks it
-        for is_allowed, expected in ((True, "tf32"), (False, "ieee")):
-            set_tf32(is_allowed=is_allowed)
-            assert torch.backends.cuda.matmul.fp32_precision == expected
-            assert torch.backends.cudnn.conv.fp32_precision == expected  # type: ignore[attr-defined] # torch's stub lacks it
-    finally:
-        set_tf32(is_allowed=False)

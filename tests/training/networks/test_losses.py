@@ -8,9 +8,8 @@ from torch import Tensor
 
 from training.networks.losses import (
     Norm,
+    PerceptualLoss,
     Reduction,
-    growing_perceptual_loss,
-    perceptual_loss,
     pixel_loss,
 )
 from training.networks.vgg import VggFeatures, random_vgg_weights
@@ -36,15 +35,9 @@ def loss_of(
     norm: Norm = "l1",
     is_relative: bool = True,
 ) -> Tensor:
-    return perceptual_loss(
-        FEATURES,
-        target,
-        reconstruction,
-        layer_weights=layer_weights or {"relu1_2": 1.0},
-        reduction=reduction,
-        norm=norm,
-        is_relative=is_relative,
-    )
+    weights = {24: layer_weights or {"relu1_2": 1.0}}
+    loss = PerceptualLoss(FEATURES, weights, norm=norm, is_relative=is_relative)
+    return loss(target, reconstruction, resolution=24, reduction=reduction)
 
 
 @pytest.mark.parametrize("norm", ["l1", "l2"])
@@ -116,16 +109,9 @@ def test_grey_images_are_compared_as_colour() -> None:
 def growing(
     *, alpha: float | Tensor | None, is_blended: bool = True, reduction: Reduction = "none"
 ) -> Tensor:
-    return growing_perceptual_loss(
-        FEATURES,
-        TARGET,
-        OTHER,
-        weights_by_resolution={8: {"relu1_2": 1.0}, 16: {"relu2_2": 1.0}},
-        resolution=16,
-        alpha=alpha,
-        is_blended=is_blended,
-        reduction=reduction,
-    )
+    weights = {8: {"relu1_2": 1.0}, 16: {"relu2_2": 1.0}}
+    loss = PerceptualLoss(FEATURES, weights, is_blended=is_blended)
+    return loss(TARGET, OTHER, resolution=16, alpha=alpha, reduction=reduction)
 
 
 def test_a_fade_blends_the_losses_of_both_resolutions() -> None:
@@ -147,7 +133,7 @@ def test_heatmaps_in_a_fade_have_the_size_of_the_image() -> None:
 
 def test_no_layer_is_refused() -> None:
     with pytest.raises(ValueError, match="no layer to compare"):
-        perceptual_loss(FEATURES, TARGET, OTHER, layer_weights={})
+        PerceptualLoss(FEATURES, {24: {}})(TARGET, OTHER, resolution=24)
 
 
 def test_pixel_losses() -> None:
@@ -166,5 +152,24 @@ def test_any_extractor_will_do() -> None:
         return {layer: images.mean(1, keepdim=True) for layer in layers}
 
     target, other = torch.full((2, 3, 4, 5), 0.5), torch.full((2, 3, 4, 5), 0.25)
-    loss = perceptual_loss(brightness, target, other, layer_weights={"any": 2.0})
+    loss = PerceptualLoss(brightness, {4: {"any": 2.0}})(target, other, resolution=4)
     assert loss.item() == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("alpha", "calls"), [(None, 2), (0.3, 4)])
+def test_two_reductions_need_the_features_of_each_image_once(
+    alpha: float | None, calls: int
+) -> None:
+    seen: list[Tensor] = []
+
+    def extract(images: Tensor, layers: Sequence[str], /) -> Mapping[str, Tensor]:
+        seen.append(images)
+        found: Mapping[str, Tensor] = FEATURES(images, layers)
+        return found
+
+    loss = PerceptualLoss(extract, {8: {"relu1_2": 1.0}, 16: {"relu2_2": 1.0}})
+    compared = loss.compare(TARGET, OTHER, resolution=16, alpha=alpha)
+    scores, heatmaps = compared.reduce("none"), compared.reduce("pixelwise")
+    assert len(seen) == calls
+    assert torch.equal(scores, growing(alpha=alpha))
+    assert torch.equal(heatmaps, growing(alpha=alpha, reduction="pixelwise"))

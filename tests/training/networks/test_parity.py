@@ -21,7 +21,7 @@ from torch import Tensor
 from benchmarks.published_networks import load_published_weights
 from tests.training.recordings import make
 from training.networks.autoencoder import Autoencoder, mix_input
-from training.networks.losses import Norm, growing_perceptual_loss, perceptual_loss
+from training.networks.losses import Norm, PerceptualLoss
 from training.networks.vgg import VggFeatures
 from training.networks.vgg_weights import load_vgg
 
@@ -138,14 +138,17 @@ def test_losses_equal_the_public_code(shared_data: Path, parity: Path, name: str
     assert len(variants) >= 48
     for key, variant in variants:
         pixel_term = {"image": variant["image_weight"]} if variant["image_weight"] else {}
-        loss = perceptual_loss(
+        measure = PerceptualLoss(
             extractors[variant["is_normalized"]],
-            torch.from_numpy(recording["x"]),
-            torch.from_numpy(recording["y"]),
-            layer_weights=weights | pixel_term,
-            reduction=variant["reduction"],
+            {1: weights | pixel_term},
             norm=variant["norm"],
             is_relative=variant["is_relative"],
+        )
+        loss = measure(
+            torch.from_numpy(recording["x"]),
+            torch.from_numpy(recording["y"]),
+            resolution=1,
+            reduction=variant["reduction"],
         )
         assert_equal_to_1e5(loss, recording[key])
 
@@ -154,11 +157,10 @@ def test_loss_blended_in_a_fade_equals_the_public_code(shared_data: Path, parity
     entry, recording = described(parity, "loss_smooth_growth")
     by_resolution = {int(side): {layer_named(name): 1.0} for side, name in entry["layer"].items()}
     layers = [layer for weights in by_resolution.values() for layer in weights]
-    loss = growing_perceptual_loss(
-        published_features(shared_data, layers, is_normalized=True),
+    features = published_features(shared_data, layers, is_normalized=True)
+    loss = PerceptualLoss(features, by_resolution)(
         torch.from_numpy(recording["x"]),
         torch.from_numpy(recording["y"]),
-        weights_by_resolution=by_resolution,
         resolution=entry["resolution"],
         alpha=entry["alpha"],
         reduction="none",

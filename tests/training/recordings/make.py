@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from training.networks.autoencoder import Autoencoder, mix_input
-from training.networks.losses import Norm, Reduction, growing_perceptual_loss, perceptual_loss
+from training.networks.losses import Norm, PerceptualLoss, Reduction
 from training.networks.vgg import VggFeatures, random_vgg_weights
 
 Array = NDArray[np.float32]
@@ -73,24 +73,15 @@ def record_losses(target: Array, reconstruction: Array, norm: Norm) -> dict[str,
     images: tuple[Tensor, Tensor] = (torch.from_numpy(target), torch.from_numpy(reconstruction))
     made = {}
     for reduction, is_relative in product(REDUCTIONS, (False, True)):
-        variant: dict[str, Any] = {
-            "norm": norm,
-            "is_relative": is_relative,
-            "reduction": reduction,
-        }
+        variant: dict[str, Any] = {"norm": norm, "is_relative": is_relative}
         key = f"{norm}_{'relative' if is_relative else 'absolute'}_{reduction}"
         weights = {"relu1_2": 0.5, "relu2_1": 1.0, "image": 0.7}
-        loss = perceptual_loss(features, *images, layer_weights=weights, **variant)
+        plain = PerceptualLoss(features, {16: weights}, **variant)
+        loss = plain(*images, resolution=16, reduction=reduction)
         made[key] = loss.numpy()
         by_resolution = {8: {"relu1_2": 1.0}, 16: {"relu2_1": 2.0}}
-        loss = growing_perceptual_loss(
-            features,
-            *images,
-            weights_by_resolution=by_resolution,
-            resolution=16,
-            alpha=0.3,
-            **variant,
-        )
+        growing = PerceptualLoss(features, by_resolution, **variant)
+        loss = growing(*images, resolution=16, alpha=0.3, reduction=reduction)
         made[f"{key}_fading"] = loss.numpy()
     return made
 

@@ -18,11 +18,12 @@ from typing import Any, Final
 import torch
 
 from tests.support.toys import make_dataset, make_settings
-from training.data.batches import TrainingImages, to_tensor
+from training.data.batches import TrainingImages
 from training.learning.loop import Report, train, train_step
 from training.learning.perceptual_features import prepare_features
 from training.learning.state import begin_training, growth_at, make_recipe
 from training.learning.validation import read_validation
+from training.networks.inputs import to_tensor
 
 STEPS: Final = Path(__file__).with_name("steps.json")
 _SETTINGS: Final = make_settings(

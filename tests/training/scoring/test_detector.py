@@ -10,9 +10,9 @@ import torch
 
 from tests.support.registered import make_detector
 from tests.support.toys import make_settings
-from training.data.batches import to_tensor
-from training.learning.state import growth_at
+from training.learning.state import Recipe
 from training.learning.validation import score_images
+from training.networks.inputs import to_tensor
 from training.scoring.detector import Detector, DetectorDescription
 
 SHAPE = (40, 34, 1)
@@ -26,15 +26,16 @@ def images() -> np.ndarray:
 def test_scores_are_those_of_training_at_its_end(images: np.ndarray) -> None:
     detector = make_detector(SHAPE)
     centre = images[:, 3:37]
-    growth = growth_at(detector.recipe, detector.recipe.total_steps)
+    growth = detector.growth
     assert (growth.resolution, growth.alpha) == (32, None)
-    wanted = score_images(detector.recipe, detector.autoencoder, centre, growth=growth)
+    recipe = Recipe(detector.description.settings, detector.features, 1, detector.device)
+    wanted = score_images(recipe, detector.autoencoder, centre, growth=growth)
     assert detector.detect(images).anomaly_score == pytest.approx(wanted, rel=1e-5)
 
 
 def test_an_embedding_is_the_mean_of_the_latent_over_its_places(images: np.ndarray) -> None:
     detector = make_detector(SHAPE)
-    resolution = detector.recipe.settings.growth.final_resolution
+    resolution = detector.description.settings.growth.final_resolution
     views = to_tensor(images[:, 3:37], resolution=resolution)
     with torch.no_grad():
         latents = detector.autoencoder.encode(views, resolution=resolution).numpy()

@@ -12,10 +12,10 @@ from shapely import MultiPolygon, Polygon, box
 from pipeline.synthetic.slides import paint_slide
 from tests.support.toy_training import CPU, steady
 from tests.support.toys import make_settings
-from training.data.batches import to_tensor
 from training.evaluation.calibration import choose_threshold
 from training.learning.loop import train_step
 from training.learning.state import begin_training, make_recipe
+from training.networks.inputs import to_tensor
 from training.networks.vgg_weights import load_vgg
 from training.scoring.detector import Detector, DetectorDescription
 from training.scoring.drift import Drift, Reference, Sample, measure_drift
