@@ -1,20 +1,18 @@
-"""Tiled JPEG in TIFF: a quick way to the very pixels that OpenSlide gives, where that is proved.
+"""Finds the JPEG tiles of a TIFF slide's level, and proves that decoding them equals OpenSlide.
 
 Camelyon16's form, generic tiled TIFF and Aperio's JPEG. OpenSlide decodes a JPEG tile for every
 region that touches it; `pipeline.slides.jpeg.tiles` decodes each once for all of them. A level is
-read so
-only where tiles spread over it came out equal to OpenSlide's. Its decoder is the stricter one: it
-refuses data that OpenSlide merely warns of, and paints.
+read so only where tiles spread over it came out equal to OpenSlide's. Its decoder is the stricter
+one: it refuses data that OpenSlide merely warns of, and paints.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import lru_cache
+from operator import index
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 import numpy as np
 import tifffile
@@ -29,83 +27,86 @@ _COLORSPACES: Final = {tifffile.PHOTOMETRIC.YCBCR: "YCbCr", tifffile.PHOTOMETRIC
 _PROBES: Final = 4
 _SPARE_PROBES: Final = 16
 
+# Path, inode, size, time of modification, level.
+_Key: TypeAlias = tuple[Path, int, int, int, int]
+# A proof takes as long as a hundred tiles: once for each slide, not for each of its shards.
+_PROVED: Final[dict[_Key, JpegLayout | None]] = {}
+_MOST_PROVED: Final = 16
+
 
 @contextmanager
 def open_jpeg_tiles(path: Path, slide: OpenSlideReader, level: int) -> Iterator[JpegTiles | None]:
     """Open a level's JPEG tiles, and close the file again.
 
     Args:
-        path: The slide's file.
-        slide: The same, opened by OpenSlide: the judge.
-        level: Which level.
+        path: Local path of the slide's file.
+        slide: The same slide as OpenSlide opened it; its pixels are the standard.
+        level: Number of the level; 0 is the finest.
 
     Yields:
         The tiles; None where the format is another, or pixels are not OpenSlide's.
     """
     status = path.stat()
-    identity = (status.st_ino, status.st_size, status.st_mtime_ns)
-    if (layout := _prove_layout(_Question(path, identity, level, slide))) is None:
+    key = (path, status.st_ino, status.st_size, status.st_mtime_ns, level)
+    if key not in _PROVED:
+        for oldest in list(_PROVED)[: len(_PROVED) + 1 - _MOST_PROVED]:
+            _PROVED.pop(oldest, None)
+        _PROVED[key] = _prove_layout(path, slide, level)
+    if (layout := _PROVED[key]) is None:
         yield None
         return
     with path.open("rb", buffering=0) as file:
         yield JpegTiles(file.fileno(), layout, slide.item)
 
 
-@dataclass(frozen=True, slots=True)
-class _Question:
-    """Whether a level is read here; the answer is the same whoever opened the slide."""
-
-    path: Path
-    identity: tuple[int, ...]
-    level: int
-    slide: OpenSlideReader = field(compare=False)
-
-
-# A proof takes as long as a hundred tiles: once for each slide, not for each of its shards.
-@lru_cache(maxsize=16)
-def _prove_layout(question: _Question) -> JpegLayout | None:
-    """The layout of a level whose tiles are of JPEG and come out equal to OpenSlide's."""
-    slide, level = question.slide, question.level
-    may_be_equal = slide.vendor in _VENDORS and slide.gives_whole_pixels(level)
-    page = _find_page(question.path, slide, level) if may_be_equal else None
-    if page is None:
+def _prove_layout(path: Path, slide: OpenSlideReader, level: int) -> JpegLayout | None:
+    """Find the layout of a level whose tiles are JPEG and come out equal to OpenSlide's."""
+    if slide.vendor not in _VENDORS or not slide.gives_whole_pixels(level):
         return None
-    layout = _lay_out(page, level)
-    with question.path.open("rb", buffering=0) as file:
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            page = _find_page(tiff, slide, level)
+            layout = _read_layout(page, level, path.stat().st_size) if page else None
+    except Exception:  # noqa: BLE001 - a parser of damaged files may raise anything
+        return None
+    if layout is None:
+        return None
+    with path.open("rb", buffering=0) as file:
         tiles = JpegTiles(file.fileno(), layout, slide.item)
         return layout if _is_proved(tiles, slide, level) else None
 
 
-def _find_page(path: Path, slide: OpenSlideReader, level: int) -> tifffile.TiffPage | None:
-    """The one TIFF page that holds a level, if it is of JPEG tiles."""
-    try:
-        with tifffile.TiffFile(path) as tiff:
-            pages = [page for page in tiff.pages if isinstance(page, tifffile.TiffPage)]
-    except (tifffile.TiffFileError, ValueError, OSError):
-        return None
-    tiled = [page for page in pages if page.is_tiled]
-    if slide.vendor == "philips":
+def _find_page(
+    tiff: tifffile.TiffFile, slide: OpenSlideReader, level: int
+) -> tifffile.TiffPage | None:
+    """Find the one TIFF page that holds a level, if its tiles are JPEG."""
+    pages = [page for page in tiff.pages if isinstance(page, tifffile.TiffPage) and page.is_tiled]
+    height, width = slide.level_shapes_yx[level]
+    if slide.vendor == "philips" and len(pages) == slide.level_count:
         # Its pages are padded to whole tiles, and OpenSlide cuts the padding off.
-        return _pick(tiled[level : level + 1] if len(tiled) == slide.level_count else [])
-    shape_yx = slide.level_shapes_yx[level]
-    return _pick([page for page in tiled if (page.imagelength, page.imagewidth) == shape_yx])
+        pages = [pages[level]]
+        found = [page for page in pages if page.imagelength >= height and page.imagewidth >= width]
+    else:
+        found = [page for page in pages if (page.imagelength, page.imagewidth) == (height, width)]
+    return found[0] if len(found) == 1 and _is_jpeg_of_rgb(found[0]) else None
 
 
-def _lay_out(page: tifffile.TiffPage, level: int) -> JpegLayout:
-    """Of a page for which `_is_jpeg_of_rgb` holds."""
+def _read_layout(page: tifffile.TiffPage, level: int, file_bytes: int) -> JpegLayout:
+    """Read the layout of a page for which `_is_jpeg_of_rgb` holds."""
+    places = [
+        # Bytes outside the file count as a missing tile; `index` refuses what is no whole number.
+        (index(offset), index(size)) if 0 <= offset <= offset + size <= file_bytes else (0, 0)
+        for offset, size in zip(page.dataoffsets, page.databytecounts, strict=True)
+    ]
     return JpegLayout(
         level=level,
-        tile_shape_yx=(page.tilelength, page.tilewidth),
+        tile_shape_yx=(index(page.tilelength), index(page.tilewidth)),
         columns=-(-page.imagewidth // page.tilewidth),
-        offsets=page.dataoffsets,
-        sizes=page.databytecounts,
+        offsets=[offset for offset, _ in places],
+        sizes=[size for _, size in places],
         colorspace=_COLORSPACES[tifffile.PHOTOMETRIC(page.photometric)],
-        tables=(page.jpegtables or b"")[2:-2],
+        tables=memoryview(page.jpegtables or b"")[2:-2].tobytes(),
     )
-
-
-def _pick(pages: Sequence[tifffile.TiffPage]) -> tifffile.TiffPage | None:
-    return pages[0] if len(pages) == 1 and _is_jpeg_of_rgb(pages[0]) else None
 
 
 def _is_jpeg_of_rgb(page: tifffile.TiffPage) -> bool:
@@ -121,15 +122,15 @@ def _is_jpeg_of_rgb(page: tifffile.TiffPage) -> bool:
 
 
 def _is_proved(tiles: JpegTiles, slide: OpenSlideReader, level: int) -> bool:
-    """Whether tiles spread over a level come out equal to OpenSlide's: one at least, none not.
+    """Check that tiles spread over a level equal OpenSlide's: at least one does, none differs.
 
-    A tile that is corrupt, or that OpenSlide refuses too, proves nothing: others stand in for it.
-    Where all are corrupt, the warnings are rather a scanner's habit than damage, and OpenSlide,
-    which reads on after one, has the level.
+    A tile that is corrupt, or that OpenSlide refuses too, proves nothing and is replaced by a
+    spare. Where all are corrupt, the warnings are the scanner's habit rather than damage, and the
+    level is left to OpenSlide, which reads on after a warning.
     """
     equal = 0
     for number in _choose_probes(tiles.stored):
-        start_yx, shape_yx = _place(tiles, slide, level, number)
+        start_yx, shape_yx = _locate_tile(tiles, slide, level, number)
         if min(shape_yx) < 1:
             continue
         (mine,) = tiles.read_regions([start_yx], shape_yx)
@@ -150,16 +151,16 @@ def _is_proved(tiles: JpegTiles, slide: OpenSlideReader, level: int) -> bool:
 
 
 def _choose_probes(stored: Sequence[int]) -> Iterable[int]:
-    """A few tiles spread from the first to the last, and more of them to stand in."""
+    """Choose a few tiles spread from the first to the last, then spares between them."""
     places = [np.linspace(0, len(stored) - 1, count) for count in (_PROBES, _SPARE_PROBES)]
     chosen = [stored[round(place)] for place in np.concatenate(places)] if stored else []
     return dict.fromkeys(chosen)
 
 
-def _place(
+def _locate_tile(
     tiles: JpegTiles, slide: OpenSlideReader, level: int, number: int
 ) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Start and shape of a tile, what is outside the level cut off."""
+    """Return start and shape of a tile; what is outside the level is cut off."""
     row, column = divmod(number, tiles.columns)
     y, x = row * tiles.tile_shape_yx[0], column * tiles.tile_shape_yx[1]
     height, width = slide.level_shapes_yx[level]

@@ -110,8 +110,9 @@ class JpegTiles:
     def _expect(self, numbers: Iterable[int]) -> None:
         """Have the disk read tiles in the order of the file, whatever order they are used in."""
         places = sorted((self._layout.offsets[n], self._layout.sizes[n]) for n in numbers)
-        for place in places if hasattr(os, "posix_fadvise") else ():
-            os.posix_fadvise(self._descriptor, *place, os.POSIX_FADV_WILLNEED)
+        for offset, size in places if hasattr(os, "posix_fadvise") else ():
+            if size:  # 0 would mean the rest of the file
+                os.posix_fadvise(self._descriptor, offset, size, os.POSIX_FADV_WILLNEED)
 
     def _cut(self, start_yx: tuple[int, int], shape_yx: tuple[int, int]) -> list[_Piece]:
         (y, x), (height, width) = start_yx, shape_yx
