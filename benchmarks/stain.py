@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from benchmarks.harness import Comparison, Method, Outcome, compare, run_benchmark
 from benchmarks.peers import make_environment, run_peer
 from pipeline.slides.openslide_reader import open_slide
-from pipeline.slides.quality import measure_blank_fraction
+from pipeline.slides.quality import QUALITY_COLUMNS, measure_quality
 from pipeline.slides.stain.fit import fit_stains
 from pipeline.slides.stain.normalise import REFERENCE_STAINS, StainMethod, normalise_stains
 from pipeline.synthetic.slides import paint_slide
@@ -117,7 +117,8 @@ def read_tiles() -> tuple[NDArray[np.uint8], str]:
     starts_x = np.linspace(0, pixels.shape[1] - TILE_PX, COLUMNS, dtype=int)
     origins = [(y, x) for y in starts_y for x in starts_x]
     tiles = np.stack([pixels[y : y + TILE_PX, x : x + TILE_PX] for y, x in origins])
-    return tiles[[measure_blank_fraction(tile) < MAX_BLANK_FRACTION for tile in tiles]], name
+    blank_fraction = measure_quality(tiles)[:, QUALITY_COLUMNS.index("blank_fraction")]
+    return tiles[blank_fraction < MAX_BLANK_FRACTION], name
 
 
 def measure(quick: bool) -> Outcome:

@@ -126,8 +126,6 @@ class OpenSlideReader:
             self._slide.properties, mpp_override_um, item, fallback_um=mpp_fallback_um
         )
         self.vendor = self._slide.properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown")
-        power = self._slide.properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER)
-        self.objective_power = float(power) if power else None
 
     @property
     def level_count(self) -> int:

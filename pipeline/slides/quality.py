@@ -1,22 +1,20 @@
-"""Quality of tiles, as attributes: what to do about it is the user's policy. Pure.
+"""Measures the quality of tiles; what to do about it is the user's policy. Pure.
 
-A tile is uint8 (y, x, 3), RGB. The only importer of OpenCV.
+Tiles are uint8 (n, y, x, 3), RGB. The only importer of OpenCV.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, Self, TypeAlias
+from threading import Lock
+from typing import Any, Final, Self
 
 import cv2
 import numpy as np
 from cv2.typing import MatLike
 from numpy.typing import NDArray
-
-Tile: TypeAlias = NDArray[np.uint8]
-
-# A worker has a core, and tiles are small: threads would only wait for each other.
-cv2.setNumThreads(1)
 
 _BLANK_BRIGHTNESS: Final = 215
 _BLANK_CHROMA: Final = 16
@@ -26,67 +24,56 @@ _BLACK_PEN_BRIGHTNESS: Final = 60
 
 QUALITY_COLUMNS: Final = ("laplacian_variance", "saturation", "blank_fraction", "pen_fraction")
 
+# OpenCV's thread count belongs to the process: threads that set and restore it take turns.
+_THREAD_COUNT: Final = Lock()
+
 
 def measure_quality(tiles: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Measure every attribute of tiles; a few together take less time than singly.
+    """Measure every attribute of tiles; a batch takes less time than its tiles one by one.
 
-    Sharpness is that of the tile at half its size, each pixel the mean of 2 x 2 (an odd last row or
-    column is left out), as the sensor's noise is no sharpness; colours are those of the half's
-    half, as no pen and no glass is finer.
+    - `laplacian_variance`: Variance of the four-neighbour Laplacian of the luma (ITU-R BT.601, in
+      whole steps); low is blurred or featureless. Pech-Pacheco et al., Diatom autofocusing in
+      brightfield microscopy, ICPR 2000.
+    - `saturation`: Mean saturation of HSV, 0 to 1; black pixels have none.
+    - `blank_fraction`: Share of pixels that are bare glass, bright and colourless.
+    - `pen_fraction`: Share of pixels in colours that haematoxylin and eosin do not make: marker,
+      ink, shadow. In both stains green is the weakest channel; where it beats red, the pen is
+      green or blue. A red pen exceeds both other channels by more than eosin or blood does; a
+      black one is dark without colour.
+
+    The variance is measured at half the tile's size, each pixel the mean of 2 x 2 (an odd last row
+    or column is left out), as the sensor's noise is no sharpness. The rest is measured at a
+    quarter of it, as no pen and no glass is finer.
 
     Args:
-        tiles: uint8 (n, y, x, 3), of 4 px a side at least.
+        tiles: uint8 (n, y, x, 3), RGB, at least 4 px a side.
 
     Returns:
         (n, 4), in the order of `QUALITY_COLUMNS`.
     """
-    halves = _halve(tiles)
-    quarters = _Colours.of(_halve(halves))
-    measures = (_saturation, _blank_fraction, _pen_fraction)
-    return np.array([_laplacian_variance(halves), *(measure(quarters) for measure in measures)]).T
+    with _one_thread():
+        halves = _halve(tiles)
+        quarters = _Colours.of(_halve(halves))
+        measures = (_saturation, _blank_fraction, _pen_fraction)
+        columns = [_laplacian_variance(halves), *(measure(quarters) for measure in measures)]
+    return np.array(columns).T
 
 
-def measure_laplacian_variance(tile: Tile) -> float:
-    """Variance of the four-neighbour Laplacian of the luma: low is blurred (or featureless).
-
-    Pech-Pacheco et al., Diatom autofocusing in brightfield microscopy, ICPR 2000. Luma is that of
-    ITU-R BT.601, in whole steps.
-    """
-    return _laplacian_variance(tile[None])[0]
-
-
-def measure_saturation(tile: Tile) -> float:
-    """Mean saturation of HSV, 0 to 1; black pixels have none."""
-    return _saturation(_Colours.of(tile[None]))[0]
-
-
-def measure_blank_fraction(tile: Tile) -> float:
-    """Share of pixels that are bare glass: bright and colourless."""
-    return _blank_fraction(_Colours.of(tile[None]))[0]
-
-
-def measure_pen_fraction(tile: Tile) -> float:
-    """Share of pixels in colours that haematoxylin and eosin do not make: marker, ink, shadow.
-
-    In both stains green is the weakest channel; where it beats red, the pen is green or blue.
-    A red pen exceeds both other channels by more than eosin or blood does; a black one is dark
-    without colour.
-    """
-    return _pen_fraction(_Colours.of(tile[None]))[0]
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep OpenCV to one thread: a worker has a core, and tiles are small."""
+    with _THREAD_COUNT:
+        before = cv2.getNumThreads()
+        cv2.setNumThreads(1)
+        try:
+            yield
+        finally:
+            cv2.setNumThreads(before)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Colours:
-    """Tiles one below the other, taken apart.
-
-    Args:
-        count: Of the tiles.
-        red: The channel, (count * y, x); so are the next two.
-        green: Likewise.
-        blue: Likewise.
-        brightest: Of the channels.
-        chroma: Brightest less darkest.
-    """
+    """The channels of tiles that are stacked vertically, each uint8 (count * y, x)."""
 
     count: int
     red: MatLike
@@ -97,39 +84,39 @@ class _Colours:
 
     @classmethod
     def of(cls, tiles: NDArray[np.uint8]) -> Self:
-        red, green, blue = cv2.split(_pile(tiles))
+        red, green, blue = cv2.split(_stack(tiles))
         brightest = np.maximum(np.maximum(red, green), blue)
         darkest = np.minimum(np.minimum(red, green), blue)
         return cls(len(tiles), red, green, blue, brightest, brightest - darkest)
 
     def cut(self, plane: NDArray[Any]) -> NDArray[Any]:
-        """A plane tile by tile, (count, y, x)."""
+        """Cut a plane into tiles, (count, y, x)."""
         return plane.reshape(self.count, -1, plane.shape[1])
 
 
-def _pile(tiles: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """One below the other: (n * y, x, 3)."""
+def _stack(tiles: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Stack tiles vertically: (n * y, x, 3)."""
     return tiles.reshape(-1, *tiles.shape[2:])
 
 
 def _halve(tiles: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Every tile at half its size, (n, y, x, 3)."""
+    """Halve the size of every tile, (n, y, x, 3)."""
     count, height, width = len(tiles), tiles.shape[1] // 2, tiles.shape[2] // 2
     whole_pairs = np.ascontiguousarray(tiles[:, : 2 * height, : 2 * width])
     shape = width, count * height
-    halves = cv2.resize(_pile(whole_pairs), shape, interpolation=cv2.INTER_AREA)
+    halves = cv2.resize(_stack(whole_pairs), shape, interpolation=cv2.INTER_AREA)
     return np.asarray(halves, np.uint8).reshape(count, height, width, 3)
 
 
 def _laplacian_variance(tiles: NDArray[np.uint8]) -> list[float]:
-    luma = cv2.cvtColor(_pile(tiles), cv2.COLOR_RGB2GRAY)
+    luma = cv2.cvtColor(_stack(tiles), cv2.COLOR_RGB2GRAY)
     laplacian = cv2.Laplacian(luma, cv2.CV_16S).reshape(tiles.shape[:3])
     # At a tile's edges there are not four neighbours of its own.
     return [_variance(tile) for tile in laplacian[:, 1:-1, 1:-1]]
 
 
 def _variance(values: NDArray[np.int16]) -> float:
-    """From the sums, which are whole numbers and exact: much faster than OpenCV's own."""
+    """Compute a variance from whole, exact sums: much faster than OpenCV's own."""
     mean = cv2.sumElems(values)[0] / values.size
     return cv2.norm(values, cv2.NORM_L2SQR) / values.size - mean**2
 
@@ -146,7 +133,7 @@ def _blank_fraction(tiles: _Colours) -> list[float]:
 
 
 def _pen_fraction(tiles: _Colours) -> list[float]:
-    # OpenCV's differences end at zero, whereas NumPy's of unsigned bytes wrap round.
+    # OpenCV's differences end at zero, whereas NumPy's unsigned ones wrap around.
     is_green_or_blue = cv2.subtract(tiles.green, tiles.red) > _PEN_MARGIN
     others = np.maximum(tiles.green, tiles.blue)
     is_red = cv2.subtract(tiles.red, others) > _RED_PEN_MARGIN
@@ -155,5 +142,5 @@ def _pen_fraction(tiles: _Colours) -> list[float]:
 
 
 def _share(is_so: NDArray[np.bool_]) -> list[float]:
-    """Share of each tile's pixels."""
+    """Count the share of each tile's pixels."""
     return [int(np.count_nonzero(tile)) / tile.size for tile in is_so]
