@@ -3,8 +3,8 @@
 The reference's way is that of the public code of the paper: Pillow decodes, converts to grey,
 resizes by its bilinear filter to 300 px and writes a PNG. For DICOM it is the usual one: pydicom's
 pixels, its modality and VOI functions, then the same. The limit decodes every file by the fastest
-decoder that gives these pixels, and does nothing else. Two sizes are made at once, and one after
-the other. All run on one core, but for the last comparison: one Dask worker against two.
+decoder that gives these pixels, and does nothing else. All run on one core, but for the last
+comparison: one Dask worker against two.
 
 The inputs are the real originals where they are at hand, painted films otherwise; each is turned
 and mirrored into several, so that no two files are alike.
@@ -44,8 +44,8 @@ from benchmarks.harness import (
     on_one_core,
     run_benchmark,
 )
-from pipeline.images.plan import ImageSettings, make_reader, plan_images, resize_plan
-from pipeline.ingest.run import Target, ingest_together
+from pipeline.images.plan import ImageSettings, make_reader, plan_images
+from pipeline.ingest.run import ingest
 from pipeline.io.storage import describe
 from pipeline.records import SourceImage
 from pipeline.runtime.engines import MapWork, dask_engine, map_serially
@@ -54,8 +54,6 @@ from pipeline.synthetic.xrays import write_xrays
 SIDE_PX = 1024
 REFERENCE_PX = 300
 ORIGINALS = Path(__file__).parents[2] / "shared" / "data" / "nih" / "images_1024"
-SIZES_PX = (64, 224)
-ONE_BY_ONE, AT_ONCE = "one size after the other", "both at once"
 OURS, REFERENCE, LIMIT = "Normscope, sealed dataset", "the reference's way", "decoding alone"
 
 
@@ -79,8 +77,8 @@ class Workplace:
         """Undo a run."""
         shutil.rmtree(self.folder / "out", ignore_errors=True)
 
-    def ingest(self, map_work: MapWork, *sizes_px: int) -> None:
-        """Ours: every file to the sealed dataset, or to one of each of several sizes."""
+    def ingest(self, map_work: MapWork) -> None:
+        """Ours: every file to the sealed dataset."""
         images = [
             SourceImage(f"{turn}-{path.name}", path.name, str(path), version, split="train")
             for path in self.files
@@ -88,19 +86,9 @@ class Workplace:
             for turn in range(self.repeats)
         ]
         plan = plan_images(images, self.settings, source="benchmark")
-        targets = [
-            Target(str(self.folder / "out" / f"{size}"), resized, make_reader(resized))
-            for size in sizes_px or (self.settings.size_px,)
-            for resized in [resize_plan(plan, size)]
-        ]
-        failed = [each for report in ingest_together(targets, map_work) for each in report.failures]
-        if failed:
+        report = ingest(str(self.folder / "out"), plan, make_reader(plan), map_work)
+        if failed := report.failures:
             raise RuntimeError(f"{len(failed)} files failed: {failed[0].reason}")
-
-    def ingest_one_by_one(self, map_work: MapWork, *sizes_px: int) -> None:
-        """What several sizes cost where each is an ingest of its own."""
-        for size in sizes_px:
-            self.ingest(map_work, size)
 
     def refer(self, decode: Callable[[Path], Image.Image]) -> None:
         """The reference's: every file to a grey PNG of 300 px."""
@@ -203,20 +191,6 @@ def compare_on_one_core(
         return compare(title, methods, unit="images/s", rounds=rounds)
 
 
-def compare_sizes(place: Workplace, rounds: int) -> Comparison:
-    """Several sizes from one decode, against an ingest of each."""
-    count = len(place.files)
-    apart = partial(place.ingest_one_by_one, map_serially, *SIZES_PX)
-    together = partial(place.ingest, map_serially, *SIZES_PX)
-    methods = [
-        Method(ONE_BY_ONE, apart, count, place.clear),
-        Method(AT_ONCE, together, count, place.clear),
-    ]
-    title = f"PNG of 1024 px to datasets of {' and '.join(map(str, SIZES_PX))} px"
-    with on_one_core():
-        return compare(title, methods, unit="images/s", rounds=rounds)
-
-
 def compare_workers(place: Workplace, rounds: int) -> Comparison:
     """The same ingest by one Dask worker and by two, which are there already."""
     count = len(place.files) * place.repeats
@@ -259,18 +233,16 @@ def measure(quick: bool) -> Outcome:
             )
             for kind, files in (("uncompressed", films), ("JPEG 2000", packed))
         )  # fmt: skip
-        sizes = compare_sizes(Workplace(root, tuple(pngs), settings), rounds)
         shards = Workplace(root, tuple(pngs), settings, repeats=512 // count)
         workers = compare_workers(shards, rounds)
     inputs = f"{count} PNGs and {film_count} DICOM files made from {name}"
-    return _conclude(png, dicom, jpeg2000, sizes, workers, inputs)
+    return _conclude(png, dicom, jpeg2000, workers, inputs)
 
 
 def _conclude(
     png: Comparison,
     dicom: Comparison,
     jpeg2000: Comparison,
-    sizes: Comparison,
     workers: Comparison,
     inputs: str,
 ) -> Outcome:
@@ -278,7 +250,6 @@ def _conclude(
         "vs_reference": png.ratio(OURS),
         "share_of_limit": png.ratio(OURS, LIMIT),
         "two_workers": workers.ratio("two workers"),
-        "several_sizes_vs_one_by_one": sizes.ratio(AT_ONCE),
         "dicom_vs_reference": dicom.ratio(OURS),
         "dicom_jpeg2000_vs_reference": jpeg2000.ratio(OURS),
         "dicom_jpeg2000_share_of_limit": jpeg2000.ratio(OURS, LIMIT),
@@ -288,7 +259,7 @@ def _conclude(
         "duplicates and seals; the reference's way makes PNGs of 300 px.",
         "Bare pixels of uncompressed DICOM are a copy of memory, which is no limit to speak of.",
     )
-    return Outcome((png, dicom, jpeg2000, sizes, workers), metrics, notes)
+    return Outcome((png, dicom, jpeg2000, workers), metrics, notes)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -42,10 +42,12 @@ class Shardful:
 class Painter:
     """Hands out images that are painted already, so that only storage is measured."""
 
-    def read(self, source: Shardful, rows: Mapping[str, Array]) -> SourceRead:
-        """The same images for every source."""
-        images = paint_shard()[: len(rows["label"])]
-        return SourceRead(images, (None,) * len(images), {}, source.url)
+    def read(
+        self, source: Shardful, rows: Mapping[str, Array], images: NDArray[np.uint8]
+    ) -> Iterator[SourceRead]:
+        """Give the same images for every source."""
+        images[:] = paint_shard()[: len(rows["label"])]
+        yield SourceRead((None,) * len(images), {}, source.url)
 
 
 @lru_cache(maxsize=1)

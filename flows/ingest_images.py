@@ -46,7 +46,7 @@ def ingest_images(
     Args:
         source: Folder or `s3://` prefix.
         dataset: Where the dataset goes: a path or an `s3://` URL. The size replaces {size_px} in
-            it, which several sizes need; each file is read and decoded once for all of them.
+            it, which several sizes need; they are made one after the other.
         labels: The table; by default manifest.csv or labels.csv in the folder or its parent.
         modality: What the images show.
         size_px: Height and width of the dataset's images; several give a dataset each.

@@ -57,7 +57,7 @@ def ingest_xrays(
     Args:
         source: Folder or `s3://` prefix of the images.
         dataset: Where the dataset goes: a path or an `s3://` URL. The size replaces {size_px} in
-            it, which several sizes need; each file is read and decoded once for all of them.
+            it, which several sizes need; they are made one after the other.
         source_format: chestxray14 or dicom; auto looks at names and first bytes.
         table: The official Data_Entry_2017 table; by default found in the source or its parent.
             For DICOM a table of labels: path or sop_instance_uid, label, and split if it likes.

@@ -10,13 +10,14 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any, Final
 
 from pipeline.errors import SettingsError
 from pipeline.images.contact_sheet import choose_strips, draw_contact_sheet
 from pipeline.images.duplicates import DuplicateSet, find_duplicates, read_hashes
-from pipeline.images.plan import ImageSettings, make_reader, plan_images, resize_plan
-from pipeline.ingest.run import IngestReport, Target, ingest_together
+from pipeline.images.plan import ImageSettings, make_reader, plan_images
+from pipeline.ingest.run import IngestReport, ingest
 from pipeline.io.scratch import Scratch
 from pipeline.io.storage import join, write_bytes
 from pipeline.records import ImageListing, Progress, ignore_progress
@@ -48,7 +49,7 @@ class ImageIngestReport(IngestReport):
     Args:
         notes: Of the source: how it was read.
         duplicates: Images of different groups that are, or look like, one; as `image_id`s.
-        further: Of the same images at further sizes, made in the same go.
+        further: Reports on the datasets of further sizes, made in the same run.
     """
 
     notes: tuple[str, ...] = ()
@@ -83,8 +84,8 @@ def ingest_images(
 ) -> ImageIngestReport:
     """Write and seal a dataset of images, find duplicates in it, and draw its contact sheet.
 
-    Or one for each of several sizes: every file is read and decoded once for all of them, and each
-    dataset is what it would be by itself. A run with one more size makes only that.
+    Several sizes give a dataset each, one after the other. A run with one more size makes only
+    that.
 
     Args:
         url: Of the dataset; the size replaces `{size_px}` in it, which several sizes need.
@@ -97,25 +98,35 @@ def ingest_images(
         on_progress: Called with images done and in all, of all sizes.
 
     Returns:
-        What became of the first size, and the reports of the further ones in it.
+        The report on the first size, which holds those on the further ones.
 
     Raises:
         SettingsError: Several sizes have one place.
         NormscopeError: As `plan_images` and `ingest`.
     """
-    plan = plan_images(listing.images, settings, source=source, rejected=listing.rejected)
-    sizes = dict.fromkeys(sizes_px or [settings.size_px])
+    sizes = list(dict.fromkeys(sizes_px or [settings.size_px]))
     if len(sizes) > 1 and SIZE_PLACE not in url:
         raise SettingsError(
             url, f"one place for {len(sizes)} sizes", f"Put `{SIZE_PLACE}` into the dataset's URL"
         )
-    plans = {url.replace(SIZE_PLACE, str(size)): resize_plan(plan, size) for size in sizes}
-    targets = [Target(at, each, make_reader(each, scratch)) for at, each in plans.items()]
-    first, *further = (
-        _review(report, listing)
-        for report in ingest_together(targets, map_work, on_progress=on_progress)
-    )
-    return replace(first, further=tuple(further))
+    reports = []
+    for number, size in enumerate(sizes):
+        resized = settings.model_copy(update={"size_px": size})
+        plan = plan_images(listing.images, resized, source=source, rejected=listing.rejected)
+        report = ingest(
+            url.replace(SIZE_PLACE, str(size)),
+            plan,
+            make_reader(plan, scratch),
+            map_work,
+            on_progress=partial(_add_progress, on_progress, number, len(sizes)),
+        )
+        reports.append(_review(report, listing))
+    return replace(reports[0], further=tuple(reports[1:]))
+
+
+def _add_progress(report: Progress, sizes_done: int, sizes: int, done: int, total: int) -> None:
+    """Report the progress of one size as that of all, which have the same images."""
+    report(sizes_done * total + done, sizes * total)
 
 
 def _review(report: IngestReport, listing: ImageListing) -> ImageIngestReport:

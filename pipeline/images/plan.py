@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from math import prod
 from typing import Annotated, Any, Final, Literal, Self, TypeAlias
 
@@ -143,25 +142,6 @@ def plan_images(
     )
 
 
-def resize_plan(plan: Plan, size_px: int) -> Plan:
-    """The plan of the same images at another size.
-
-    Args:
-        plan: By `plan_images`.
-        size_px: Height and width of the dataset's images.
-    """
-    shape = (size_px, size_px, plan.spec.image_shape[2])
-    shard_images, chunk_images = choose_shards(plan.spec.image_count, image_bytes=prod(shape))
-    spec = replace(
-        plan.spec,
-        image_shape=shape,
-        shard_images=shard_images,
-        chunk_images=chunk_images,
-        parameters={**plan.spec.parameters, "size_px": size_px},
-    )
-    return replace(plan, spec=spec)
-
-
 def make_reader(plan: Plan, scratch: Scratch | None = None) -> ImageReader:
     """The reader of the images that `plan_images` planned.
 
@@ -185,8 +165,8 @@ def choose_shards(image_count: int, *, image_bytes: int) -> tuple[int, int]:
     """Choose how many images a shard and a chunk hold.
 
     From the dataset alone, so that any number of workers makes the same bytes: eight shards or
-    more of 512 to 2048 images, two for fewer images than that. Where so many do not fit a worker's
-    memory, such a shard is cut into equal ones: shards of large images lie within those of small.
+    more of 512 to 2048 images, two shards of fewer images than that, and never more images than
+    fit a worker's memory.
 
     Args:
         image_count: Rows of the dataset.
@@ -198,8 +178,8 @@ def choose_shards(image_count: int, *, image_bytes: int) -> tuple[int, int]:
     chunk = 64 if 64 * image_bytes <= _CHUNK_BYTES else 32
     eighth = 1 << (min(max(image_count // 8, 512), 2048).bit_length() - 1)
     wanted = max(-(-min(eighth, -(-image_count // 2)) // 64), 1) * 64
-    fitting = max(_SHARD_BYTES // image_bytes, chunk)
-    return max(n for n in range(chunk, fitting + 1, chunk) if wanted % n == 0), chunk
+    fitting = max(_SHARD_BYTES // image_bytes // chunk, 1) * chunk
+    return min(wanted, fitting), chunk
 
 
 def _split_and_order(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -33,24 +33,9 @@ MEASURED_COLUMNS: Final[Mapping[str, np.dtype[Any]]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class DecodedImage:
-    """A file as it is, before it takes a dataset's shape.
-
-    Args:
-        name: What errors call it.
-        pixels: uint8 (H, W, 1 or 3).
-        digest: SHA-256 of its bytes, hexadecimal.
-    """
-
-    name: str
-    pixels: NDArray[np.uint8]
-    digest: str
-
-
 @dataclass(frozen=True)
 class ImageReader:
-    """Reads one file as one image. A `plan.SharingReader`.
+    """Reads one file as one image. A `plan.Reader`.
 
     Args:
         size_px: Height and width of the result.
@@ -70,50 +55,44 @@ class ImageReader:
     voi: Voi = 0
     scratch: Scratch | None = field(default=None, repr=False)  # of no weight for the images
 
-    def read(self, source: SourceImage, rows: Mapping[str, Array]) -> SourceRead:  # noqa: ARG002 - the protocol's
+    def read(
+        self,
+        source: SourceImage,
+        rows: Mapping[str, Array],  # noqa: ARG002 - the protocol's
+        images: NDArray[np.uint8],
+    ) -> Iterator[SourceRead]:
         """Read a file.
 
         Args:
-            source: The file.
-            rows: Its one row.
+            source: The file to read.
+            rows: The file's one row.
+            images: uint8 (1, `size_px`, `size_px`, `channels`), to be filled.
+
+        Yields:
+            What was found out about the image, once.
 
         Raises:
-            SourceError: It cannot be decoded, or is not the file that was planned.
-        """
-        return self.prepare(self.decode(source))
-
-    def decode(self, source: SourceImage) -> DecodedImage:
-        """Read and decode a file; the same for readers that differ in what they make of it.
-
-        Raises:
-            SourceError: As `read`.
+            SourceError: It cannot be decoded, is smaller than the crop, or is not the file that
+                was planned.
         """
         data = read_source(source, self.scratch)
         pixels = decode_source(data, source.public_name, voi=self.voi)
-        return DecodedImage(source.public_name, pixels, sha256(data).hexdigest())
-
-    def prepare(self, decoded: DecodedImage) -> SourceRead:
-        """Make a dataset's image of a decoded file.
-
-        Raises:
-            SourceError: It is smaller than the crop.
-        """
-        image = prepare_image(
-            decoded.pixels,
-            decoded.name,
+        images[0] = prepare_image(
+            pixels,
+            source.public_name,
             size_px=self.size_px,
             channels=self.channels,
             crop_px=self.crop_px,
             equalize=self.equalize,
             resampling=self.resampling,
         )
-        digests, hashes = hash_images(image[None])
+        digests, hashes = hash_images(images)
         measured: dict[str, Array] = {
-            "file_shape_yx": np.array([decoded.pixels.shape[:2]], np.int32),
+            "file_shape_yx": np.array([pixels.shape[:2]], np.int32),
             "pixel_digest": np.array(digests, object),
             "perceptual_hash": np.array(write_hashes(hashes), object),
         }
-        return SourceRead(image[None], (None,), measured, decoded.digest)
+        yield SourceRead((None,), measured, sha256(data).hexdigest())
 
 
 def read_source(source: SourceImage, scratch: Scratch | None = None) -> bytes:

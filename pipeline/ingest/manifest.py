@@ -21,16 +21,16 @@ def account_for(
     source_index: NDArray[np.integer[Any]],
     unreadable: Mapping[int, str],
     rejected: Iterable[ManifestEntry],
-    told: Mapping[str, NDArray[Any]] | None = None,
+    columns: Mapping[str, NDArray[Any]] | None = None,
 ) -> tuple[ManifestEntry, ...]:
     """State what became of each source.
 
     Args:
         sources: The planned files, each with its `url` or a `public_name` in its place.
         source_index: int (image,): the source of each row.
-        unreadable: Row -> why it is unreadable.
-        rejected: What never got into the plan.
-        told: Name -> (image,), text: facts of each source are the values in its rows.
+        unreadable: Row -> reason why it is unreadable.
+        rejected: Items without a row in the plan.
+        columns: Name -> text (image,): the values in a source's rows become its facts.
 
     Returns:
         One entry an item. A source all of whose rows are unreadable has failed; one that lost
@@ -40,7 +40,7 @@ def account_for(
     lost: dict[int, list[str]] = {}
     for row, reason in sorted(unreadable.items()):
         lost.setdefault(int(source_index[row]), []).append(reason)
-    facts = _gather_facts(told or {}, source_index)
+    facts = _gather_facts(columns or {}, source_index)
     entries = []
     for number, source in enumerate(sources):
         reasons = lost.get(number, [])
@@ -56,10 +56,10 @@ def account_for(
 
 
 def _gather_facts(
-    told: Mapping[str, NDArray[Any]], source_index: NDArray[np.integer[Any]]
+    columns: Mapping[str, NDArray[Any]], source_index: NDArray[np.integer[Any]]
 ) -> dict[int, dict[str, str]]:
     facts: dict[int, dict[str, str]] = {}
-    for name, values in told.items():
+    for name, values in columns.items():
         found: dict[int, list[str]] = {}
         for number, value in sorted(set(zip(source_index.tolist(), values.tolist(), strict=True))):
             found.setdefault(number, []).append(value)
@@ -72,9 +72,9 @@ def write_manifest(url: str, entries: Sequence[ManifestEntry], **facts: datetime
     """Write a manifest.
 
     Args:
-        url: Of the file.
-        entries: One an item.
-        **facts: Of the run, e.g. its time.
+        url: URL of the file.
+        entries: One entry for every item.
+        **facts: Further facts of the run, e.g. its time.
     """
     content = {
         **{name: str(value) for name, value in facts.items()},

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ class Source(Protocol):
 
     @property
     def url(self) -> str:
-        """Where it lies."""
+        """Path or URL of the file."""
 
     @property
     def version(self) -> str:
@@ -27,16 +27,14 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class SourceRead:
-    """What a reader made of the rows of one source.
+    """What a reader found out about the next rows of a source.
 
     Args:
-        images: uint8 (rows, H, W, C); whatever stands at unreadable rows is dropped.
-        reasons: For each row why it is unreadable, or None.
+        reasons: Why each row is unreadable, or None for a row that is readable.
         columns: Columns measured while reading, each (rows, ...).
         digest: SHA-256 of the source's bytes, hexadecimal.
     """
 
-    images: NDArray[np.uint8]
     reasons: tuple[str | None, ...]
     columns: Mapping[str, Array]
     digest: str
@@ -49,105 +47,66 @@ S_contra = TypeVar("S_contra", bound=Source, contravariant=True)
 class Reader(Protocol[S_contra]):
     """Reads rows of one source. Picklable; its `repr` states every parameter."""
 
-    def read(self, source: S_contra, rows: Mapping[str, Array]) -> SourceRead:
-        """Read rows.
-
-        Args:
-            source: Where they come from.
-            rows: The planned columns of these rows, each (rows, ...).
-
-        Raises:
-            SourceError: None of the rows can be read.
-        """
-        ...
-
-
-@runtime_checkable
-class FillingReader(Reader[S_contra], Protocol[S_contra]):
-    """A reader of sources of many images, whose first can be used while it reads the others."""
-
-    def fill(
+    def read(
         self, source: S_contra, rows: Mapping[str, Array], images: NDArray[np.uint8]
     ) -> Iterator[SourceRead]:
-        """Read rows into memory that is given.
+        """Read rows into the memory given.
 
         Args:
-            source: Where they come from.
-            rows: As for `read`.
-            images: uint8 (rows, H, W, C), to be filled from the first to the last.
+            source: The file to read.
+            rows: The planned columns of these rows, each (rows, ...).
+            images: uint8 (rows, H, W, C), filled from the first to the last. It holds old data;
+                the caller blanks the rows that are unreadable.
 
         Yields:
-            What was made of the next rows, whose images are those of `images`.
+            What was found out about the next rows, as soon as their images are final.
 
         Raises:
-            SourceError: None of the rows that are left can be read.
+            SourceError: None of the remaining rows can be read.
         """
         ...
 
 
-@runtime_checkable
-class SharingReader(Reader[S_contra], Protocol[S_contra]):
-    """A reader of sources of one image each, whose costly half serves others of its kind too.
-
-    `read` is `prepare` of `decode`. What `prepare` gives keeps its memory.
-    """
-
-    def decode(self, source: S_contra) -> Any:
-        """Read and decode a source, in the same way for all readers that share it.
-
-        Raises:
-            SourceError: It cannot be decoded.
-        """
-        ...
-
-    def prepare(self, decoded: Any) -> SourceRead:
-        """Make this reader's own image of what `decode` gave.
-
-        Raises:
-            SourceError: It cannot be made.
-        """
-        ...
-
-
-def read_whole(
-    reader: FillingReader[S], source: S, rows: Mapping[str, Array], *, shape: tuple[int, ...]
-) -> SourceRead:
-    """What `read` of a `FillingReader` gives: new memory, filled, and its pieces put together.
+def read_all(
+    reader: Reader[S], source: S, rows: Mapping[str, Array], shape: tuple[int, ...]
+) -> tuple[NDArray[np.uint8], SourceRead]:
+    """Read rows of one source into new memory.
 
     Args:
-        reader: Fills it.
-        source: Where the rows come from.
-        rows: As for `Reader.read`.
-        shape: Of the images: (rows, H, W, C).
+        reader: Reader of the source.
+        source: The file to read.
+        rows: The planned columns of these rows, each (rows, ...).
+        shape: Shape of the images: (rows, H, W, C).
+
+    Returns:
+        The images, and what was found out about all rows.
 
     Raises:
         SourceError: Rows are left that cannot be read.
     """
-    images = np.empty(shape, np.uint8)
-    reasons: list[str | None] = []
-    columns: dict[str, list[Array]] = {}
-    for read in reader.fill(source, rows, images):
-        reasons += read.reasons
-        for name, values in read.columns.items():
-            columns.setdefault(name, []).append(values)
-    joined = {name: np.concatenate(values) for name, values in columns.items()}
-    return SourceRead(images, tuple(reasons), joined, read.digest)
+    images = np.zeros(shape, np.uint8)
+    reads = list(reader.read(source, rows, images))
+    columns = {
+        name: np.concatenate([read.columns[name] for read in reads]) for name in reads[0].columns
+    }
+    reasons = tuple(reason for read in reads for reason in read.reasons)
+    return images, replace(reads[0], reasons=reasons, columns=columns)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Every image's place, fixed before any is read.
+    """The place of every image, fixed before any is read.
 
     Args:
-        spec: Of the dataset.
-        sources: The files.
-        source_index: int (image,), non-decreasing: which source each row comes from.
-        columns: Columns known now, each (image, ...).
-        rejected: Items that never got a place, with the reason.
-        coverage: For each group: area by fate; `tiled` is what got a place.
-        weight: float (image,): the area of each row in the coverage account.
-        notes: URL of a source -> what the manifest says of it though it is done.
-        told: Columns whose values the manifest gives for each source.
+        spec: Specification of the dataset.
+        sources: The files to read.
+        source_index: int (image,), non-decreasing: the source of each row.
+        columns: Columns known before reading, each (image, ...).
+        rejected: Items without a row in the dataset, each with the reason.
+        coverage: Area by fate for each group; `tiled` is what got a row.
+        area: float (image,): area of each row in the coverage account.
+        remarks: URL of a source -> remark for its entry in the manifest.
+        manifest_columns: Columns whose values the manifest states for each source.
     """
 
     spec: DatasetSpec
@@ -156,6 +115,6 @@ class Plan:
     columns: Mapping[str, Array]
     rejected: tuple[ManifestEntry, ...] = ()
     coverage: Mapping[str, Mapping[str, float]] | None = None
-    weight: NDArray[np.floating[Any]] | None = None
-    notes: Mapping[str, str] | None = None
-    told: tuple[str, ...] = ()
+    area: NDArray[np.floating[Any]] | None = None
+    remarks: Mapping[str, str] | None = None
+    manifest_columns: tuple[str, ...] = ()

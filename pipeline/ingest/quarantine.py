@@ -1,73 +1,69 @@
-"""A file that kills every worker that reads it: found, and read by nobody."""
+"""Finds the file that kills every worker that reads it, and leaves it out."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pipeline.errors import NormscopeError, SourceError
-from pipeline.ingest.plan import Reader, SourceRead
-from pipeline.ingest.several_sizes import ShardGroup, make_group, read_once, readers_of
-from pipeline.ingest.shards import Commit, cut_sources
+from pipeline.ingest.plan import Reader, SourceRead, read_all
+from pipeline.ingest.shards import Commit, ShardTask, cut_sources, make_shard
 from pipeline.runtime.engines import DEATH, DEATH_REMEDY, MapWork
 from pipeline.store.dataset import Array
 
-Sample: TypeAlias = tuple[Any, Mapping[str, Array]]
+_Sample: TypeAlias = tuple[Any, Mapping[str, Array]]
 
 
 @dataclass(frozen=True)
 class Quarantine:
-    """A `plan.Reader` that refuses some sources and leaves the others to another.
+    """A `plan.Reader` that refuses some sources and reads the others by another reader.
 
     Args:
-        reader: Of the others.
-        names: Of those that it refuses, in public: engines log their readers.
+        reader: Reader of the sources that are not refused.
+        names: Public names of the refused sources; engines log their readers.
     """
 
     reader: Reader[Any]
     names: frozenset[str]
 
-    def read(self, source: Any, rows: Mapping[str, Array]) -> SourceRead:
-        """Read rows.
-
-        Raises:
-            SourceError: The source is refused, or the reader's own.
-        """
+    def read(
+        self, source: Any, rows: Mapping[str, Array], images: NDArray[np.uint8]
+    ) -> Iterator[SourceRead]:
+        """Read rows; raises SourceError for a source that is refused."""
         if _name(source) in self.names:
             raise SourceError(_name(source), DEATH, DEATH_REMEDY)
-        return self.reader.read(source, rows)
+        yield from self.reader.read(source, rows, images)
 
 
-def make_without_deadly(map_work: MapWork, group: ShardGroup) -> list[tuple[str, Commit]]:
-    """Make shards that have killed their workers, without the sources that are to blame.
+def make_shard_without_killers(
+    map_work: MapWork, url: str, reader: Reader[Any], task: ShardTask
+) -> Commit:
+    """Make a shard that has killed its workers, without the sources that are to blame.
 
-    Their commits have no key of work: a later run tries them again.
+    Its commit has no key of work: a later run tries the sources again.
 
     Args:
         map_work: An engine whose workers may die.
-        group: The shards; now they are made one by one.
+        url: URL of the dataset.
+        reader: Reader of the shard's sources.
+        task: The rows to make.
 
     Raises:
-        SettingsError: No source kills by itself, but a shard does: it needs more memory.
+        SettingsError: No source kills by itself, but the shard does: it needs more memory.
     """
-    samples: dict[str, Sample] = {}
-    for task in (work.task for work in group):
-        for source, begin, end in cut_sources(task):
-            rows = {name: values[begin:end] for name, values in task.columns.items()}
-            samples.setdefault(_name(source), (source, rows))
-    probe = partial(_survive, list(readers_of(group).values()))
-    deadly = frozenset(
-        found
-        for sample in samples.values()
-        for found in map_work(probe, [sample], give_up=lambda killer: _name(killer[0]))
-    )
-    careful = [
-        replace(work, reader=Quarantine(work.reader, deadly), task=replace(work.task, key=""))
-        for work in group
-    ]
-    return [made for work in careful for (made,) in map_work(make_group, [(work,)])]
+    deadly: list[str] = []
+    for source, begin, end in cut_sources(task):
+        sample = source, {name: values[begin:end] for name, values in task.columns.items()}
+        probe = partial(_survive, reader, (end - begin, *task.spec.image_shape))
+        deadly += map_work(probe, [sample], give_up=lambda killer: _name(killer[0]))
+    careful = Quarantine(reader, frozenset(filter(None, deadly)))
+    (made,) = map_work(partial(make_shard, url, careful), [replace(task, key="")])
+    return made
 
 
 def _name(source: Any) -> str:
@@ -75,10 +71,10 @@ def _name(source: Any) -> str:
     return str(getattr(source, "public_name", source.url))
 
 
-def _survive(readers: Sequence[Reader[Any]], sample: Sample) -> str:
-    """Read and forget: whoever comes back has no source to name."""
+def _survive(reader: Reader[Any], shape: tuple[int, ...], sample: _Sample) -> str:
+    """Read a source and drop the images; a worker that survives has no source to name."""
     try:
-        read_once(readers, *sample)
+        read_all(reader, *sample, shape)
     except NormscopeError:
         return ""
     return ""

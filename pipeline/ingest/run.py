@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from hashlib import sha256
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -23,9 +23,8 @@ from pipeline.errors import SchemaError, SourceError, StorageError
 from pipeline.ingest.manifest import account_for, write_manifest
 from pipeline.ingest.plan import Plan, Reader
 from pipeline.ingest.preflight import check_before_spending
-from pipeline.ingest.quarantine import make_without_deadly
-from pipeline.ingest.several_sizes import ShardWork, cut_groups, make_group
-from pipeline.ingest.shards import Commit, cut_shards
+from pipeline.ingest.quarantine import make_shard_without_killers
+from pipeline.ingest.shards import Commit, ShardTask, cut_shards, make_shard
 from pipeline.io import storage
 from pipeline.records import ManifestEntry, Progress, ignore_progress
 from pipeline.runtime.engines import MapWork
@@ -46,14 +45,14 @@ class IngestReport:
     """The outcome of an ingest.
 
     Args:
-        url: Of the sealed dataset.
-        fingerprint: Of its content and parameters.
-        image_count: Rows, unreadable ones included.
-        unreadable_count: Rows marked unreadable.
-        shards_made: Shards written by this run.
-        shards_kept: Shards that an earlier run had made from the same input.
-        manifest: What became of every item.
-        seconds: Wall time, of all datasets that were made together.
+        url: URL of the sealed dataset.
+        fingerprint: SHA-256 over the dataset's content and parameters.
+        image_count: Number of rows, unreadable ones included.
+        unreadable_count: Number of rows marked unreadable.
+        shards_made: Number of shards written by this run.
+        shards_kept: Number of shards that an earlier run had made from the same input.
+        manifest: One entry for every item, with what became of it.
+        seconds: Wall time in seconds.
     """
 
     url: str
@@ -71,83 +70,6 @@ class IngestReport:
         return tuple(entry for entry in self.manifest if entry.state == "failed")
 
 
-@dataclass(frozen=True)
-class Target:
-    """A dataset to be made.
-
-    Args:
-        url: Where.
-        plan: What to write.
-        reader: How to read it.
-    """
-
-    url: str
-    plan: Plan
-    reader: Reader[Any]
-
-
-@dataclass(frozen=True)
-class _Draft:
-    """A dataset on its way: the shards that it has, and those that it lacks.
-
-    It `is_changed` where it lacks some, or an earlier run has made more.
-    """
-
-    target: Target
-    commits: dict[int, Commit]
-    pending: tuple[ShardWork, ...]
-    documents: Mapping[str, bytes]
-    is_changed: bool
-
-    @classmethod
-    def begin(cls, target: Target) -> Self:
-        """Look what an earlier run has left."""
-        url, reader = target.url, target.reader
-        require_destination(url)
-        _require_images(url, target.plan)
-        before = _read_commits(url)
-        tasks = list(cut_shards(target.plan, reader))
-        commits = {
-            task.shard: before[task.shard]
-            for task in tasks
-            if task.shard in before and before[task.shard].key == task.key
-        }
-        pending = [ShardWork(url, reader, task) for task in tasks if task.shard not in commits]
-        documents = write_documents(target.plan.spec, None)
-        is_changed = bool(pending) or not is_laid_out(url, documents)
-        return cls(target, commits, tuple(pending), documents, is_changed)
-
-    def lay_out(self) -> None:
-        """Declare the arrays, so that shards can be written."""
-        if self.is_changed:
-            drop_arrays(self.target.url, self.documents)
-            write_changed(self.target.url, self.documents)
-
-    def seal(self, began: float) -> IngestReport:
-        """Finish the dataset, whose shards are all there."""
-        url, plan = self.target.url, self.target.plan
-        if self.is_changed:
-            sweep(url, self.documents, plan.spec.shard_count)
-        ordered = [self.commits[shard] for shard in range(plan.spec.shard_count)]
-        fingerprint = _seal(url, plan, ordered)
-        unreadable = dict(pair for commit in ordered for pair in commit.unreadable)
-        told = {name: open_dataset(url).column(name) for name in plan.told}
-        entries = account_for(plan.sources, plan.source_index, unreadable, plan.rejected, told)
-        manifest = tuple(_add_note(entry, plan.notes or {}) for entry in entries)
-        report = IngestReport(
-            url,
-            fingerprint,
-            plan.spec.image_count,
-            len(unreadable),
-            len(self.pending),
-            len(ordered) - len(self.pending),
-            manifest,
-            time.monotonic() - began,
-        )
-        write_manifest(storage.join(url, MANIFEST), manifest, sealed_at=datetime.now(UTC))
-        return report
-
-
 def ingest(
     url: str,
     plan: Plan,
@@ -159,11 +81,11 @@ def ingest(
     """Write and seal a dataset; run again after any interruption to finish it.
 
     Args:
-        url: Of the dataset.
-        plan: What to write.
-        reader: How to read it.
+        url: URL of the dataset.
+        plan: The rows to write.
+        reader: Reader of the plan's sources.
         map_work: An engine of `pipeline.runtime.engines`.
-        on_progress: Called with images done and in all.
+        on_progress: Called with the number of images done and in all.
 
     Raises:
         StorageError: The destination cannot be written.
@@ -171,64 +93,87 @@ def ingest(
         SettingsError: Something else lies at the destination, or a shard needs more memory than a
             worker has.
     """
-    target = Target(url, plan, reader)
-    (report,) = ingest_together([target], map_work, on_progress=on_progress)
-    return report
-
-
-def ingest_together(
-    targets: Sequence[Target], map_work: MapWork, *, on_progress: Progress = ignore_progress
-) -> tuple[IngestReport, ...]:
-    """Write and seal datasets of the same images, decoding each source once for all of them.
-
-    Each is what `ingest` alone would make of it, byte for byte.
-
-    Args:
-        targets: Datasets whose plans have the same sources in the same order. Where they are
-            several, their readers are `SharingReader`s that decode alike.
-        map_work: An engine of `pipeline.runtime.engines`.
-        on_progress: Called with images done and in all, of all datasets.
-
-    Raises:
-        NormscopeError: As `ingest`.
-    """
     began = time.monotonic()
-    drafts = {target.url: _Draft.begin(target) for target in targets}
-    works = [work for draft in drafts.values() for work in draft.pending]
-    groups = cut_groups(works)
-    if groups:
-        check_before_spending(groups, map_work)
-    for draft in drafts.values():
-        draft.lay_out()
-    lacking = {(work.url, work.task.shard): len(work.task.source_index) for work in works}
-    total = sum(target.plan.spec.image_count for target in targets)
-    on_progress(total - sum(lacking.values()), total)
-    for made in map_work(make_group, groups, give_up=partial(make_without_deadly, map_work)):
-        for url, commit in made:
-            drafts[url].commits[commit.shard] = commit
-            del lacking[url, commit.shard]
-        on_progress(total - sum(lacking.values()), total)
-    return tuple(draft.seal(began) for draft in drafts.values())
+    require_destination(url)
+    _require_images(url, plan)
+    commits, pending = _resume(url, plan, reader)
+    if pending:
+        check_before_spending(url, pending, map_work)
+    documents = write_documents(plan.spec, None)
+    is_changed = bool(pending) or not is_laid_out(url, documents)
+    if is_changed:
+        drop_arrays(url, documents)
+        write_changed(url, documents)
+    done = plan.spec.image_count - sum(len(task.source_index) for task in pending)
+    on_progress(done, plan.spec.image_count)
+    give_up = partial(make_shard_without_killers, map_work, url, reader)
+    for commit in map_work(partial(make_shard, url, reader), pending, give_up=give_up):
+        commits[commit.shard] = commit
+        done += plan.spec.count_rows(commit.shard)
+        on_progress(done, plan.spec.image_count)
+    if is_changed:
+        sweep(url, documents, plan.spec.shard_count)
+    ordered = [commits[shard] for shard in range(plan.spec.shard_count)]
+    return IngestReport(
+        url=url,
+        fingerprint=_seal(url, plan, ordered),
+        image_count=plan.spec.image_count,
+        unreadable_count=sum(len(commit.unreadable) for commit in ordered),
+        shards_made=len(pending),
+        shards_kept=len(ordered) - len(pending),
+        manifest=_write_manifest(url, plan, ordered),
+        seconds=time.monotonic() - began,
+    )
+
+
+def _resume(url: str, plan: Plan, reader: Reader[Any]) -> tuple[dict[int, Commit], list[ShardTask]]:
+    """Find the commits of an earlier run that still hold, and the shards that are lacking."""
+    before = _read_commits(url)
+    commits, pending = {}, []
+    for task in cut_shards(plan, reader):
+        commit = before.get(task.shard)
+        if commit is not None and commit.key == task.key:
+            commits[task.shard] = commit
+        else:
+            pending.append(task)
+    return commits, pending
+
+
+def _write_manifest(url: str, plan: Plan, commits: Sequence[Commit]) -> tuple[ManifestEntry, ...]:
+    """Write what became of every item of a sealed dataset."""
+    columns = {name: open_dataset(url).column(name) for name in plan.manifest_columns}
+    entries = account_for(
+        plan.sources,
+        plan.source_index,
+        dict(pair for commit in commits for pair in commit.unreadable),
+        plan.rejected,
+        columns,
+    )
+    manifest = tuple(_add_remark(entry, plan.remarks or {}) for entry in entries)
+    write_manifest(storage.join(url, MANIFEST), manifest, sealed_at=datetime.now(UTC))
+    return manifest
 
 
 def _require_images(url: str, plan: Plan) -> None:
-    """Refuse an empty plan; what became of every item is told where no dataset stands."""
+    """Refuse an empty plan; where there is no dataset yet, a manifest says what became of it."""
     if plan.spec.image_count:
         return
-    told, remedy = "nothing was listed", "Check the source's URL and filters"
+    reason, remedy = "nothing was listed", "Check the source's URL and filters"
     if plan.rejected:
         first, count = plan.rejected[0], len(plan.rejected)
-        told = f"none of {count} items gives one, e.g. {first.item}: {first.reason}"
+        reason = f"none of {count} items gives one, e.g. {first.item}: {first.reason}"
         if lacks_dataset(url):
             manifest = storage.join(url, MANIFEST)
             write_manifest(manifest, plan.rejected, ended_at=datetime.now(UTC))
             remedy = f"{manifest} names them all"
-    raise SourceError(url, f"no image to write ({told})", remedy)
+    raise SourceError(url, f"no image to write ({reason})", remedy)
 
 
-def _add_note(entry: ManifestEntry, notes: Mapping[str, str]) -> ManifestEntry:
-    note = notes.get(entry.item) if entry.state == "done" else None
-    return replace(entry, reason="; ".join(filter(None, [entry.reason, note]))) if note else entry
+def _add_remark(entry: ManifestEntry, remarks: Mapping[str, str]) -> ManifestEntry:
+    remark = remarks.get(entry.item) if entry.state == "done" else None
+    if not remark:
+        return entry
+    return replace(entry, reason="; ".join(filter(None, [entry.reason, remark])))
 
 
 def _read_commits(url: str) -> dict[int, Commit]:
@@ -262,31 +207,28 @@ def _seal(url: str, plan: Plan, commits: Sequence[Commit]) -> str:
     unreadable = [row for commit in commits for row, _ in commit.unreadable]
     seal: dict[str, JSON] = {
         "fingerprint": fingerprint,
-        "coverage": settle_coverage(plan, unreadable),
+        "coverage": _move_unreadable_area(plan, unreadable),
         "unreadable_count": len(unreadable),
     }
     write_changed(url, write_documents(plan.spec, seal))
     return fingerprint
 
 
-def settle_coverage(plan: Plan, unreadable: Sequence[int]) -> dict[str, dict[str, float]]:
+def _move_unreadable_area(plan: Plan, unreadable: Sequence[int]) -> dict[str, dict[str, float]]:
     """Move the area of unreadable rows from `tiled` to `unreadable`, group by group.
 
-    Args:
-        plan: With the account as planned.
-        unreadable: Rows of the dataset.
-
     Returns:
-        The account, whose parts still add up to what they did; empty where none was planned.
+        The coverage account, whose parts still add up to what they did; empty where the plan has
+        none.
     """
     account = {
         group: {"unreadable": 0.0, **parts} for group, parts in (plan.coverage or {}).items()
     }
-    if plan.weight is None:
+    if plan.area is None:
         return account
     for row in unreadable:
         parts = account[str(plan.columns["group_id"][row])]
-        area = float(np.float64(plan.weight[row]))
+        area = float(np.float64(plan.area[row]))
         parts["tiled"] -= area
         parts["unreadable"] += area
     return account

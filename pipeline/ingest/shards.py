@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
+from queue import SimpleQueue
 from typing import Any, Final, Self
 
 import numpy as np
+import zarr
 from blake3 import blake3
 from numpy.typing import NDArray
-from zarr import AsyncArray
-from zarr.api.asynchronous import open_group
 
 from pipeline.errors import AbsentError, SchemaError, SourceError
-from pipeline.ingest.image_writer import ImageWriter
-from pipeline.ingest.plan import FillingReader, Plan, Reader, SourceRead
-from pipeline.io.storage import join, open_zarr_store
-from pipeline.runtime.malloc import KeptMemory
+from pipeline.ingest.plan import Plan, Reader, SourceRead
+from pipeline.io.storage import join, open_zarr_store, write_parts
+from pipeline.runtime.malloc import ReusedMemory
 from pipeline.store.dataset import SCHEMA_VERSION, Array, DatasetSpec, fill_value
+from pipeline.store.sharding import encode_shard
 
-UNREADABLE: Final = (SourceError, AbsentError)
-_memory: Final = KeptMemory()
+Images = NDArray[np.uint8]
+_UNREADABLE: Final = (SourceError, AbsentError)
+_memory: Final = ReusedMemory()
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,12 @@ class ShardTask:
 
 @dataclass(frozen=True)
 class Commit:
-    """What a finished shard was made from and what came of it.
+    """What a finished shard was made from, and the result.
 
     Args:
-        shard: Its number.
+        shard: Number of the shard.
         key: The key of work.
-        digest: BLAKE3 of its images and columns, uncompressed; a quarter of SHA-256's time.
+        digest: BLAKE3 of the images and columns, uncompressed; a quarter of SHA-256's time.
         unreadable: (row in the dataset, reason) of each unreadable row.
     """
 
@@ -62,12 +62,12 @@ class Commit:
     unreadable: tuple[tuple[int, str], ...]
 
     def to_json(self) -> str:
-        """As kept in the `commit` array."""
+        """Encode for the `commit` array."""
         return json.dumps([self.key, self.digest, self.unreadable], separators=(",", ":"))
 
     @classmethod
     def from_json(cls, shard: int, text: str) -> Commit:
-        """The reverse of `to_json`."""
+        """Decode an element of the `commit` array."""
         key, digest, unreadable = json.loads(text)
         return cls(shard, key, digest, tuple((row, reason) for row, reason in unreadable))
 
@@ -107,7 +107,7 @@ def _key_of_work(
 
 
 def _digest(digest: blake3, columns: Mapping[str, Array]) -> str:
-    """Go on with a digest, and end it."""
+    """Add columns to a digest and finish it."""
     for name, values in sorted(columns.items()):
         digest.update(name.encode())
         if values.dtype.kind in "TUO":
@@ -125,32 +125,40 @@ def make_shard(url: str, reader: Reader[Any], task: ShardTask) -> Commit:
     """Read and write one whole shard, the commit last.
 
     Args:
-        url: Of the dataset, whose metadata is already there.
-        reader: How to read its sources.
-        task: Which rows.
+        url: URL of the dataset, whose metadata documents have been written.
+        reader: Reader of the shard's sources.
+        task: The rows to make.
 
     Returns:
         What was made; also kept in the dataset.
     """
-    draft = _Draft.of(task)
-    writer = ImageWriter(draft.images, task.spec.chunk_images)
+    shard = _ShardInMemory.of(task)
+    writer = _ImageWriter(shard.images, task.spec.chunk_images)
     place = join(url, "image", "c", str(task.shard), "0", "0", "0")
     with ThreadPoolExecutor(1, thread_name_prefix="image-writer") as thread:
         written = thread.submit(writer.write, place, task.spec.shard_images)
         try:
-            for read in _read(reader, task, draft.images):
-                writer.advance(draft.put(read))
+            for read in _read(reader, task, shard.images):
+                writer.advance(shard.add(read))
         except BaseException:
-            writer.abandon()
+            writer.abort()
             raise
-        return asyncio.run(_write_columns(url, task, draft, written.result))
+        group = zarr.open_group(open_zarr_store(url, read_only=False), mode="r+")
+        _write_rows(group, slice(task.start, task.stop), shard.columns)
+        digest = written.result()
+    reasons = enumerate(shard.reasons, task.start)
+    unreadable = tuple((row, reason) for row, reason in reasons if reason is not None)
+    commit = Commit(task.shard, task.key, _digest(digest, shard.columns), unreadable)
+    text = np.array([commit.to_json()], object)
+    _write_rows(group, slice(task.shard, task.shard + 1), {"commit": text})
+    return commit
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Draft:
+class _ShardInMemory:
     """What has been read of a shard; images that could not be are zeros."""
 
-    images: NDArray[np.uint8]
+    images: Images
     columns: Mapping[str, Array]
     reasons: list[str | None]
 
@@ -160,18 +168,15 @@ class _Draft:
         columns = {name: _empty_column(task.spec, name, count) for name in task.spec.columns}
         columns |= {name: np.array(values) for name, values in task.columns.items()}
         columns["readable"] = np.zeros(count, bool)
-        return cls(_memory.take((count, *task.spec.image_shape)), columns, [])
+        return cls(_memory.reserve((count, *task.spec.image_shape)), columns, [])
 
-    def put(self, read: SourceRead) -> int:
-        """Take what was read of the next rows; returns how many."""
+    def add(self, read: SourceRead) -> int:
+        """Record what was read of the next rows; returns how many."""
         count = len(read.reasons)
         rows = slice(len(self.reasons), len(self.reasons) + count)
-        images = self.images[rows]
-        if not np.may_share_memory(images, read.images):
-            images[:] = read.images
         readable = np.array([reason is None for reason in read.reasons])
         if not readable.all():
-            images[~readable] = 0
+            self.images[rows][~readable] = 0
         self.columns["readable"][rows] = readable
         self.columns["source_digest"][rows] = read.digest
         for name, values in read.columns.items():
@@ -180,64 +185,102 @@ class _Draft:
         return count
 
 
-def _read(reader: Reader[Any], task: ShardTask, images: NDArray[np.uint8]) -> Iterator[SourceRead]:
-    """Read a shard's rows in their order, piece by piece.
-
-    Raises:
-        StorageError: The storage is broken, which is no unreadable source.
-    """
-    for source, begin, end in cut_sources(task):
-        rows = {name: values[begin:end] for name, values in task.columns.items()}
-        left = end - begin
-        try:
-            if isinstance(reader, FillingReader):
-                for read in reader.fill(source, rows, images[begin:end]):
-                    left -= len(read.reasons)
-                    yield read
-            else:
-                yield reader.read(source, rows)
-        except UNREADABLE as error:
-            yield mark_unreadable(error, left, task.spec.image_shape)
-
-
-async def _write_columns(
-    url: str, task: ShardTask, draft: _Draft, wait_for_images: Callable[[], blake3]
-) -> Commit:
-    """Write the columns while the last images are written, and the commit when all is there."""
-    group = await open_group(open_zarr_store(url, read_only=False), mode="r+")
-
-    async def write(name: str, where: slice, values: Array) -> None:
-        array = await group.getitem(name)
-        if not isinstance(array, AsyncArray):
-            raise SchemaError(url, f"{name!r} is no array", "Choose an empty destination")
-        # Comparing every chunk with the fill value costs as much as compressing it.
-        await array.with_config({"write_empty_chunks": True}).setitem(where, values)
-
-    rows = slice(task.start, task.stop)
-    digest, _ = await asyncio.gather(
-        asyncio.to_thread(wait_for_images),
-        asyncio.gather(*(write(name, rows, values) for name, values in draft.columns.items())),
-    )
-    reasons = enumerate(draft.reasons, task.start)
-    unreadable = tuple((row, reason) for row, reason in reasons if reason is not None)
-    commit = Commit(task.shard, task.key, _digest(digest, draft.columns), unreadable)
-    await write("commit", slice(task.shard, task.shard + 1), np.array([commit.to_json()], object))
-    return commit
-
-
 def _empty_column(spec: DatasetSpec, name: str, count: int) -> Array:
     dtype = spec.columns[name]
     shape = (count, 2) if name.endswith("_yx") else (count,)
     return np.full(shape, fill_value(name, dtype), object if dtype.kind in "TUO" else dtype)
 
 
+def _read(reader: Reader[Any], task: ShardTask, images: Images) -> Iterator[SourceRead]:
+    """Read a shard's rows in their order, piece by piece.
+
+    Raises:
+        StorageError: The storage is broken, which does not make a source unreadable.
+    """
+    for source, begin, end in cut_sources(task):
+        rows = {name: values[begin:end] for name, values in task.columns.items()}
+        left = end - begin
+        try:
+            for read in reader.read(source, rows, images[begin:end]):
+                left -= len(read.reasons)
+                yield read
+        except _UNREADABLE as error:
+            yield SourceRead((str(error),) * left, {}, "")
+
+
 def cut_sources(task: ShardTask) -> Iterator[tuple[Any, int, int]]:
-    """Each source with the begin and end of its rows in the shard."""
+    """Yield each source with the begin and end of its rows in the shard."""
     edges = np.flatnonzero(np.diff(task.source_index)) + 1
     for begin, end in zip([0, *edges], [*edges, len(task.source_index)], strict=True):
         yield task.sources[int(task.source_index[begin])], int(begin), int(end)
 
 
-def mark_unreadable(error: Exception, count: int, shape: tuple[int, int, int]) -> SourceRead:
-    """What stands for the rows of a source that could not be read."""
-    return SourceRead(np.zeros((count, *shape), np.uint8), (str(error),) * count, {}, "")
+def _write_rows(group: zarr.Group, rows: slice, columns: Mapping[str, Array]) -> None:
+    """Write rows of some columns at once: each is one object, and storage may be far away."""
+
+    def write(name: str) -> None:
+        array = group[name]
+        if not isinstance(array, zarr.Array):
+            raise SchemaError(
+                str(group.store_path), f"{name!r} is not an array", "Choose an empty destination"
+            )
+        # Comparing every chunk with the fill value costs as much as compressing it.
+        array.with_config({"write_empty_chunks": True})[rows] = columns[name]
+
+    with ThreadPoolExecutor(len(columns), thread_name_prefix="columns") as threads:
+        list(threads.map(write, columns))
+
+
+class _AbortedError(Exception):
+    """Reading has failed, and what was written is to be dropped."""
+
+
+class _ImageWriter:
+    """Writes a shard's images in one thread while another still reads the rest of them.
+
+    Reading takes the processor and writing the disk or the network: one after the other, each
+    would wait for the other.
+
+    Args:
+        images: uint8 (n, H, W, C), which are filled from the first to the last.
+        chunk_images: Images in a chunk.
+    """
+
+    def __init__(self, images: Images, chunk_images: int) -> None:
+        self._images, self._chunk_images = images, chunk_images
+        self._read_count = 0
+        self._chunks: SimpleQueue[Images | None] = SimpleQueue()
+        self._digest = blake3()
+
+    def advance(self, count: int) -> None:
+        """Report that so many more images are final."""
+        size, total = self._chunk_images, len(self._images)
+        begin = self._read_count // size * size
+        self._read_count += count
+        end = total if self._read_count == total else self._read_count // size * size
+        for start in range(begin, end, size):
+            self._chunks.put(self._images[start : start + size])
+
+    def abort(self) -> None:
+        """Report that no more images will come."""
+        self._chunks.put(None)
+
+    def write(self, url: str, shard_images: int) -> blake3:
+        """Write all images as they become final, or none.
+
+        Returns:
+            The digest of the images, to which that of the columns can be added.
+        """
+        chunks = self._wait_for_chunks()
+        write_parts(
+            url, encode_shard(chunks, chunk_images=self._chunk_images, shard_images=shard_images)
+        )
+        return self._digest
+
+    def _wait_for_chunks(self) -> Iterator[Images]:
+        for _ in range(0, len(self._images), self._chunk_images):
+            chunk = self._chunks.get()
+            if chunk is None:
+                raise _AbortedError
+            self._digest.update(chunk.reshape(-1).data)
+            yield chunk

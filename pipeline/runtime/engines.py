@@ -1,4 +1,4 @@
-"""Serial, threads, Dask: three ways to map work over shards or slides.
+"""Serial and Dask: two ways to map work over shards or slides.
 
 An engine is a `MapWork`: it applies a picklable function to each item and yields the results in
 the order in which they are ready. Callers never depend on that order, so that every engine gives
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -78,27 +77,6 @@ def map_serially(
 ) -> Iterator[R]:
     """One after the other, in this thread."""
     return (function(item) for item in items)
-
-
-@contextmanager
-def thread_engine(workers: int) -> Iterator[MapWork]:
-    """A pool of threads in this process; OpenSlide, Pillow and obstore release the lock.
-
-    Args:
-        workers: Number of threads.
-    """
-    with ThreadPoolExecutor(workers) as pool:
-
-        def map_in_threads(
-            function: Callable[[T], R],
-            items: Sequence[T],
-            *,
-            give_up: Callable[[T], R] | None = None,  # noqa: ARG001 - the protocol's
-        ) -> Iterator[R]:
-            futures = [pool.submit(function, item) for item in items]
-            return (future.result() for future in as_completed(futures))
-
-        yield map_in_threads
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Whether memory that large arrays leave stays with the process, for the next ones."""
+"""Keeps freed memory in the process, for the next large arrays."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _OWN_LARGEST_BYTES: Final = 32 * 2**20
 
 
 def set_freed_memory(*, is_kept: bool) -> None:
-    """Say whether large blocks that arrays or tensors leave stay with the process.
+    """Choose whether large freed blocks of arrays or tensors stay with the process.
 
-    By itself glibc gives each back to the system, and has the system map and clear pages for the
-    next one: for every tile, every feature map. Other C libraries are left as they are.
+    By default glibc returns each to the system, which maps and clears pages for the next one: for
+    every tile, every feature map. Other C libraries are left as they are.
     """
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):
@@ -29,18 +29,18 @@ def set_freed_memory(*, is_kept: bool) -> None:
         library.mallopt(_TRIM_THRESHOLD, 2**31 - 1 if is_kept else 2 * largest)
 
 
-class KeptMemory(threading.local):
-    """Memory for the images of a thread's work at hand, the same for one piece after the other.
+class ReusedMemory(threading.local):
+    """Memory for the images that a thread works on, used again for the next ones.
 
-    Fresh memory can cost as much as the decode of what is put there, and threads other than the
-    first get it afresh for whatever is large, whatever `set_freed_memory` says.
+    Fresh memory can cost as much as decoding what is put there, and threads other than the first
+    get it afresh for large arrays, whatever `set_freed_memory` says.
     """
 
-    _kept: NDArray[np.uint8] = np.empty(0, np.uint8)
+    _memory: NDArray[np.uint8] = np.empty(0, np.uint8)
 
-    def take(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-        """An array of whatever was there before, which ends the use of the one before."""
+    def reserve(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        """Give a uint8 array that holds old data; the array given before must not be used again."""
         size = math.prod(shape)
-        if self._kept.size < size:
-            self._kept = np.empty(size, np.uint8)
-        return self._kept[:size].reshape(shape)
+        if self._memory.size < size:
+            self._memory = np.empty(size, np.uint8)
+        return self._memory[:size].reshape(shape)

@@ -147,9 +147,9 @@ def _lay_out(
         columns=_make_columns(tiled, settings),
         rejected=rejected,
         coverage={found.slide.slide_id: found.coverage for found in surveys},
-        weight=_join([found.tissue_um2 for found in tiled], np.dtype("float64")),
-        notes={found.slide.url: note for found in tiled if (note := _note(found, by_digest))},
-        told=(DECODER_COLUMN,),
+        area=_join([found.tissue_um2 for found in tiled], np.dtype("float64")),
+        remarks={found.slide.url: note for found in tiled if (note := _note(found, by_digest))},
+        manifest_columns=(DECODER_COLUMN,),
     )
 
 

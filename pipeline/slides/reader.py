@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.errors import SourceError
-from pipeline.ingest.plan import SourceRead, read_whole
+from pipeline.ingest.plan import SourceRead
 from pipeline.io.scratch import Scratch
 from pipeline.io.staging import stage, using_scratch
 from pipeline.records import Slide
@@ -55,12 +55,7 @@ class SlideTileReader:
     stain: StainSetting = "none"
     scratch: Scratch | None = field(default=None, repr=False, compare=False)
 
-    def read(self, source: Slide, rows: Mapping[str, Array]) -> SourceRead:
-        """Read tiles of one slide into new memory; otherwise as `fill`."""
-        side = self.tile_size_px
-        return read_whole(self, source, rows, shape=(len(rows["origin_yx"]), side, side, 3))
-
-    def fill(
+    def read(
         self, source: Slide, rows: Mapping[str, Array], images: NDArray[np.uint8]
     ) -> Iterator[SourceRead]:
         """Read tiles of one slide into given memory; their quality is measured as scanned.
@@ -85,9 +80,12 @@ class SlideTileReader:
             stage(source.url, source.version, source.companions) as path,
             open_slide(path, item=source.url, mpp_override_um=self._choose_mpp(rows)) as slide,
         ):
+            done = 0
             for read in self._fill(path, slide, rows["origin_yx"], images):
+                batch = images[done : done + len(read.reasons)]
                 if fit:
-                    read.images[:] = normalise_stains(read.images, fit)
+                    batch[:] = normalise_stains(batch, fit)
+                done += len(batch)
                 yield read
 
     def _choose_fit(self, rows: Mapping[str, Array]) -> StainFit | None:
@@ -120,7 +118,7 @@ class SlideTileReader:
                 reasons = tuple(_write_tile(image, next(regions)) for image in batch)
                 columns = _measure(batch, reasons)
                 columns[DECODER_COLUMN] = np.full(len(batch), decoder, object)
-                yield SourceRead(batch, reasons, columns, digest)
+                yield SourceRead(reasons, columns, digest)
 
 
 def make_tile_reader(settings: SlideSettings, scratch: Scratch | None = None) -> SlideTileReader:

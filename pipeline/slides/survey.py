@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from shapely.geometry.base import BaseGeometry
 
 from pipeline.errors import SourceError
+from pipeline.ingest.plan import read_all
 from pipeline.io import storage
 from pipeline.io.staging import stage
 from pipeline.records import Label, Slide
@@ -221,6 +222,8 @@ def _fit_stains(
     fewest, most = _FIT_TILES
     count = min(len(origins_yx), most, max(fewest, _FIT_PX // settings.tile_size_px**2))
     chosen = np.linspace(0, len(origins_yx) - 1, count).round().astype(int)
-    read = make_tile_reader(settings).read(slide, {"origin_yx": origins_yx[chosen]})
+    side = settings.tile_size_px
+    rows, shape = {"origin_yx": origins_yx[chosen]}, (count, side, side, 3)
+    images, read = read_all(make_tile_reader(settings), slide, rows, shape)
     is_readable = np.array([reason is None for reason in read.reasons])
-    return fit_stains(read.images[is_readable], settings.stain, seed=settings.seed)
+    return fit_stains(images[is_readable], settings.stain, seed=settings.seed)

@@ -92,6 +92,10 @@ class DatasetSpec:
         """Number of shards; the last may be partly filled."""
         return -(-self.image_count // self.shard_images)
 
+    def count_rows(self, shard: int) -> int:
+        """Number of rows in a shard."""
+        return min(self.shard_images, self.image_count - shard * self.shard_images)
+
     @property
     def raw_bytes(self) -> int:
         """Size of all images, uncompressed."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,9 +31,13 @@ class ToyReader:
     channels: int
     contrast: float = 1.0
 
-    def read(self, source: ToySource, rows: Mapping[str, Array]) -> SourceRead:  # noqa: ARG002
+    def read(
+        self,
+        source: ToySource,  # noqa: ARG002
+        rows: Mapping[str, Array],
+        images: NDArray[np.uint8],
+    ) -> Iterator[SourceRead]:
         y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
-        images = np.empty((len(rows["label"]), HEIGHT, WIDTH, self.channels), np.uint8)
         for index, (label, name) in enumerate(zip(rows["label"], rows["image_id"], strict=True)):
             draw = np.random.default_rng(int(name))
             fy, fx, shift = draw.uniform(0.1, 0.3), draw.uniform(0.1, 0.3), draw.uniform(0, 6)
@@ -42,7 +46,7 @@ class ToyReader:
                 wave[8:20, 18:28] = 255
             images[index] = (120 + self.contrast * (wave - 120)).clip(0, 255)[..., None]
         reasons = tuple("unreadable" if int(n) % 10 == 7 else None for n in rows["image_id"])
-        return SourceRead(images, reasons, {}, "0" * 64)
+        yield SourceRead(reasons, {}, "0" * 64)
 
 
 def make_dataset(

@@ -20,12 +20,13 @@ from pipeline.images.plan import ImageSettings
 from pipeline.io.storage import describe, read_bytes
 from pipeline.privacy.key import PseudonymKey
 from pipeline.records import ImageListing, Label, SourceImage
-from pipeline.runtime.engines import map_serially, thread_engine
+from pipeline.runtime.engines import map_serially
 from pipeline.sources.xrays import list_xrays
 from pipeline.store.dataset import open_dataset
 from tests.pipeline.images.test_duplicates import make_image, recompress
-from tests.pipeline.ingest.test_run import content_of
 from tests.pipeline.sources.test_xrays import NAME, write_films
+from tests.support.content import content_of
+from tests.support.threads import thread_engine
 
 KEY = PseudonymKey(bytes(range(32)))
 XRAYS = ImageSettings(modality="radiograph", size_px=64, colour="grey")

@@ -13,7 +13,6 @@ from pipeline.errors import SettingsError
 from pipeline.ingest.plan import Plan
 from pipeline.ingest.preflight import check_before_spending, measure_worker_bytes
 from pipeline.ingest.run import IngestReport, ingest
-from pipeline.ingest.several_sizes import ShardWork, cut_groups
 from pipeline.ingest.shards import cut_shards
 from pipeline.runtime.engines import MapWork, Workers, map_serially
 from pipeline.slides.plan import plan_slides
@@ -153,13 +152,9 @@ def test_the_preflight_says_what_there_is_to_do(
     caplog.set_level(logging.INFO, "pipeline")
     plan = plan_of([list_slide(write_slide(tmp_path, "a"))])
     reader = make_tile_reader(SETTINGS)
-    groups = cut_groups([ShardWork("out", reader, task) for task in cut_shards(plan, reader)])
-    found = check_before_spending(groups, map_serially)
-    assert (found.image_count, found.shard_count) == (42, 2)
-    assert found.raw_bytes == 42 * 32 * 32 * 3
-    assert found.read_s
-    assert "42 images in 2 shards" in caplog.text
-    assert f"{found.worker_bytes / 2**20:.0f} of its" in caplog.text
+    check_before_spending("out", list(cut_shards(plan, reader)), map_serially)
+    assert f"42 images in 2 shards to make ({42 * 32 * 32 * 3 / 2**20:.1f} MiB raw)" in caplog.text
+    assert f"each needs {measure_worker_bytes(plan.spec) / 2**20:.0f} of its" in caplog.text
 
 
 def test_what_cannot_fit_is_refused_before_it_is_begun(
@@ -182,17 +177,15 @@ import numpy as np
 from pipeline.ingest.plan import SourceRead
 from pipeline.ingest.preflight import _BASE_BYTES, measure_worker_bytes
 from pipeline.store.dataset import write_documents
-from pipeline.ingest.several_sizes import ShardWork, cut_groups
 from pipeline.ingest.shards import cut_shards, make_shard
 from pipeline.io.storage import join, write_bytes
 from tests.support.made.datasets import plan_made, write_sources
 from tests.support.peak_memory import peak_bytes
 
 class Noise:
-    def read(self, source, rows):
-        count = len(rows["origin_yx"])
-        images = np.random.default_rng(0).integers(0, 256, (count, 160, 192, 3), np.uint8)
-        return SourceRead(images, (None,) * count, {}, "")
+    def read(self, source, rows, images):
+        images[:] = np.random.default_rng(0).integers(0, 256, images.shape, np.uint8)
+        yield SourceRead((None,) * len(images), {}, "")
 
 url = sys.argv[1]
 plan = plan_made(write_sources(Path(url, "in"), {"a": bytes(640)}))

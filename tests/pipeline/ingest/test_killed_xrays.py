@@ -11,8 +11,8 @@ from distributed import LocalCluster
 from pipeline.runtime.engines import dask_engine
 from pipeline.store.dataset import open_dataset
 from pipeline.synthetic.xrays import write_xrays
-from tests.pipeline.ingest.test_run import content_of
 from tests.support.clusters import ingest_among_kills, running_cluster
+from tests.support.content import content_of
 from tests.support.killed_xrays import run
 
 WORKER_KILLS, DRIVER_KILLS = 6, 3

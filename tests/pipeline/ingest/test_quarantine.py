@@ -7,6 +7,7 @@ import pytest
 
 from pipeline.errors import SourceError
 from pipeline.images.reader import ImageReader
+from pipeline.ingest.plan import read_all
 from pipeline.ingest.quarantine import Quarantine
 from pipeline.records import SourceImage
 
@@ -18,8 +19,8 @@ def test_one_member_of_an_archive_is_refused_and_no_url_is_shown() -> None:
     )
     reader = Quarantine(ImageReader(16, 1), frozenset({deadly.public_name}))
     assert "MUSTERFRAU" not in repr(reader)
-    rows = {"label": np.zeros(1, np.int8)}
+    rows, shape = {"label": np.zeros(1, np.int8)}, (1, 16, 16, 1)
     with pytest.raises(SourceError, match=r"^ab: every worker"):
-        reader.read(deadly, rows)
+        read_all(reader, deadly, rows, shape)
     with pytest.raises(SourceError, match=r"^cd: the file cannot be read \(AbsentError\)"):
-        reader.read(other, rows)
+        read_all(reader, other, rows, shape)

@@ -18,22 +18,15 @@ from pipeline.ingest.run import ingest
 from pipeline.ingest.shards import cut_shards, make_shard
 from pipeline.io import storage
 from pipeline.records import ManifestEntry
-from pipeline.runtime.engines import MapWork, dask_engine, map_serially, thread_engine
+from pipeline.runtime.engines import MapWork, dask_engine, map_serially
 from pipeline.store.dataset import open_dataset
+from tests.support.content import content_of
 from tests.support.made.datasets import SHAPE, MadeReader, plan_made, write_sources
+from tests.support.threads import thread_engine
 
 T = TypeVar("T")
 R = TypeVar("R")
 CONTENTS = {"a": b"0123456", "b": b"broken", "c": b"89x"}
-
-
-def content_of(url: str) -> dict[str, bytes]:
-    """Every object of a dataset but the record of the run."""
-    found = {
-        info.url[len(url) :]: storage.read_bytes(info.url) for info in storage.list_objects(url)
-    }
-    del found["/manifest.json"]
-    return found
 
 
 @pytest.fixture(params=["serial", "threads", "dask"])

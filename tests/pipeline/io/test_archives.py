@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import tarfile
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from pipeline.io.archives import is_archive, list_members, read_member
 from pipeline.io.ranges import open_by_range
 from pipeline.io.scratch import Scratch
 from pipeline.io.storage import ObjectInfo, describe, write_bytes
+from tests.support.made.archives import pack
 
 CONTENTS = {"images/b.png": b"second, " * 200, "images/a.png": b"first", "../../x.png": b"odd"}
 
@@ -25,19 +24,6 @@ def scratch(tmp_path: Path) -> Scratch:
     return Scratch(tmp_path / "scratch", max_bytes=4 * 10_240)
 
 
-def pack(contents: Mapping[str, bytes] = CONTENTS, *, mode: str = "w:gz") -> bytes:
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode=mode) as archive:  # type: ignore[call-overload]  # of str
-        folder = tarfile.TarInfo("images")
-        folder.type = tarfile.DIRTYPE
-        archive.addfile(folder)
-        for name, data in contents.items():
-            entry = tarfile.TarInfo(name)
-            entry.size = len(data)
-            archive.addfile(entry, io.BytesIO(data))
-    return stream.getvalue()
-
-
 @pytest.mark.parametrize(
     ("name", "mode"), [("a.tar.gz", "w:gz"), ("a.TGZ", "w:gz"), ("a.tar", "w")]
 )
@@ -45,7 +31,7 @@ def test_members_are_listed_and_read_in_any_order(
     store_url: str, scratch: Scratch, name: str, mode: str
 ) -> None:
     url = f"{store_url}/{name}"
-    write_bytes(url, pack(mode=mode))
+    write_bytes(url, pack(CONTENTS, mode=mode))
     assert is_archive(url)
     info = describe(url)
     members = list_members(info, scratch)
@@ -58,7 +44,7 @@ def test_an_archive_is_inflated_once_on_a_machine(
     tmp_path: Path, scratch: Scratch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "a.tar.gz"
-    path.write_bytes(pack())
+    path.write_bytes(pack(CONTENTS))
     opened: list[ObjectInfo] = []
 
     def open_and_note(info: ObjectInfo, *, block_bytes: int) -> io.BufferedReader:
@@ -116,7 +102,7 @@ def test_what_is_no_whole_archive_is_refused(tmp_path: Path, scratch: Scratch, d
 def test_an_archive_that_unpacks_to_another_size_than_it_states_is_refused(
     tmp_path: Path, scratch: Scratch
 ) -> None:
-    whole = pack()
+    whole = pack(CONTENTS)
     path = tmp_path / "a.tar.gz"
     for data in (whole + whole, whole[:-4] + (5_000).to_bytes(4, "little")):
         path.write_bytes(data)
@@ -128,7 +114,7 @@ def test_an_archive_that_changed_or_explodes_or_does_not_fit_is_refused(
     tmp_path: Path, scratch: Scratch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "a.tar.gz"
-    path.write_bytes(pack())
+    path.write_bytes(pack(CONTENTS))
     old = describe(str(path))
     path.write_bytes(pack({"z.png": b"another"}))
     with pytest.raises(SourceError, match="changed since"):
@@ -136,7 +122,7 @@ def test_an_archive_that_changed_or_explodes_or_does_not_fit_is_refused(
     path.write_bytes(gzip.compress(bytes(30_000_000)))
     with pytest.raises(SourceError, match="over 20 times its size"):
         list_members(describe(str(path)), scratch)
-    path.write_bytes(pack())
+    path.write_bytes(pack(CONTENTS))
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 5}))
     with pytest.raises(StorageError, match="5 free"):
         list_members(describe(str(path)), scratch)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 from distributed import LocalCluster
+from numpy.typing import NDArray
 
 from pipeline.errors import SettingsError
 from pipeline.ingest.plan import SourceRead
@@ -31,10 +32,12 @@ def die_at_one(item: int) -> int:
 class FragileReader:
     """Reads as `MadeReader`, but dies of what begins with `k`."""
 
-    def read(self, source: MadeSource, rows: Mapping[str, Array]) -> SourceRead:
+    def read(
+        self, source: MadeSource, rows: Mapping[str, Array], images: NDArray[np.uint8]
+    ) -> Iterator[SourceRead]:
         if read_bytes(source.url).startswith(b"k"):
             os.kill(os.getpid(), signal.SIGKILL)
-        return MadeReader().read(source, rows)
+        yield from MadeReader().read(source, rows, images)
 
 
 def test_says_what_it_works_with(mending_cluster: LocalCluster) -> None:

@@ -9,7 +9,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from pipeline.records import Label, ManifestEntry
-from pipeline.runtime.engines import map_serially, thread_engine
+from pipeline.runtime.engines import map_serially
 from pipeline.slides.plan import plan_slides
 from pipeline.slides.settings import SlideSettings
 from tests.support.made.slides import (
@@ -20,6 +20,7 @@ from tests.support.made.slides import (
     write_asap,
     write_slide,
 )
+from tests.support.threads import thread_engine
 
 
 @pytest.mark.parametrize(
@@ -149,7 +150,7 @@ def test_slides_of_the_same_bytes_name_each_other(tmp_path: Path) -> None:
         first,
         *(write_slide(tmp_path, "other"), tmp_path / "again.tif", tmp_path / "copy.tif"),
     ]
-    notes = plan_of([list_slide(path) for path in paths]).notes or {}
+    notes = plan_of([list_slide(path) for path in paths]).remarks or {}
     assert notes.keys() == {str(path) for path in paths} - {str(tmp_path / "other.tif")}
     assert (
         f"the same bytes as {tmp_path / 'copy.tif'} and 1 more"

@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.errors import SourceError
 from pipeline.ingest.manifest import read_manifest
+from pipeline.ingest.plan import read_all
 from pipeline.ingest.run import ingest
 from pipeline.runtime.engines import map_serially
 from pipeline.slides.reader import make_tile_reader
@@ -58,7 +59,10 @@ def test_tiles_come_from_the_coarsest_level_that_suffices(tmp_path: Path) -> Non
         for column in range(18):
             corrupt_tile(path, row, column)  # level 0, which must not be needed
     changed = replace(slide, version=list_slide(path).version)
-    read = make_tile_reader(settings).read(changed, {"origin_yx": plan.columns["origin_yx"]})
+    rows = {"origin_yx": plan.columns["origin_yx"]}
+    _, read = read_all(
+        make_tile_reader(settings), changed, rows, (plan.spec.image_count, 16, 16, 3)
+    )
     assert read.reasons == (None,) * plan.spec.image_count
 
 
@@ -83,7 +87,12 @@ def test_a_corrupt_tile_is_unreadable_in_the_account_and_never_painted(tmp_path:
 def test_a_slide_that_changes_after_the_plan_is_not_read(tmp_path: Path) -> None:
     slide = replace(list_slide(write_slide(tmp_path, "a")), version="as planned")
     with pytest.raises(SourceError, match="changed"):
-        make_tile_reader(SETTINGS).read(slide, {"origin_yx": np.zeros((1, 2), np.int64)})
+        read_all(
+            make_tile_reader(SETTINGS),
+            slide,
+            {"origin_yx": np.zeros((1, 2), np.int64)},
+            (1, 32, 32, 3),
+        )
 
 
 def test_reader_travels_and_states_its_parameters() -> None:

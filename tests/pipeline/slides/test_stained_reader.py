@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.ingest.plan import Plan
+from pipeline.ingest.plan import Plan, read_all
 from pipeline.ingest.run import ingest
 from pipeline.records import Slide
 from pipeline.runtime.engines import map_serially
@@ -80,11 +80,12 @@ def test_a_slide_of_one_colour_is_left_and_flagged(tmp_path: Path) -> None:
     assert notes["flat"].state == "done"
     assert "stains left as they are" in notes["flat"].reason
     assert notes["good"].reason == ""
-    plain = make_tile_reader(SETTINGS).read(
-        flat, {"origin_yx": dataset.column("origin_yx")[is_flat]}
+    rows = {"origin_yx": dataset.column("origin_yx")[is_flat]}
+    plain, _ = read_all(
+        make_tile_reader(SETTINGS), flat, rows, (is_flat.sum(), *dataset.image_shape)
     )
     first = int(np.flatnonzero(is_flat)[0])
-    np.testing.assert_array_equal(dataset.read_images(first, first + 1)[0], plain.images[0])
+    np.testing.assert_array_equal(dataset.read_images(first, first + 1)[0], plain[0])
 
 
 def test_stains_survive_their_column() -> None:

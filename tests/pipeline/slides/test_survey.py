@@ -120,8 +120,8 @@ def test_an_annotation_without_lesions_makes_no_slide_normal(
     slide = list_slide(write_slide(tmp_path, "a"), label=label, annotation=annotation)
     plan = plan_of([slide])
     assert set(plan.columns["label"].tolist()) == {expected}
-    assert plan.notes is not None
-    assert ("outlines no lesion" in plan.notes.get(slide.url, "")) == (label is not Label.NORMAL)
+    assert plan.remarks is not None
+    assert ("outlines no lesion" in plan.remarks.get(slide.url, "")) == (label is not Label.NORMAL)
 
 
 def test_where_nothing_is_known_tiles_are_attempted(tmp_path: Path) -> None:

@@ -21,9 +21,9 @@ from pipeline.images.reader import decode_source, read_source
 from pipeline.io.storage import write_bytes
 from pipeline.privacy.key import PseudonymKey
 from pipeline.records import Label, SourceImage
-from pipeline.runtime.engines import thread_engine
 from pipeline.sources.dicom import list_radiographs
 from tests.support.made.dicom import make_dicom, ramp, write_dicom
+from tests.support.threads import thread_engine
 
 KEY = PseudonymKey(bytes(range(32)))
 NAME = "MUSTERFRAU_ERIKA"

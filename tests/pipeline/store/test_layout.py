@@ -16,7 +16,7 @@ from pipeline.io import storage
 from pipeline.runtime.engines import map_serially
 from pipeline.store.dataset import open_dataset
 from pipeline.store.layout import require_destination
-from tests.pipeline.ingest.test_run import content_of
+from tests.support.content import content_of
 from tests.support.made.datasets import MadeReader, plan_made, write_sources
 
 CONTENTS = {"a": b"0123456", "c": b"7890123456789"}  # five shards of four images
@@ -99,7 +99,7 @@ def test_shards_beyond_the_end_go_where_none_has_to_be_made(tmp_path: Path) -> N
         spec=replace(plan.spec, image_count=4),
         source_index=plan.source_index[:4],
         columns={name: values[:4] for name, values in plan.columns.items()},
-        weight=None if plan.weight is None else plan.weight[:4],
+        area=None if plan.area is None else plan.area[:4],
     )
     report = ingest(url, half, MadeReader(), map_serially)
     ingest(reference, half, MadeReader(), map_serially)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.errors import SourceError
 from pipeline.ingest.plan import Plan, SourceRead
@@ -30,17 +31,18 @@ class MadeReader:
 
     gain: int = 1
 
-    def read(self, source: MadeSource, rows: Mapping[str, Array]) -> SourceRead:
+    def read(
+        self, source: MadeSource, rows: Mapping[str, Array], images: NDArray[np.uint8]
+    ) -> Iterator[SourceRead]:
         data = read_bytes(source.url)
         if data == b"broken":
             raise SourceError(source.url, "broken", "Mend it")
         origins = rows["origin_yx"]
-        images = np.zeros((len(origins), *SHAPE), np.uint8)
         images[:] = np.frombuffer(data, np.uint8)[origins[:, 0], None, None, None] * self.gain
         images[:, 1, 2, 0] = 7  # off the diagonal
         reasons = tuple("marked x" if data[row] == ord("x") else None for row in origins[:, 0])
         blur = np.arange(len(origins), dtype=np.float32)
-        return SourceRead(images, reasons, {"blur": blur}, sha256(data).hexdigest())
+        yield SourceRead(reasons, {"blur": blur}, sha256(data).hexdigest())
 
 
 def write_sources(folder: Path, contents: Mapping[str, bytes]) -> list[MadeSource]:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import SourceError
+from pipeline.ingest.plan import read_all
 from pipeline.io.storage import describe
 from pipeline.records import Slide
 from pipeline.slides.jpeg.proof import open_jpeg_tiles
@@ -80,7 +81,8 @@ def test_a_corrupt_tile_that_openslide_would_paint_is_unreadable_and_named(tmp_p
         opened.read_region_yx((256, 256), 0, (256, 256))  # no error
     origins_yx = np.array([(0, 256), (256, 256), (256, 512)])
     slide = Slide("a", str(path), describe(str(path)).version)
-    read = SlideTileReader(256, mpp_um=0.5).read(slide, {"origin_yx": origins_yx})
+    reader = SlideTileReader(tile_size_px=256, mpp_um=0.5)
+    _, read = read_all(reader, slide, {"origin_yx": origins_yx}, shape=(3, 256, 256, 3))
     assert [reason is None for reason in read.reasons] == [True, False, True]
     said = r"a\.tif: the JPEG tile in row 1, column 1 of level 0 is corrupt \(.+ data: .+\)\. Copy"
     assert re.search(said, str(read.reasons[1]))

@@ -10,6 +10,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from pipeline.errors import SourceError
+from pipeline.ingest.plan import read_all
 from pipeline.io.storage import describe
 from pipeline.records import Slide
 from pipeline.slides.jpeg import proof as jpeg_proof
@@ -252,11 +253,14 @@ def test_a_dataset_says_what_decoded_each_slide(tmp_path: Path) -> None:
     reader = SlideTileReader(tile_size_px=64, mpp_um=1.0)
     rows = {"origin_yx": np.array([(0, 640), (256, 128)])}
     reads = [
-        reader.read(Slide(p.stem, str(p), describe(str(p)).version), rows) for p in (other, jpeg)
+        read_all(
+            reader, Slide(p.stem, str(p), describe(str(p)).version), rows, shape=(2, 64, 64, 3)
+        )
+        for p in (other, jpeg)
     ]
-    assert [set(read.columns["decoder"]) for read in reads] == [{"openslide"}, {"jpeg"}]
+    assert [set(read.columns["decoder"]) for _, read in reads] == [{"openslide"}, {"jpeg"}]
     with open_slide(jpeg) as slide:
-        for image, origin in zip(reads[1].images, [(0, 640), (256, 128)], strict=True):
+        for image, origin in zip(reads[1][0], [(0, 640), (256, 128)], strict=True):
             expected = resample(slide.read_region_yx(origin, 0, (128, 128)), 64)
             np.testing.assert_array_equal(image, expected)
 

@@ -13,8 +13,8 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.errors import SourceError, StorageError
-from pipeline.ingest import image_writer
-from pipeline.ingest.plan import SourceRead
+from pipeline.ingest import shards
+from pipeline.ingest.plan import SourceRead, read_all
 from pipeline.ingest.run import ingest
 from pipeline.runtime.engines import map_serially
 from pipeline.store.dataset import Array, open_dataset
@@ -29,19 +29,19 @@ class PiecewiseReader(MadeReader):
     error: Exception | None = None
     awaited: Event | None = field(default=None, repr=False)
 
-    def fill(
+    def read(
         self, source: MadeSource, rows: Mapping[str, Array], images: NDArray[np.uint8]
     ) -> Iterator[SourceRead]:
-        read = self.read(source, rows)
+        whole, read = read_all(MadeReader(), source, rows, images.shape)
         for row in range(len(images)):
             if row == 3 and self.error is not None:
                 raise self.error
             if row == 3 and self.awaited is not None:
                 assert self.awaited.wait(30)
             piece = slice(row, row + 1)
-            images[piece] = read.images[piece]
+            images[piece] = whole[piece]
             columns = {name: values[piece] for name, values in read.columns.items()}
-            yield SourceRead(images[piece], read.reasons[piece], columns, read.digest)
+            yield SourceRead(read.reasons[piece], columns, read.digest)
 
 
 def test_pieces_make_the_same_dataset_as_whole_reads(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_the_first_chunk_is_written_before_the_last_row_is_read(
             begun.set()
             yield part
 
-    monkeypatch.setattr(image_writer, "encode_shard", tell_and_encode)
+    monkeypatch.setattr(shards, "encode_shard", tell_and_encode)
     plan = plan_made(write_sources(tmp_path / "in", {"a": b"0123"}))
     ingest(str(tmp_path / "out"), plan, PiecewiseReader(awaited=begun), map_serially)
     images = open_dataset(str(tmp_path / "out")).read_images(0, 4)
