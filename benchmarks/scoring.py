@@ -48,11 +48,9 @@ from training.networks.reconstruction import reconstruct
 from training.networks.vgg_weights import load_vgg
 from training.presets import load_preset
 from training.registry.versions import VersionInfo, load_version, log_and_register
-from training.scoring.bfloat16 import reduce_precision
 from training.scoring.detector import Detector, DetectorDescription
 from training.scoring.kept_scores import score_rows
-from training.scoring.loaded_model import ScoringModel
-from training.scoring.preparation import IngestRecord
+from training.scoring.loaded_model import IngestRecord, ScoringModel
 from training.settings import TrainSettings
 
 NAME = "benchmark-anomaly"
@@ -183,7 +181,7 @@ def _compare(
     rows = np.arange(dataset.image_count)
     images = dataset.read_images(0, dataset.image_count)
     reference = Reference(folder / "jpegs", make_published())
-    bare, reduced = make_published(), reduce_precision(model)
+    bare, reduced = make_published(), model.reduce_precision()
     expected = reference.score()
     exact, near = (
         float(np.max(np.abs(score_rows(it, dataset, rows).anomaly_score / expected - 1)))

@@ -29,7 +29,6 @@ from training.learning.run_folder import make_absolute
 from training.registry.champion import record_scoring
 from training.registry.versions import load_champion
 from training.score import ScoreReport, score_dataset
-from training.scoring.bfloat16 import reduce_precision
 
 
 @flow(name="score")
@@ -95,7 +94,7 @@ def score(
         progress("Scores") as advance,
     ):
         report = resumable(score_dataset)(
-            dataset, reduce_precision(champion) if reduced_precision else champion, output,
+            dataset, champion.reduce_precision() if reduced_precision else champion, output,
             splits=splits, top_heatmaps=top_heatmaps, map_work=map_work, notes=period.notes,
             on_progress=advance,
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""A dataset scored: table, heatmaps, manifest and worklist."""
+"""Score a dataset: table, heatmaps, manifest and worklist."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
+from functools import cached_property
 from hashlib import sha256
 from io import BytesIO
 from typing import Final
@@ -23,20 +23,17 @@ from pipeline.runtime.engines import MapWork
 from pipeline.store.dataset import JSON, Dataset, open_dataset
 from training.evaluation.intervals import Interval
 from training.evaluation.subgroups import SUBGROUP_COLUMNS
-from training.scoring.account import account_for_rows
-from training.scoring.bfloat16 import NOTE, is_reduced
 from training.scoring.drift import DriftReport, Reference, Sample, measure_drift
-from training.scoring.kept_scores import Rows, RowScores, encode_parquet, score_new_rows
+from training.scoring.kept_scores import PieceScorer, Rows, encode_parquet, score_new_rows
 from training.scoring.loaded_model import ScoringModel
-from training.scoring.outputs import name_results, publish, read_facts
-from training.scoring.piece_scorer import PieceScorer
+from training.scoring.outputs import list_outcomes, name_results, publish, read_facts
 from training.scoring.ranking_change import RankingChange, compare_rankings
 from training.scoring.table import RankedScores, encode_csv, judge_scores, rank_scores, tabulate
 from training.worklist.cases import remove_stale_heatmaps, write_cases
 from training.worklist.page import WorklistFacts, describe, render_worklist
 from training.worklist.slides import draw_slides, is_of_slides
 
-_A_BATCH: Final = np.timedelta64(1, "D")
+_DRIFT_WINDOW: Final = np.timedelta64(1, "D")
 
 
 @dataclass(frozen=True)
@@ -44,23 +41,23 @@ class ScoreReport:
     """The outcome of a scoring.
 
     Args:
-        output_url: Where everything lies.
-        dataset_url: What was scored.
-        model_name: Registered name.
-        model_version: Its version.
-        run_id: The run that made it.
-        scored_count: Images with a score.
-        new_count: Of them scored by this run; the others had one.
-        anomalous_count: Of them over the threshold.
-        threshold: The score above which an image is called anomalous.
-        auroc: With its interval, over images of known label; None unless both labels occur.
-        average_precision: Likewise.
-        manifest: What became of every item.
-        notes: What a reader must know first.
-        drift: How the last day's images lie against the champion's normals.
-        moved: What moved in the ranking, where another version had made the visible one.
-        results: Name of the results, which are new if it is.
-        seconds: Wall time.
+        output_url: Folder or prefix of the results.
+        dataset_url: Dataset that was scored.
+        model_name: Registered name of the model.
+        model_version: Number of the model's version.
+        run_id: MLflow run that trained the version.
+        scored_count: Number of images with a score.
+        new_count: Number of images scored by this run; the others had a score.
+        anomalous_count: Number of images over the threshold.
+        threshold: Score above which an image is called anomalous.
+        auroc: AUROC over labelled images with its interval; None unless both labels occur.
+        average_precision: Average precision over labelled images; None unless both labels occur.
+        manifest: Outcome of every item.
+        notes: Caveats that the worklist shows first.
+        drift: Comparison of the last day's images with the version's normal images.
+        moved: Changes of the ranking, where another version had made the former one.
+        results: Name of the results; the same name means nothing new.
+        seconds: Wall-clock time in seconds.
     """
 
     output_url: str
@@ -83,7 +80,7 @@ class ScoreReport:
 
     @property
     def worklist_url(self) -> str:
-        """The page to open."""
+        """URL of the page to open."""
         return storage.join(self.output_url, "worklist.html")
 
     def to_facts(self) -> dict[str, JSON]:
@@ -121,22 +118,22 @@ def score_dataset(
 ) -> ScoreReport:
     """Score what is new in a dataset, and write the results of all of it.
 
-    `scores.parquet`, `scores.csv`, `worklist.html` and `manifest.json` appear when all of them are
-    there (`training.scoring.outputs`); heatmaps lie beside them. An image is scored once by a
-    version, however often this is run or killed. Memory is bounded by the batch and the
-    heatmaps, apart from some hundred bytes an image for its scores.
+    `scores.parquet`, `scores.csv`, `worklist.html` and `manifest.json` appear together, when all
+    of them are written (`training.scoring.outputs`); heatmaps lie next to them. A version scores
+    an image once, however often this is run or killed. Memory is bounded by the batch and the
+    heatmaps, apart from some hundred bytes per image for its scores.
 
     Args:
-        dataset_url: Sealed dataset.
-        model: Usually the champion.
-        output_url: Folder or prefix; made if absent.
-        splits: Which splits to score; all if None.
-        scored_at: Time to put down; now if None.
-        batch_images: Images read and scored at once.
-        top_heatmaps: So many of the strangest get heatmaps, and pictures in the worklist.
-        map_work: An engine whose workers score, each with a copy of the network; this process
-            alone if None.
-        notes: What a reader of the worklist must know first.
+        dataset_url: Path or URL of a sealed dataset.
+        model: Loaded version, usually the champion.
+        output_url: Folder or prefix of the results; created if absent.
+        splits: Splits to score; all if None.
+        scored_at: Time to record, with a time zone; now if None.
+        batch_images: Number of images read and scored at once.
+        top_heatmaps: Number of images, the most anomalous first, that get heatmaps and pictures.
+        map_work: Engine whose workers score, each with a copy of the network; this process alone
+            if None.
+        notes: Caveats that the worklist shows first.
         on_progress: Called with images done and in all.
 
     Raises:
@@ -148,148 +145,130 @@ def score_dataset(
     dataset = open_dataset(dataset_url)
     model.ingest.require_alike(dataset, image_shape=model.description.image_shape)
     require_reachable(output_url)
-    asked, readable = _choose(dataset, splits)
-    found = _score(
-        model, dataset, readable, output_url, map_work=map_work, batch_images=batch_images,
-        scored_at=(scored_at or datetime.now(UTC)).astimezone(UTC), on_progress=on_progress,
-    )  # fmt: skip
-    names = ("image_id", "group_id", "label", "source_digest")
-    scored = rank_scores(
-        readable, found, **{name: dataset.column(name)[readable] for name in names}
-    )
-    _check_some(dataset, scored)
-    drift = _find_drift(dataset, model, scored)
-    notes = (*model.notes, *((NOTE,) if is_reduced(model) else ()), *drift.notes, *notes)
-    manifest = account_for_rows(dataset, asked, scored.rows)
-    facts = _describe(dataset, model, scored, notes)
-    table = tabulate(scored, model, source=facts.source)
-    moved = _compare_with_visible(output_url, table)
-    results = _write_results(
-        output_url, dataset, model, scored, table, facts, manifest, top_heatmaps=top_heatmaps,
-        batch_images=batch_images, splits=", ".join(splits or ["all"]),
-    )  # fmt: skip
+    asked, readable = _choose_rows(dataset, splits)
+    time_utc = (scored_at or datetime.now(UTC)).astimezone(UTC)
+    scorer = PieceScorer(model, dataset, _kept_url(output_url, model), time_utc, batch_images)
+    found = score_new_rows(scorer, readable, map_work=map_work, on_progress=on_progress)
+    scored = rank_scores(dataset, readable, found)
+    _require_some(dataset, scored.rows)
+    drift = _measure_recent_drift(dataset, model, scored)
+    notes = (*model.notes, *drift.notes, *notes)
+    facts = describe(model, dataset, scored, notes)
+    manifest = list_outcomes(dataset, asked, scored.rows)
+    made = _Results(output_url, dataset, model, scored, facts, manifest)
+    moved = made.compare_with_current()
     auroc, average_precision = judge_scores(scored)
     return ScoreReport(
-        output_url, dataset_url, model.name, model.version, model.run_id, len(scored.rows),
-        found.new_count, int(scored.prediction.is_anomalous.sum()), model.threshold.value, auroc,
-        average_precision, manifest, notes, drift, moved, results, time.monotonic() - began,
-    )  # fmt: skip
-
-
-def _score(
-    model: ScoringModel,
-    dataset: Dataset,
-    rows: Rows,
-    output_url: str,
-    *,
-    map_work: MapWork | None,
-    scored_at: datetime,
-    batch_images: int,
-    on_progress: Progress,
-) -> RowScores:
-    """Score what is new, here or on the workers of an engine."""
-    kept_url, map_pieces = _kept_url(output_url, model), None
-    if map_work is not None:
-        scorer = PieceScorer.of(model, dataset.url, kept_url, scored_at, batch_images)
-        map_pieces = partial(map_work, scorer)
-    return score_new_rows(
-        model, dataset, rows, kept_url, scored_at=scored_at, batch_images=batch_images,
-        map_pieces=map_pieces, on_progress=on_progress,
-    )  # fmt: skip
-
-
-def _write_results(
-    output_url: str,
-    dataset: Dataset,
-    model: ScoringModel,
-    scored: RankedScores,
-    table: pa.Table,
-    facts: WorklistFacts,
-    manifest: tuple[ManifestEntry, ...],
-    *,
-    top_heatmaps: int,
-    batch_images: int,
-    splits: str,
-) -> str:
-    """Write the results unless they are visible already, and give their name."""
-    files = {"scores.parquet": encode_parquet(table), "scores.csv": encode_csv(table)}
-    if is_of_slides(dataset):
-        files |= draw_slides(dataset, scored, model.calibration.reference)
-    empty_page = render_worklist(facts, []).encode()
-    results = name_results(
-        *(sha256(data).hexdigest() for data in (*files.values(), empty_page)),
-        dataset.fingerprint, splits, top_heatmaps, manifest,
-    )  # fmt: skip
-    if read_facts(output_url).get("results") == f"results/{results}":
-        return results
-    cases = write_cases(
-        output_url, dataset, model, scored, top_heatmaps=top_heatmaps, batch_images=batch_images
+        output_url=output_url,
+        dataset_url=dataset_url,
+        model_name=model.name,
+        model_version=model.version,
+        run_id=model.run_id,
+        scored_count=len(scored.rows),
+        new_count=found.new_count,
+        anomalous_count=int(scored.prediction.is_anomalous.sum()),
+        threshold=model.threshold.value,
+        auroc=auroc,
+        average_precision=average_precision,
+        manifest=manifest,
+        notes=notes,
+        drift=drift,
+        moved=moved,
+        results=made.write(", ".join(splits or ["all"]), top_heatmaps, batch_images),
+        seconds=time.monotonic() - began,
     )
-    files["worklist.html"] = render_worklist(facts, cases).encode()
-    publish(
-        output_url, results, files, manifest, dataset=dataset.url,
-        dataset_fingerprint=dataset.fingerprint, splits=splits, run_id=model.run_id,
-        model=f"{model.name} version {model.version}", scored_at=facts.scored_at,
-    )  # fmt: skip
-    remove_stale_heatmaps(output_url, scored, model, top_heatmaps=top_heatmaps)
-    return results
 
 
-def _compare_with_visible(output_url: str, table: pa.Table) -> RankingChange | None:
-    """What moves in the ranking against the visible results, if another version made them."""
-    visible = read_facts(output_url).get("results")
-    if visible is None:
-        return None
-    data = storage.read_bytes(storage.join(output_url, visible, "scores.parquet"))
-    return compare_rankings(pq.read_table(BytesIO(data)), table)
+@dataclass(frozen=True)
+class _Results:
+    """All that is written of a scoring."""
+
+    output_url: str
+    dataset: Dataset
+    model: ScoringModel
+    scored: RankedScores
+    facts: WorklistFacts
+    manifest: tuple[ManifestEntry, ...]
+
+    @cached_property
+    def table(self) -> pa.Table:
+        return tabulate(self.scored, self.model, source=self.facts.source)
+
+    def compare_with_current(self) -> RankingChange | None:
+        """Compare with the ranking in the output, if another version made that."""
+        current = read_facts(self.output_url).get("results")
+        if current is None:
+            return None
+        data = storage.read_bytes(storage.join(self.output_url, current, "scores.parquet"))
+        return compare_rankings(pq.read_table(BytesIO(data)), self.table)
+
+    def write(self, splits: str, top_heatmaps: int, batch_images: int) -> str:
+        """Write the results unless they are the current ones, and return their name."""
+        dataset, model, scored, output_url = self.dataset, self.model, self.scored, self.output_url
+        files = {"scores.parquet": encode_parquet(self.table), "scores.csv": encode_csv(self.table)}
+        if is_of_slides(dataset):
+            files |= draw_slides(dataset, scored, model.calibration.reference)
+        digests = [
+            sha256(data).hexdigest()
+            for data in (*files.values(), render_worklist(self.facts, []).encode())
+        ]
+        results = name_results(*digests, dataset.fingerprint, splits, top_heatmaps, self.manifest)
+        if read_facts(output_url).get("results") == f"results/{results}":
+            return results
+        cases = write_cases(output_url, dataset, model, scored, top_heatmaps, batch_images)
+        files["worklist.html"] = render_worklist(self.facts, cases).encode()
+        publish(
+            output_url,
+            results,
+            files,
+            self.manifest,
+            dataset=dataset.url,
+            dataset_fingerprint=dataset.fingerprint,
+            splits=splits,
+            run_id=model.run_id,
+            model=f"{model.name} version {model.version}",
+            scored_at=self.facts.scored_at,
+        )
+        remove_stale_heatmaps(output_url, scored, model, top_heatmaps)
+        return results
 
 
-def _find_drift(dataset: Dataset, model: ScoringModel, scored: RankedScores) -> DriftReport:
-    """Drift of what was scored within a day before the last: the same however often it is run."""
-    is_recent = scored.scored_at >= scored.scored_at.max() - _A_BATCH
+def _measure_recent_drift(
+    dataset: Dataset, model: ScoringModel, scored: RankedScores
+) -> DriftReport:
+    """Measure drift of the images scored on the last day: the same however often it is run."""
+    is_recent = scored.scored_at >= scored.scored_at.max() - _DRIFT_WINDOW
     names = set(SUBGROUP_COLUMNS) & set(dataset.column_names)
+    columns = {name: dataset.column(name)[scored.rows[is_recent]] for name in names}
     batch = Sample(scored.prediction.anomaly_score, scored.prediction.embedding)
     known = model.calibration.normals
     normals = Sample(np.asarray(known.scores), np.asarray(known.embeddings)) if known else None
     reference = Reference(model.calibration.reference, model.threshold.value, normals)
-    columns = {name: dataset.column(name)[scored.rows[is_recent]] for name in names}
     return measure_drift(batch.choose(is_recent), reference, columns)
 
 
 def _kept_url(output_url: str, model: ScoringModel) -> str:
-    """Where the scores of a version are kept, row by row."""
-    precision = "-bfloat16" if is_reduced(model) else ""
+    """Folder in which the scores of a version are kept."""
+    precision = "-bfloat16" if model.detector.is_reduced else ""
     name = f"{model.version}-{model.run_id[:8]}{precision}"
     return storage.join(output_url, "scored", model.name, name)
 
 
-def _describe(
-    dataset: Dataset, model: ScoringModel, scored: RankedScores, notes: tuple[str, ...]
-) -> WorklistFacts:
-    return describe(
-        model,
-        source=str(dataset.attributes["source"]),
-        dataset_fingerprint=dataset.fingerprint,
-        scored_count=len(scored.rows),
-        # When the last of them was scored: nothing new gives the same page.
-        scored_at=scored.scored_at.max().astype("datetime64[s]").item(),
-        notes=notes,
-    )
-
-
-def _choose(dataset: Dataset, splits: Sequence[Split] | None) -> tuple[Rows, Rows]:
-    """Rows asked for, and those of them that are readable."""
+def _choose_rows(dataset: Dataset, splits: Sequence[Split] | None) -> tuple[Rows, Rows]:
+    """Rows of the splits, and the readable ones of them, of which there must be some."""
     is_asked = np.ones(dataset.image_count, bool)
     if splits is not None:
         is_asked = np.isin(dataset.column("split").astype(str), list(splits))
     asked = np.flatnonzero(is_asked)
-    return asked, asked[dataset.column("readable")[asked]]
+    readable = asked[dataset.column("readable")[asked]]
+    _require_some(dataset, readable)
+    return asked, readable
 
 
-def _check_some(dataset: Dataset, scored: RankedScores) -> None:
-    if not len(scored.rows):
+def _require_some(dataset: Dataset, rows: Rows) -> None:
+    if not len(rows):
         raise SchemaError(
             dataset.url,
             "no readable image to score in these splits",
-            "Choose other splits; its manifest.json says what became of each source",
+            "Choose other splits; its manifest.json gives the outcome of each source",
         )

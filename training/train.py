@@ -28,7 +28,7 @@ from training.learning.validation import summarise
 from training.registry.runs import RUN_NAME, TrackedRun, tracked_run, training_version
 from training.registry.versions import VersionInfo, find_version, log_and_register
 from training.scoring.detector import Detector, DetectorDescription
-from training.scoring.preparation import IngestRecord
+from training.scoring.loaded_model import IngestRecord
 from training.settings import TrainSettings
 
 # Heatmaps of so many normals say how strange a normal pixel can be.

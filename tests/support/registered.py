@@ -16,7 +16,7 @@ from training.learning.state import build_autoencoder
 from training.networks.vgg_weights import load_vgg
 from training.registry.versions import VersionInfo, log_and_register
 from training.scoring.detector import Detector, DetectorDescription
-from training.scoring.preparation import IngestRecord
+from training.scoring.loaded_model import IngestRecord
 from training.train import score_validation
 
 NAME = "toys-anomaly"

@@ -26,7 +26,7 @@ from training.evaluation.metrics import measure_auroc
 from training.registry.versions import load_version
 from training.score import ScoreReport, score_dataset
 from training.scoring import kept_scores as row_scores
-from training.scoring.bfloat16 import reduce_precision
+from training.scoring.detector import Detection, Detector
 from training.scoring.kept_scores import score_rows
 from training.scoring.loaded_model import Prediction, ScoringModel
 from training.worklist.cases import heatmap_name
@@ -52,6 +52,12 @@ def report(
 ) -> ScoreReport:
     output = str(tmp_path_factory.mktemp("output"))
     return score_dataset(dataset.url, model, output, scored_at=AT, batch_images=10, top_heatmaps=9)
+
+
+def subclass(kind: type[Detector], model: ScoringModel) -> Detector:
+    """The model's detector as one of another class."""
+    found = model.detector
+    return kind(found.description, found.autoencoder, found.features)
 
 
 def content_of(url: str) -> dict[str, bytes]:
@@ -207,12 +213,13 @@ def test_only_what_is_new_or_rewritten_is_scored(
 ) -> None:
     seen: list[int] = []
 
-    class Counting:
-        def predict(self, images: np.ndarray, params: dict[str, bool]) -> object:
-            seen.append(len(images))
-            return model.pyfunc.predict(images, params=params)
+    class Counting(Detector):
+        def detect(self, images: np.ndarray, *, heatmaps: bool = False) -> Detection:
+            if len(images):
+                seen.append(len(images))
+            return super().detect(images, heatmaps=heatmaps)
 
-    counting = replace(model, pyfunc=Counting())
+    counting = replace(model, detector=subclass(Counting, model))
     first = score_dataset(
         dataset.url, counting, str(tmp_path), splits=["train"], scored_at=AT, top_heatmaps=0
     )
@@ -257,7 +264,7 @@ def test_one_split_to_an_object_store(dataset: Dataset, model: ScoringModel) -> 
     assert len(storage.list_objects(storage.join(url, "heatmaps") + "/")) == 2
     page = storage.read_bytes(report.worklist_url).decode()
     assert "A test." in page
-    assert "random feature network" in page
+    assert "random feature extractor" in page
 
 
 def test_batches_do_not_change_scores(dataset: Dataset, model: ScoringModel) -> None:
@@ -269,7 +276,7 @@ def test_batches_do_not_change_scores(dataset: Dataset, model: ScoringModel) -> 
 def test_reduced_precision_is_near_kept_apart_and_said(
     dataset: Dataset, model: ScoringModel, tmp_path: Path
 ) -> None:
-    reduced = reduce_precision(model)
+    reduced = model.reduce_precision()
     exact = score_rows(model, dataset, np.arange(40, 47)).anomaly_score
     found = score_rows(reduced, dataset, np.arange(40, 47)).anomaly_score
     assert found == pytest.approx(exact, rel=0.02)
@@ -281,24 +288,19 @@ def test_reduced_precision_is_near_kept_apart_and_said(
     assert any("reduced precision" in note for note in report.notes)
 
 
-class Broken:
+class Broken(Detector):
     """Gives one image of each batch no finite score."""
 
-    def __init__(self, pyfunc: object) -> None:
-        self.pyfunc = pyfunc
-
-    def predict(self, images: np.ndarray, params: dict[str, bool]) -> dict[str, np.ndarray]:
-        found: dict[str, np.ndarray] = self.pyfunc.predict(images, params=params)  # type: ignore[attr-defined] # MLflow's
-        return {
-            **found,
-            "anomaly_score": np.where(np.arange(len(images)), found["anomaly_score"], np.nan),
-        }
+    def detect(self, images: np.ndarray, *, heatmaps: bool = False) -> Detection:
+        found = super().detect(images, heatmaps=heatmaps)
+        found.anomaly_score[:1] = np.nan
+        return found
 
 
 def test_an_image_without_a_finite_score_is_listed_and_not_ranked(
     dataset: Dataset, model: ScoringModel, tmp_path: Path
 ) -> None:
-    broken = replace(model, pyfunc=Broken(model.pyfunc))
+    broken = replace(model, detector=subclass(Broken, model))
     report = score_dataset(
         dataset.url, broken, str(tmp_path), splits=["validation"], top_heatmaps=0
     )

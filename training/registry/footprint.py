@@ -50,6 +50,4 @@ def measure_footprints(
 
 
 def _count_bytes(model: ScoringModel) -> int:
-    detector = model.pyfunc.unwrap_python_model().detector
-    modules = (detector.autoencoder, detector.features)
-    return sum(value.nbytes for module in modules for value in module.state_dict().values())
+    return sum(value.nbytes for state in model.detector.copy_weights() for value in state.values())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
@@ -26,9 +25,8 @@ import training
 from pipeline.errors import RegistryError
 from pipeline.store.dataset import JSON
 from training.evaluation.calibration import Calibration, Threshold
-from training.scoring.detector import DESCRIPTION, FEATURES, NETWORK, Detector, DetectorDescription
-from training.scoring.loaded_model import ScoringModel
-from training.scoring.preparation import IngestRecord
+from training.scoring.detector import DESCRIPTION, FEATURES, NETWORK, Detector
+from training.scoring.loaded_model import IngestRecord, ScoringModel
 
 with warnings.catch_warnings():
     # MLflow warns of its own type hints while this is imported.
@@ -47,6 +45,7 @@ _FILES: Final = {
     "calibration": "calibration.json",
     "threshold": "threshold.json",
 }
+_RECORDS: Final = ("ingest", "calibration", "threshold")
 # What the model's code imports where it is loaded without this package.
 _REQUIREMENTS: Final = (
     "mlflow",
@@ -151,23 +150,18 @@ def load_version(name: str, version_or_alias: str) -> ScoringModel:
         RegistryError: There is none, or it does not load.
     """
     found = resolve(name, version_or_alias)
-    with tempfile.TemporaryDirectory() as folder, _own_import_path(), _translated(found.uri):
-        local = Path(mlflow.artifacts.download_artifacts(found.uri, dst_path=folder))
-        texts = {
-            key: (local / "artifacts" / file).read_text()
-            for key, file in _FILES.items()
-            if file.endswith(".json")
-        }
-        model = mlflow.pyfunc.load_model(str(local))
+    with tempfile.TemporaryDirectory() as folder, _translated(found.uri):
+        local = Path(mlflow.artifacts.download_artifacts(found.uri, dst_path=folder), "artifacts")
+        texts = {key: Path(local, _FILES[key]).read_text() for key in _RECORDS}
+        detector = Detector.load(local)
     return ScoringModel(
         found.name,
         found.version,
         found.run_id,
-        DetectorDescription.model_validate_json(texts["model"]),
+        detector,
         IngestRecord.model_validate_json(texts["ingest"]),
         Calibration.model_validate_json(texts["calibration"]),
         Threshold.model_validate_json(texts["threshold"]),
-        model,
     )
 
 
@@ -282,16 +276,6 @@ def _within_run(run_id: str) -> Iterator[None]:
         return
     with mlflow.start_run(run_id=run_id, nested=active is not None):
         yield
-
-
-@contextmanager
-def _own_import_path() -> Iterator[None]:
-    """Undo what MLflow prepends to the import path: the model's copy of our packages."""
-    before = list(sys.path)
-    try:
-        yield
-    finally:
-        sys.path[:] = before
 
 
 @contextmanager

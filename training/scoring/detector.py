@@ -1,16 +1,16 @@
-"""A trained network as that which scores images: bytes in, scores and heatmaps out.
+"""A trained network that scores images: bytes in, scores, heatmaps and reconstructions out.
 
-Everything that it needs fits into three files, none of which is unpickled: `model.json` (settings
-and image shape), `network.safetensors` and `features.safetensors`.
+A detector is stored as three files, none of which is unpickled: `model.json` (settings and image
+shape), `network.safetensors` and `features.safetensors`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import numpy as np
 import safetensors.torch
@@ -24,7 +24,7 @@ from torch.nn.utils import convert_conv2d_weight_memory_format
 from pipeline.runtime.malloc import set_freed_memory
 from training.networks.autoencoder import Autoencoder
 from training.networks.growth import GrowthState, last_state
-from training.networks.inputs import Images, Views, centre_views, cut_views, to_tensor
+from training.networks.inputs import centre_views, to_pixels, to_tensor
 from training.networks.losses import PerceptualLoss
 from training.networks.precision import ReducedFeatures, set_tf32
 from training.networks.reconstruction import Reconstruction, reconstruct
@@ -34,17 +34,17 @@ from training.settings import TrainSettings
 DESCRIPTION: Final = "model.json"
 NETWORK: Final = "network.safetensors"
 FEATURES: Final = "features.safetensors"
-BATCH_IMAGES: Final = 64
-# Channels of the latent have no order: the first ones tell as much as any others.
+_BATCH_IMAGES: Final = 64
+# The latent's channels have no order: the first ones say as much as any others.
 _EMBEDDING_CHANNELS: Final = 32
 
 
 class DetectorDescription(BaseModel):
-    """What a detector is, apart from its weights.
+    """A detector without its weights.
 
     Args:
-        image_shape: (height, width, channels) of the images that it takes.
-        settings: Of the training that made it.
+        image_shape: Height, width and channels of the images that the detector takes.
+        settings: Settings of the training that made the network.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -58,11 +58,10 @@ class Detection:
     """What a detector finds in images.
 
     Args:
-        anomaly_score: float32 (N,), higher = stranger.
-        embedding: float32 (N, D), what the network makes of each image as a whole: the means over
-            its latent's places of up to 32 channels.
-        heatmap: float32 (N, H, W), which pixels are strange; NaN outside of the crop that the
-            network looks at. None where it was not asked for.
+        anomaly_score: float32 (N,), higher is more anomalous.
+        embedding: float32 (N, D), the latent's mean over its positions, at most 32 channels.
+        heatmap: float32 (N, H, W), anomaly of each pixel, NaN outside the crop that the network
+            sees; None unless asked for.
     """
 
     anomaly_score: NDArray[np.float32]
@@ -71,11 +70,26 @@ class Detection:
 
 
 @dataclass(frozen=True)
+class Reconstructions:
+    """Images as the network reconstructs them.
+
+    Args:
+        pictures: uint8 (N, resolution, resolution, C), reconstruction of the centre crop.
+        latents: float32 (N, D), latents scaled to unit length.
+    """
+
+    pictures: NDArray[np.uint8]
+    latents: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
 class Detector:
     """Scores images by the last stage of a training, in single precision.
 
+    A pickled detector holds its weights in CPU memory; unpickled, it uses a GPU if there is one.
+
     Args:
-        description: Settings and image shape.
+        description: Settings of the training and shape of the images.
         autoencoder: Trained network, on the device that scores.
         features: Feature extractor that images are compared by, on the same device.
     """
@@ -86,17 +100,22 @@ class Detector:
 
     @property
     def device(self) -> torch.device:
-        """Where images are scored."""
+        """Device that scores."""
         return next(self.autoencoder.parameters()).device
+
+    @property
+    def is_reduced(self) -> bool:
+        """Whether features are computed in bfloat16."""
+        return isinstance(self.features, ReducedFeatures)
 
     @cached_property
     def growth(self) -> GrowthState:
-        """The point of the growth at which images are scored: the end of the training."""
+        """Point of the network's growth at which images are scored: the end of the training."""
         return last_state(self.description.settings.growth.plan())
 
     @cached_property
     def loss(self) -> PerceptualLoss:
-        """The training's loss, which is the anomaly score."""
+        """Loss of the training, which is the anomaly score."""
         loss = self.description.settings.loss
         return PerceptualLoss(
             self.features,
@@ -115,13 +134,13 @@ class Detector:
         features: Mapping[str, Tensor],
         device: torch.device | str | None = None,
     ) -> Self:
-        """Build from weights.
+        """Build a detector from weights.
 
         Args:
-            description: Settings and image shape.
-            network: State of the autoencoder.
-            features: State of the `VggFeatures`.
-            device: Where to score; a GPU if there is one, by default.
+            description: Settings of the training and shape of the images.
+            network: State of the autoencoder, parameter name to tensor.
+            features: State of the `VggFeatures`, parameter name to tensor.
+            device: Device that scores; by default a GPU if there is one.
         """
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         settings = description.settings
@@ -149,73 +168,119 @@ class Detector:
         )
 
     def save(self, folder: Path) -> None:
-        """Write the three files into a folder, which must be there."""
+        """Write the three files into an existing folder."""
         (folder / DESCRIPTION).write_text(self.description.model_dump_json(indent=1) + "\n")
-        for name, module in ((NETWORK, self.autoencoder), (FEATURES, self.features)):
-            state = {key: value.cpu().contiguous() for key, value in module.state_dict().items()}
+        for name, state in zip((NETWORK, FEATURES), self.copy_weights(), strict=True):
             safetensors.torch.save_file(state, folder / name)
 
+    def copy_weights(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """States of the autoencoder and of the feature extractor, in CPU memory."""
+        extractor = self.features
+        whole = extractor.features if isinstance(extractor, ReducedFeatures) else extractor
+        network, features = (
+            {name: value.cpu().contiguous() for name, value in module.state_dict().items()}
+            for module in (self.autoencoder, whole)
+        )
+        return network, features
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickle, (self.description, *self.copy_weights(), self.is_reduced)
+
+    def reduce_precision(self) -> Self:
+        """Compute features, which take most of the time, in bfloat16; the rest in float32."""
+        if isinstance(self.features, ReducedFeatures):
+            return self
+        return replace(self, features=ReducedFeatures(self.features))
+
+    @torch.inference_mode()
     def detect(self, images: NDArray[np.uint8], *, heatmaps: bool = False) -> Detection:
         """Score images, a batch at a time.
 
         Args:
             images: uint8 (N, H, W, C).
-            heatmaps: Whether to make them, which takes twice as long.
+            heatmaps: Whether to make a heatmap of each image too.
 
         Raises:
-            ValueError: The images have another shape than the network was trained on.
+            ValueError: The images have another shape or dtype than the network was trained on.
         """
-        shape = self.description.image_shape
+        size = min(self.description.settings.network.latent_channels, _EMBEDDING_CHANNELS)
+        scores = np.empty(len(images), np.float32)
+        embeddings = np.empty((len(images), size), np.float32)
+        maps = np.full(images.shape[:3], np.nan, np.float32) if heatmaps else None
+        for rows, made in self._pass(images):
+            compared = made.compare(self.loss)
+            scores[rows] = compared.reduce("none").cpu().numpy()
+            embeddings[rows] = made.latents[:, :size].mean((2, 3)).cpu().numpy()
+            if maps is not None:
+                part = maps[rows, *self._crop]
+                drawn = F.interpolate(compared.reduce("pixelwise"), part.shape[1:], mode="bilinear")
+                part[:] = drawn[:, 0].cpu().numpy()
+        return Detection(scores, embeddings, maps)
+
+    @torch.inference_mode()
+    def reconstruct(self, images: NDArray[np.uint8]) -> Reconstructions:
+        """Pass images through the network without comparing them.
+
+        Args:
+            images: uint8 (N, H, W, C), at least one.
+
+        Raises:
+            ValueError: The images have another shape or dtype than the network was trained on.
+        """
+        pictures, vectors = [], []
+        for _, made in self._pass(images):
+            pictures.append(to_pixels(made.images))
+            vectors.append(F.normalize(made.latents.flatten(1), dim=1).cpu().numpy())
+        return Reconstructions(np.concatenate(pictures), np.concatenate(vectors))
+
+    @property
+    def _crop(self) -> tuple[slice, slice]:
+        """Centre crop that the network sees, along y and x."""
+        crop_px = self.description.settings.images.crop_px
+        view = centre_views(1, size_yx=self.description.image_shape[:2], crop_px=crop_px)
+        y, x = view.origins_yx[0].tolist()
+        return slice(y, y + view.side_px), slice(x, x + view.side_px)
+
+    def _pass(self, images: NDArray[np.uint8]) -> Iterator[tuple[slice, Reconstruction]]:
+        """Rows of each batch, and what the network makes of them."""
+        shape, settings = self.description.image_shape, self.description.settings
         if images.shape[1:] != shape or images.dtype != np.uint8:
             raise ValueError(
                 f"images are {images.dtype} {images.shape[1:]}, this model takes uint8 {shape}: "
                 "ingest them with the model's parameters"
             )
-        settings = self.description.settings
         if self.device.type == "cpu":
             set_freed_memory(is_kept=settings.acceleration.keeps_freed_memory)
         set_tf32(is_allowed=settings.acceleration.allows_tf32)  # as in training
-        views = centre_views(len(images), size_yx=shape[:2], crop_px=settings.images.crop_px)
-        found = [
-            self._detect_batch(cut_views(batch, _part(views, first)), heatmaps=heatmaps)
-            for first in range(0, len(images), BATCH_IMAGES)
-            for batch in [images[first : first + BATCH_IMAGES]]
-        ]
-        size = min(settings.network.latent_channels, _EMBEDDING_CHANNELS)
-        scores = np.concatenate([np.empty(0, np.float32), *(part[0] for part in found)])
-        embedding = np.concatenate([np.empty((0, size), np.float32), *(part[1] for part in found)])
-        if not heatmaps:
-            return Detection(scores, embedding, None)
-        maps = np.full((len(images), *shape[:2]), np.nan, np.float32)
-        if found:
-            y, x = views.origins_yx[0]
-            side = views.side_px
-            maps[:, y : y + side, x : x + side] = np.concatenate([part[2] for part in found])
-        return Detection(scores, embedding, maps)
-
-    def reconstruct(self, crops: Images) -> Reconstruction:
-        """Pass uint8 (n, side, side, C) crops through the network."""
-        final = self.description.settings.growth.final_resolution
-        whole = to_tensor(crops, resolution=final, device=self.device)
-        whole = whole.contiguous(memory_format=torch.channels_last)
-        return reconstruct(self.autoencoder, whole, self.growth)
-
-    def _detect_batch(
-        self, crops: NDArray[np.uint8], *, heatmaps: bool
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-        """Scores (n,), embeddings (n, D), and heatmaps (n, side, side) or none (0,)."""
-        with torch.inference_mode():
-            made = self.reconstruct(crops)
-            embedding = made.latents[:, :_EMBEDDING_CHANNELS].mean((2, 3)).cpu().numpy()
-            compared = made.compare(self.loss)
-            scores = compared.reduce("none").cpu().numpy()
-            if not heatmaps:
-                return scores, embedding, np.empty(0, np.float32)
-            maps = compared.reduce("pixelwise")
-            maps = F.interpolate(maps, size=crops.shape[1:3], mode="bilinear", align_corners=False)
-            return scores, embedding, maps[:, 0].cpu().numpy()
+        final = settings.growth.final_resolution
+        for first in range(0, len(images), _BATCH_IMAGES):
+            rows = slice(first, first + _BATCH_IMAGES)
+            crops = to_tensor(images[rows, *self._crop], resolution=final, device=self.device)
+            crops = crops.contiguous(memory_format=torch.channels_last)
+            yield rows, reconstruct(self.autoencoder, crops, self.growth)
 
 
-def _part(views: Views, first: int) -> Views:
-    rows = slice(first, first + BATCH_IMAGES)
-    return Views(views.origins_yx[rows], views.flips_yx[rows], views.side_px)
+def _unpickle(
+    description: DetectorDescription,
+    network: Mapping[str, Tensor],
+    features: Mapping[str, Tensor],
+    is_reduced: bool,
+) -> Detector:
+    detector = Detector.make(description, network=network, features=features)
+    return detector.reduce_precision() if is_reduced else detector
+
+
+def find_nearest(
+    latents: NDArray[np.floating[Any]], others: NDArray[np.floating[Any]], count: int
+) -> NDArray[np.intp]:
+    """Find the others nearest to each, by the angle between latents, nearest first.
+
+    Args:
+        latents: float (n, D), latents of unit length.
+        others: float (m, D), latents of unit length to choose from.
+        count: Number of neighbours, at most m.
+
+    Returns:
+        int (n, min(count, m)), positions among the others.
+    """
+    return np.argsort(-(latents @ others.T), axis=1, kind="stable")[:, :count]

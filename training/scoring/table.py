@@ -1,10 +1,10 @@
-"""Scores as a ranked table: what is written to `scores.parquet`, and how good it is."""
+"""Scores as a ranked table: the content of `scores.parquet`, and its AUROC."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -13,9 +13,10 @@ import pyarrow.csv as pv
 from numpy.typing import NDArray
 
 from pipeline.records import Label
+from pipeline.store.dataset import Dataset
 from training.evaluation.intervals import Interval, bootstrap_auroc
 from training.evaluation.metrics import measure_average_precision
-from training.scoring.kept_scores import RowScores
+from training.scoring.kept_scores import KeptScores, Rows
 from training.scoring.loaded_model import Prediction, ScoringModel
 
 _BOOTSTRAP_DRAWS: Final = 1000
@@ -41,16 +42,16 @@ _COLUMNS: Final = pa.schema(
 
 @dataclass(frozen=True)
 class RankedScores:
-    """Images with finite scores, the strangest first, ties by name.
+    """Images with finite scores, the most anomalous first, ties by name.
 
     Args:
         rows: int64 (n,), rows of the dataset.
-        image_id: object (n,).
-        group_id: object (n,).
-        label: int8 (n,), -1 where unknown.
-        source_digest: object (n,), SHA-256 of the bytes that each came from.
-        scored_at: datetime64[us] (n,), UTC.
-        prediction: Of these images, without heatmaps.
+        image_id: object (n,), names of the images.
+        group_id: object (n,), patient or slide of each image.
+        label: int8 (n,), 0 normal, 1 anomalous, -1 unknown.
+        source_digest: object (n,), SHA-256 of the bytes that each image came from.
+        scored_at: datetime64[us] (n,), UTC time at which each image was scored.
+        prediction: Scores of these images, without heatmaps.
     """
 
     rows: NDArray[np.int64]
@@ -62,67 +63,50 @@ class RankedScores:
     prediction: Prediction
 
 
-def rank_scores(
-    rows: NDArray[np.int64],
-    found: RowScores,
-    *,
-    image_id: NDArray[Any],
-    group_id: NDArray[Any],
-    label: NDArray[np.int8],
-    source_digest: NDArray[Any],
-) -> RankedScores:
-    """Rank images, those without a finite score left out.
+def rank_scores(dataset: Dataset, rows: Rows, found: KeptScores) -> RankedScores:
+    """Rank images by their scores; those without a finite score are left out.
 
     Args:
+        dataset: Dataset that was scored.
         rows: int64 (n,), rows of the dataset.
         found: Scores of these rows.
-        image_id: (n,), of these rows, and so are the others.
-        group_id: (n,).
-        label: (n,).
-        source_digest: (n,).
     """
-    prediction = found.prediction
-    scores = prediction.anomaly_score
-    order = np.lexsort((image_id.astype(str), -scores.astype(np.float64)))
+    names = ("image_id", "group_id", "label", "source_digest")
+    columns = {name: dataset.column(name)[rows] for name in names}
+    scores = found.prediction.anomaly_score
+    order = np.lexsort((columns["image_id"].astype(str), -scores.astype(np.float64)))
     order = order[np.isfinite(scores[order])]
-    embedding = None if prediction.embedding is None else prediction.embedding[order]
-    ranked = Prediction(
-        scores[order], prediction.percentile[order], prediction.is_anomalous[order], None, embedding
-    )
     return RankedScores(
         rows[order],
-        image_id[order],
-        group_id[order],
-        label[order],
-        source_digest[order],
-        found.scored_at[order],
-        ranked,
+        **{name: values[order] for name, values in columns.items()},
+        scored_at=found.scored_at[order],
+        prediction=found.prediction.choose(order),
     )
 
 
 def tabulate(scores: RankedScores, model: ScoringModel, *, source: str) -> pa.Table:
-    """The table of `scores.parquet`, ranked.
+    """Make the table of `scores.parquet`, one row per image in the order of rank.
 
     Args:
-        scores: Ranked.
-        model: That gave them.
-        source: Of the dataset.
+        scores: Ranked scores of images.
+        model: Version that scored them.
+        source: Name of the dataset's source.
     """
 
-    def all_the_same(value: object) -> list[object]:
+    def repeat(value: object) -> list[object]:
         return [value] * len(scores.rows)
 
     columns = {
         "image_id": scores.image_id,
         "group_id": scores.group_id,
-        "source": all_the_same(source),
+        "source": repeat(source),
         "anomaly_score": scores.prediction.anomaly_score,
         "percentile": scores.prediction.percentile,
         "is_anomalous": scores.prediction.is_anomalous,
-        "threshold": all_the_same(model.threshold.value),
-        "model_name": all_the_same(model.name),
-        "model_version": all_the_same(model.version),
-        "run_id": all_the_same(model.run_id),
+        "threshold": repeat(model.threshold.value),
+        "model_name": repeat(model.name),
+        "model_version": repeat(model.version),
+        "run_id": repeat(model.run_id),
         "scored_at": pa.array(scores.scored_at.astype(np.int64), pa.timestamp("us", tz="UTC")),
         "label": pa.array(scores.label, pa.int8(), mask=scores.label == Label.UNKNOWN),
         "source_digest": scores.source_digest,
@@ -131,10 +115,10 @@ def tabulate(scores: RankedScores, model: ScoringModel, *, source: str) -> pa.Ta
 
 
 def encode_csv(table: pa.Table) -> bytes:
-    """A table as CSV for spreadsheets.
+    """Encode a table as CSV for spreadsheets.
 
     A text that a spreadsheet would take for a formula gets an apostrophe in front; the Parquet
-    file has it as it is.
+    file keeps it unchanged.
     """
     for place, field in enumerate(table.schema):
         if pa.types.is_string(field.type):
@@ -146,7 +130,7 @@ def encode_csv(table: pa.Table) -> bytes:
 
 
 def judge_scores(scores: RankedScores) -> tuple[Interval | None, float | None]:
-    """AUROC and average precision over images of known label; None unless both labels occur."""
+    """Measure AUROC and average precision on labelled images; None unless both labels occur."""
     is_known = scores.label != Label.UNKNOWN
     labels = scores.label[is_known]
     if not (labels == Label.NORMAL).any() or not (labels == Label.ANOMALOUS).any():

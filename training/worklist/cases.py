@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from pipeline.io import storage
 from pipeline.records import Label
 from pipeline.store.dataset import Dataset
+from training.scoring.detector import find_nearest
 from training.scoring.kept_scores import Rows, read_batches
 from training.scoring.loaded_model import ScoringModel
-from training.scoring.reconstruction import find_nearest, reconstruct
 from training.scoring.table import RankedScores
 from training.worklist.artefacts import QUALITY_NAMES, mark_artefacts
 from training.worklist.dicom_captures import is_of_dicom, write_capture
@@ -46,7 +46,6 @@ def write_cases(
     dataset: Dataset,
     model: ScoringModel,
     scored: RankedScores,
-    *,
     top_heatmaps: int,
     batch_images: int,
 ) -> list[Case]:
@@ -90,10 +89,8 @@ def _look_at_top(
 ) -> tuple[dict[int, CasePictures], dict[int, Rows]]:
     """Pictures of the strangest and the rows of their nearest usual images, by place."""
     usual = _choose_usual(scored, count)
-    latents = np.concatenate(
-        [reconstruct(model, images).latents for _, images in read_batches(dataset, usual, batch)]
-        or [np.empty((0, 0), np.float32)]
-    )
+    reconstruct = model.detector.reconstruct
+    latents = [reconstruct(images).latents for _, images in read_batches(dataset, usual, batch)]
     # Read in the order of the dataset, named by the place in the ranking.
     place_of = {int(row): place for place, row in enumerate(scored.rows[:count])}
     pictures: dict[int, CasePictures] = {}
@@ -101,11 +98,11 @@ def _look_at_top(
     for rows, images in read_batches(dataset, np.sort(scored.rows[:count]), batch):
         places = [place_of[int(row)] for row in rows]
         heats = _write_heatmaps(output_url, dataset, model, scored, places, images)
-        made = reconstruct(model, images)
+        made = reconstruct(images)
         for place, image, heat, seen in zip(places, images, heats, made.pictures, strict=True):
             pictures[place] = CasePictures(picture_uri(image), heat, picture_uri(seen))
         if len(usual):
-            found = find_nearest(made.latents, latents, _NEAREST)
+            found = find_nearest(made.latents, np.concatenate(latents), _NEAREST)
             nearest.update(zip(places, usual[found], strict=True))
     return pictures, nearest
 
@@ -168,7 +165,7 @@ def _write_heatmaps(
 
 
 def remove_stale_heatmaps(
-    output_url: str, scored: RankedScores, model: ScoringModel, *, top_heatmaps: int
+    output_url: str, scored: RankedScores, model: ScoringModel, top_heatmaps: int
 ) -> None:
     """Remove heatmaps of earlier results, once these ones are visible."""
     count = min(top_heatmaps, len(scored.rows))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from hashlib import sha256
 from importlib.resources import files
 from io import BytesIO
@@ -18,7 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.records import Label
+from pipeline.store.dataset import Dataset
 from training.scoring.loaded_model import ScoringModel
+from training.scoring.table import RankedScores
 from training.worklist.heatmaps import legend_colors
 
 LISTED_CASES: Final = 10_000  # a page that a browser opens at once; scores.parquet has them all
@@ -116,16 +117,19 @@ class Case:
 
 
 def describe(
-    model: ScoringModel,
-    *,
-    source: str,
-    dataset_fingerprint: str,
-    scored_count: int,
-    scored_at: datetime,
-    notes: tuple[str, ...] = (),
+    model: ScoringModel, dataset: Dataset, scored: RankedScores, notes: tuple[str, ...] = ()
 ) -> WorklistFacts:
-    """Facts of a page from the model that scored it; the other arguments as in the facts."""
+    """Collect the facts of a page.
+
+    Args:
+        model: Version that scored the images.
+        dataset: Dataset that was scored.
+        scored: Ranked scores of its images, at least one.
+        notes: Caveats that the page shows first.
+    """
     threshold = model.threshold
+    # When the last image was scored: nothing new gives the same page.
+    scored_at = scored.scored_at.max().astype("datetime64[s]").item()
     if threshold.rule == "normal_quantile":
         words = (
             f"{threshold.quantile:.0%} of {threshold.normal_count} normal validation images "
@@ -137,8 +141,8 @@ def describe(
             f"{threshold.anomaly_count} anomalous validation images"
         )
     return WorklistFacts(
-        source=source,
-        dataset_fingerprint=dataset_fingerprint,
+        source=str(dataset.attributes["source"]),
+        dataset_fingerprint=dataset.fingerprint,
         model_name=model.name,
         model_version=model.version,
         run_id=model.run_id,
@@ -147,7 +151,7 @@ def describe(
         threshold_words=words,
         normal_count=model.calibration.normal_count,
         reference=model.calibration.reference,
-        scored_count=scored_count,
+        scored_count=len(scored.rows),
         notes=notes,
     )
 

@@ -49,7 +49,7 @@ def test_champions_follow_one_another(ledgers: str, dataset: Dataset) -> None:
     assert (report.decision.outcome, report.champion_version) == ("promoted", None)
     assert aliases(NAME) == {"challenger": first.version, "champion": first.version}
     assert done[-1] == (report.image_count, report.image_count)
-    assert "random feature network" in report.to_markdown()
+    assert "random feature extractor" in report.to_markdown()
     tags = resolve(NAME, first.version).tags
     assert tags["promotion_outcome"] == "promoted"
     kept = mlflow.artifacts.load_text(f"runs:/{first.run_id}/{tags['promotion_record']}")

@@ -26,7 +26,7 @@ from training.registry.versions import (
     tag_version,
     tracking_uri,
 )
-from training.scoring.preparation import IngestRecord
+from training.scoring.loaded_model import IngestRecord
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_a_loaded_version_answers_by_the_contract(version: VersionInfo, dataset:
     assert found.heatmap.shape == (7, 40, 34)
     assert model.predict(images).heatmap is None
     assert model.ingest == IngestRecord.of(dataset)
-    assert "random feature network" in model.notes[0]
+    assert "random feature extractor" in model.notes[0]
 
 
 def test_a_version_holds_its_code_and_nothing_to_unpickle(version: VersionInfo) -> None:
@@ -96,11 +96,11 @@ def test_a_version_that_does_not_load_elsewhere_is_refused(version: VersionInfo)
 
 
 def test_images_of_another_shape_or_type_are_refused_by_the_signature(version: VersionInfo) -> None:
-    model = load_version(NAME, version.version)
+    model = mlflow.pyfunc.load_model(version.uri)
     with pytest.raises(mlflow.exceptions.MlflowException, match="shape"):
         model.predict(np.zeros((2, 34, 40, 1), np.uint8))
     with pytest.raises(mlflow.exceptions.MlflowException, match="float64"):
-        model.predict(np.zeros((2, 40, 34, 1)))  # type: ignore[arg-type] # that is what is tested
+        model.predict(np.zeros((2, 40, 34, 1)))
 
 
 def test_aliases_and_what_is_missing(version: VersionInfo) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -103,3 +104,26 @@ def test_a_description_survives_json() -> None:
     description = DetectorDescription(image_shape=SHAPE, settings=make_settings())
     text = description.model_dump_json()
     assert DetectorDescription.model_validate_json(text) == description
+
+
+@pytest.mark.parametrize("heatmaps", [False, True])
+def test_features_are_extracted_twice_a_batch_with_heatmaps_too(
+    images: np.ndarray, heatmaps: bool
+) -> None:
+    detector = make_detector(SHAPE)
+    calls: list[int] = []
+    detector.features.register_forward_hook(lambda _, given, __: calls.append(len(given[0])))
+    detector.detect(images, heatmaps=heatmaps)
+    assert calls == [64, 64, 6, 6]  # of each batch, what the network saw and what it made of that
+    calls.clear()
+    detector.reconstruct(images)
+    assert not calls
+
+
+@pytest.mark.parametrize("is_reduced", [False, True])
+def test_a_detector_survives_pickling(images: np.ndarray, is_reduced: bool) -> None:
+    detector = make_detector(SHAPE)
+    detector = detector.reduce_precision() if is_reduced else detector
+    again = pickle.loads(pickle.dumps(detector))  # noqa: S301 -- our own bytes
+    assert again.is_reduced is is_reduced
+    assert (again.detect(images).anomaly_score == detector.detect(images).anomaly_score).all()

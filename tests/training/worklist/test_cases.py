@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 
 from pipeline.io import storage
-from training.scoring.reconstruction import find_nearest
+from training.scoring.detector import find_nearest
 from training.worklist.cases import heatmap_name, remove_stale_heatmaps
 
 
@@ -27,7 +27,7 @@ def test_only_what_is_named_as_a_heatmap_is_stale() -> None:
     for name in (mine, f".{mine}.a1b2c3d4", "by-somebody.png"):
         storage.write_bytes(f"{folder}/{name}", b"")
     none: Any = SimpleNamespace(rows=[])
-    remove_stale_heatmaps("memory://cases", none, cast("Any", None), top_heatmaps=3)
+    remove_stale_heatmaps("memory://cases", none, cast("Any", None), 3)
     assert [info.url for info in storage.list_objects(folder)] == [f"{folder}/by-somebody.png"]
 
 

@@ -30,7 +30,7 @@ def make_ranked() -> RankedScores:
         np.full(count, -1, np.int8),
         np.full(count, "0" * 64, object),
         np.full(count, "2026-05-04", "datetime64[us]"),
-        Prediction(scores.astype(np.float32), 10 * scores, scores > 4, None),
+        Prediction(scores.astype(np.float32), 10 * scores, scores > 4, scores[:, None]),
     )
 
 

@@ -20,7 +20,6 @@ from tests.support.toys import make_dataset
 from training.registry.versions import load_version
 from training.score import score_dataset
 from training.scoring import kept_scores as row_scores
-from training.scoring.bfloat16 import reduce_precision
 
 AT = datetime(2026, 5, 4, 3, 2, 1, tzinfo=UTC)
 T = TypeVar("T")
@@ -56,7 +55,7 @@ def test_workers_give_the_same_scores_each_once(
     with own_mlflow(tmp_path):
         register(dataset)
         model = load_version(NAME, "challenger")
-        model = reduce_precision(model) if is_reduced else model
+        model = model.reduce_precision() if is_reduced else model
         done: list[int] = []
         workers: MapWork = map_far_away
         engines = {"here": None, "there": workers}
