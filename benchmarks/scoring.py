@@ -117,7 +117,7 @@ def register(detector: Detector, dataset: Dataset) -> VersionInfo:
             name=NAME,
             run_id=run.info.run_id,
             ingest=IngestRecord.of(dataset),
-            calibration=calibrate(found.anomaly_score, found.heatmap),
+            calibration=calibrate(found.anomaly_score, found.heatmap, found.embedding),
             threshold=choose_threshold(found.anomaly_score),
         )
 

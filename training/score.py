@@ -242,7 +242,7 @@ def _measure_recent_drift(
     columns = {name: dataset.column(name)[scored.rows[is_recent]] for name in names}
     batch = Sample(scored.prediction.anomaly_score, scored.prediction.embedding)
     known = model.calibration.normals
-    normals = Sample(np.asarray(known.scores), np.asarray(known.embeddings)) if known else None
+    normals = Sample(np.asarray(known.scores), np.asarray(known.embeddings))
     reference = Reference(model.calibration.reference, model.threshold.value, normals)
     return measure_drift(batch.choose(is_recent), reference, columns)
 

@@ -20,7 +20,7 @@ from training.cluster.connection import ONE_CORE, Share
 from training.cluster.train import fit
 from training.data.batches import check_trainable, choose_rows
 from training.data.image_cache import open_images
-from training.evaluation.calibration import Calibration, ThresholdRule, calibrate, choose_threshold
+from training.evaluation.calibration import Calibration, calibrate, choose_threshold
 from training.learning.loop import Report
 from training.learning.perceptual_features import read_features
 from training.learning.run_folder import FitResult, claim_run
@@ -73,8 +73,6 @@ def train_and_register(
     min_workers: int | None = None,
     share: Share = ONE_CORE,
     ray_address: str | None = None,
-    threshold_rule: ThresholdRule = "normal_quantile",
-    threshold_quantile: float = 0.95,
     on_progress: Progress = ignore_progress,
 ) -> TrainedModel:
     """Train on a dataset's normal images and register the result as challenger.
@@ -94,8 +92,6 @@ def train_and_register(
         min_workers: With how many to go on while there is no room for more.
         share: What each takes of the cluster.
         ray_address: Of a cluster; None starts Ray on this machine and stops it again.
-        threshold_rule: See `training.evaluation.calibration.choose_threshold`.
-        threshold_quantile: Likewise.
         on_progress: Called from another thread with steps made and in all.
 
     Raises:
@@ -138,10 +134,7 @@ def train_and_register(
                 ray_address=ray_address,
                 on_report=take,
             )
-            made = _register(
-                run, name, settings, dataset, fitted,
-                threshold_rule=threshold_rule, threshold_quantile=threshold_quantile,
-            )  # fmt: skip
+            made = _register(run, name, settings, dataset, fitted)
         return _recall(run, made)
 
 
@@ -158,9 +151,6 @@ def _register(
     settings: TrainSettings,
     dataset: Dataset,
     fitted: FitResult,
-    *,
-    threshold_rule: ThresholdRule,
-    threshold_quantile: float,
 ) -> VersionInfo:
     """Calibrate what was trained, and make it the challenger."""
     run.log_curves()
@@ -173,9 +163,7 @@ def _register(
     detector = _assemble(settings, dataset, fitted)
     with _using_threads(settings.cpu_threads):
         normals, anomalies, calibration = score_validation(detector, dataset)
-    threshold = choose_threshold(
-        normals, anomalies, rule=threshold_rule, quantile=threshold_quantile
-    )
+    threshold = choose_threshold(normals)
     labels = np.repeat([Label.NORMAL, Label.ANOMALOUS], [len(normals), len(anomalies)])
     figures = summarise(np.concatenate([normals, anomalies]), labels)
     final = {f"final_{name}": value for name, value in figures.items()}

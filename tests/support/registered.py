@@ -51,7 +51,7 @@ def make_detector(image_shape: tuple[int, int, int], *, seed: int = 3, **changes
 def register(dataset: Dataset, *, seed: int = 3, name: str = NAME) -> VersionInfo:
     """Calibrate a network by a dataset and register it as challenger."""
     detector = make_detector(dataset.image_shape, seed=seed)
-    normals, anomalies, calibration = score_validation(detector, dataset)
+    normals, _, calibration = score_validation(detector, dataset)
     with mlflow.start_run() as run:
         return log_and_register(
             detector,
@@ -59,5 +59,5 @@ def register(dataset: Dataset, *, seed: int = 3, name: str = NAME) -> VersionInf
             run_id=run.info.run_id,
             ingest=IngestRecord.of(dataset),
             calibration=calibration,
-            threshold=choose_threshold(normals, anomalies),
+            threshold=choose_threshold(normals),
         )

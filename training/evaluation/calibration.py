@@ -1,17 +1,16 @@
-"""What a raw score means: percentile against normals, threshold, and the heatmaps' scale.
+"""The meaning of a raw score: percentile among normals, threshold, and scale of the heatmaps.
 
-The raw score, its calibration and the threshold are kept apart, so that each can be looked at,
-and a threshold moved, without the others.
+Raw score, calibration and threshold are kept apart, so that each can be looked at, and a threshold
+moved, without the others.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
-from sklearn.metrics import roc_curve
 
 from pipeline.errors import SettingsError
 
@@ -19,19 +18,17 @@ _REFERENCE_SIZE: Final = 1001
 _SAMPLE_SIZE: Final = 500
 _SCALE_QUANTILES: Final = (0.5, 0.999)
 
-ThresholdRule = Literal["normal_quantile", "balanced_accuracy"]
-
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class EmbeddedNormals(_Frozen):
-    """A sample of the normal images: how strange each is, and where the network places it.
+    """A sample of the normal images, by score and embedding.
 
     Args:
-        scores: (n,).
-        embeddings: (n, D), as `Detection.embedding`.
+        scores: Anomaly score of each image.
+        embeddings: Embedding of each image, as in `Detection.embedding`.
     """
 
     scores: tuple[float, ...]
@@ -39,69 +36,71 @@ class EmbeddedNormals(_Frozen):
 
 
 class Calibration(_Frozen):
-    """Normal scores of the validation split, and how strange their pixels are.
+    """Scores and heatmap values of normal validation images.
 
     Args:
-        reference: Ascending scores of normal images: all of them, or 1001 quantiles from the
-            least to the greatest.
-        normal_count: How many normal images they stand for.
-        heatmap_low: Heatmap value that is drawn transparent: the median of normal pixels.
-        heatmap_high: Heatmap value that is drawn brightest: 999 of 1000 normal pixels lie below.
-        normals: Some of them, or all, with their embeddings; None of versions that had none.
+        reference: Ascending scores of the normal images: all of them, or 1001 quantiles from the
+            lowest to the highest.
+        normal_count: Number of normal images that the reference stands for.
+        heatmap_low: Heatmap value drawn transparent: the median of normal pixels.
+        heatmap_high: Heatmap value drawn brightest: 999 of 1000 normal pixels lie below.
+        normals: Sample of at most 500 of the images with their embeddings.
     """
 
     reference: tuple[float, ...]
     normal_count: int
     heatmap_low: float
     heatmap_high: float
-    normals: EmbeddedNormals | None = None
+    normals: EmbeddedNormals
 
     def percentile(self, scores: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-        """Share of normals that score lower, in percent.
+        """Compute the percentage of normal images that score lower.
 
         Args:
-            scores: float (n,).
+            scores: float (n,), anomaly scores of any images.
 
         Returns:
-            float64 (n,), 0 to 100; 100 is stranger than every normal image.
+            float64 (n,), 0 to 100; 100 is more anomalous than every normal image.
         """
         below = np.searchsorted(np.asarray(self.reference), scores, side="left")
         return 100.0 * below / len(self.reference)
 
 
 class Threshold(_Frozen):
-    """Above which score an image is called anomalous, and why there.
+    """The score above which an image is called anomalous, and how it was chosen.
 
     Args:
         value: Scores greater than this are anomalous.
-        rule: `normal_quantile`, or `balanced_accuracy` on labelled anomalies.
-        quantile: Share of normals at or below it, for `normal_quantile`.
-        normal_count: Normal images that it rests on.
-        anomaly_count: Anomalous images that it rests on; 0 for `normal_quantile`.
+        quantile: Share of normal validation images that score at or below it.
+        normal_count: Number of normal images that it was chosen by.
     """
 
     value: float
-    rule: ThresholdRule
-    quantile: float | None
+    quantile: float
     normal_count: int
-    anomaly_count: int
 
 
 def calibrate(
     normal_scores: NDArray[np.floating[Any]],
     normal_pixels: NDArray[np.floating[Any]],
-    normal_embeddings: NDArray[np.floating[Any]] | None = None,
+    normal_embeddings: NDArray[np.floating[Any]],
 ) -> Calibration:
     """Calibrate by normal images.
 
     Args:
         normal_scores: float (n,), scores of normal images of the validation split.
-        normal_pixels: float, any shape: values of their heatmaps, or a sample of them. NaN, where
-            nothing was looked at, is left out.
-        normal_embeddings: float (n, D), theirs, where drift is to be told by them too.
+        normal_pixels: float of any shape, values of their heatmaps or a sample of them; NaN is
+            left out.
+        normal_embeddings: float (n, D), embeddings of the images, by which drift is measured.
 
     Raises:
-        SettingsError: There is no normal image, a score is not finite or every pixel is alike.
+        SettingsError: There is no normal image, a score is not finite or all pixels are equal.
+
+    Example:
+        >>> scores = np.array([1.0, 2.0, 2.0, 3.0])
+        >>> calibration = calibrate(scores, np.linspace(0, 1, 9), np.zeros((4, 2)))
+        >>> calibration.percentile(np.array([0.5, 2.5, 9.0])).tolist()
+        [0.0, 75.0, 100.0]
     """
     _check_finite(normal_scores)
     scores = np.sort(normal_scores.astype(np.float64))
@@ -112,83 +111,37 @@ def calibrate(
         raise SettingsError(
             "calibration", f"every pixel of the normal heatmaps is {low}", "Train again"
         )
+    # Evenly spaced, as images of one patient lie together.
+    count = len(normal_scores)
+    chosen = np.linspace(0, count - 1, min(count, _SAMPLE_SIZE)).astype(int)
     return Calibration(
         reference=tuple(scores.tolist()),
-        normal_count=len(normal_scores),
+        normal_count=count,
         heatmap_low=float(low),
         heatmap_high=float(high),
-        normals=None if normal_embeddings is None else _sample(normal_scores, normal_embeddings),
-    )
-
-
-def _sample(
-    scores: NDArray[np.floating[Any]], embeddings: NDArray[np.floating[Any]]
-) -> EmbeddedNormals:
-    """Some of the normals, from the first to the last: images of one patient lie together."""
-    chosen = np.linspace(0, len(scores) - 1, min(len(scores), _SAMPLE_SIZE)).astype(int)
-    return EmbeddedNormals(
-        scores=tuple(scores[chosen].tolist()),
-        embeddings=tuple(tuple(row) for row in embeddings[chosen].tolist()),
+        normals=EmbeddedNormals(
+            scores=tuple(normal_scores[chosen].tolist()),
+            embeddings=tuple(tuple(row) for row in normal_embeddings[chosen].tolist()),
+        ),
     )
 
 
 def choose_threshold(
-    normal_scores: NDArray[np.floating[Any]],
-    anomalous_scores: NDArray[np.floating[Any]] | None = None,
-    *,
-    rule: ThresholdRule = "normal_quantile",
-    quantile: float = 0.95,
+    normal_scores: NDArray[np.floating[Any]], *, quantile: float = 0.95
 ) -> Threshold:
-    """Choose the threshold.
+    """Choose the threshold as a quantile of normal scores.
 
     Args:
-        normal_scores: float (n,), of normal images of the validation split.
-        anomalous_scores: float (m,), of its labelled anomalies; needed by `balanced_accuracy`.
-        rule: `normal_quantile`: so many normals stay at or below. `balanced_accuracy`: the mean
-            of sensitivity and specificity is greatest (Youden's index).
-        quantile: Of `normal_quantile`.
+        normal_scores: float (n,), scores of normal images of the validation split.
+        quantile: Share of the normal images that stay at or below the threshold.
 
     Raises:
-        SettingsError: The images that the rule needs are missing.
+        SettingsError: There is no normal image, or a score is not finite.
     """
     _check_finite(normal_scores)
-    if rule == "normal_quantile":
-        # A score that was seen, not one between two: the share at or below is then exact.
-        value = float(np.quantile(normal_scores, quantile, method="inverted_cdf"))
-        return Threshold(
-            value=value,
-            rule=rule,
-            quantile=quantile,
-            normal_count=len(normal_scores),
-            anomaly_count=0,
-        )
-    if anomalous_scores is None or not len(anomalous_scores):
-        raise SettingsError(
-            "threshold rule balanced_accuracy",
-            "the validation split has no labelled anomaly",
-            "Use normal_quantile, or ingest with labels",
-        )
-    return Threshold(
-        value=_most_balanced(normal_scores, anomalous_scores),
-        rule=rule,
-        quantile=None,
-        normal_count=len(normal_scores),
-        anomaly_count=len(anomalous_scores),
-    )
-
-
-def _most_balanced(
-    normal_scores: NDArray[np.floating[Any]], anomalous_scores: NDArray[np.floating[Any]]
-) -> float:
-    scores = np.concatenate([normal_scores, anomalous_scores]).astype(np.float64)
-    labels = np.repeat([0, 1], [len(normal_scores), len(anomalous_scores)])
-    false_rate, true_rate, cuts = roc_curve(labels, scores)
-    best = cuts[int(np.argmax(true_rate - false_rate))]
-    if not np.isfinite(best):  # no cut is better than calling nothing anomalous
-        return float(scores.max())
-    # roc_curve calls scores at or above a cut positive; ours must lie above the threshold.
-    below = scores[scores < best]
-    return float((best + below.max()) / 2) if len(below) else float(np.nextafter(best, -np.inf))
+    # A score that occurs, not one between two: the share at or below is then exact.
+    value = float(np.quantile(normal_scores, quantile, method="inverted_cdf"))
+    return Threshold(value=value, quantile=quantile, normal_count=len(normal_scores))
 
 
 def _check_finite(normal_scores: NDArray[np.floating[Any]]) -> None:

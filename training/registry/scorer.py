@@ -1,7 +1,7 @@
 """The MLflow model as code: what a registered version runs when it is loaded.
 
-MLflow keeps this file and the packages `training` and `pipeline` beside the weights, and runs it
-on loading. Nothing is unpickled.
+MLflow keeps this file and the modules that it imports next to the weights, and runs it on
+loading. Nothing is unpickled.
 """
 
 from __future__ import annotations

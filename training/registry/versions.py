@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
@@ -19,8 +20,8 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
+from pydantic import ValidationError
 
-import pipeline
 import training
 from pipeline.errors import RegistryError
 from pipeline.store.dataset import JSON
@@ -47,15 +48,15 @@ _FILES: Final = {
 }
 _RECORDS: Final = ("ingest", "calibration", "threshold")
 # What the model's code imports where it is loaded without this package.
-_REQUIREMENTS: Final = (
-    "mlflow",
-    "numpy",
-    "torch",
-    "safetensors",
-    "pydantic",
-    "scikit-learn",
-    "zarr",
-    "obstore",
+_REQUIREMENTS: Final = ("mlflow", "numpy", "torch", "safetensors", "pydantic")
+# The modules that score, which each version keeps a copy of.
+_CODE: Final = (
+    "pipeline/errors.py",
+    "pipeline/runtime/malloc.py",
+    "training/settings.py",
+    "training/networks/*.py",
+    "training/evaluation/calibration.py",
+    "training/scoring/detector.py",
 )
 
 
@@ -116,7 +117,7 @@ def log_and_register(
                 name="model",
                 python_model=str(Path(__file__).with_name("scorer.py")),
                 artifacts={key: str(Path(folder, file)) for key, file in _FILES.items()},
-                code_paths=[str(Path(package.__path__[0])) for package in (training, pipeline)],
+                code_paths=_copy_code(Path(folder, "code")),
                 signature=_sign(detector.description.image_shape),
                 pip_requirements=[f"{name}=={installed_version(name)}" for name in _REQUIREMENTS],
             )
@@ -153,16 +154,22 @@ def load_version(name: str, version_or_alias: str) -> ScoringModel:
     with tempfile.TemporaryDirectory() as folder, _translated(found.uri):
         local = Path(mlflow.artifacts.download_artifacts(found.uri, dst_path=folder), "artifacts")
         texts = {key: Path(local, _FILES[key]).read_text() for key in _RECORDS}
-        detector = Detector.load(local)
-    return ScoringModel(
-        found.name,
-        found.version,
-        found.run_id,
-        detector,
-        IngestRecord.model_validate_json(texts["ingest"]),
-        Calibration.model_validate_json(texts["calibration"]),
-        Threshold.model_validate_json(texts["threshold"]),
-    )
+        try:
+            return ScoringModel(
+                found.name,
+                found.version,
+                found.run_id,
+                Detector.load(local),
+                IngestRecord.model_validate_json(texts["ingest"]),
+                Calibration.model_validate_json(texts["calibration"]),
+                Threshold.model_validate_json(texts["threshold"]),
+            )
+        except ValidationError as error:
+            raise RegistryError(
+                found.uri,
+                "was registered by another release, whose settings or records differ",
+                "Train and register it again with `normscope train`",
+            ) from error
 
 
 def resolve(name: str, version_or_alias: str) -> VersionInfo:
@@ -265,6 +272,18 @@ def _sign(image_shape: tuple[int, int, int]) -> ModelSignature:
     ]
     heatmaps = ParamSpec("heatmaps", "boolean", default=False)
     return ModelSignature(Schema([images]), Schema(answers), ParamSchema([heatmaps]))
+
+
+def _copy_code(folder: Path) -> list[str]:
+    """Copy the modules that score into packages in a folder, and return those."""
+    root = Path(training.__path__[0]).parent
+    files = {file for pattern in _CODE for file in root.glob(pattern)}
+    packages = {parent for file in files for parent in file.relative_to(root).parents[:-1]}
+    for file in files | {root / package / "__init__.py" for package in packages}:
+        target = folder / file.relative_to(root)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, target)
+    return [str(package) for package in folder.iterdir()]
 
 
 @contextmanager

@@ -130,16 +130,10 @@ def describe(
     threshold = model.threshold
     # When the last image was scored: nothing new gives the same page.
     scored_at = scored.scored_at.max().astype("datetime64[s]").item()
-    if threshold.rule == "normal_quantile":
-        words = (
-            f"{threshold.quantile:.0%} of {threshold.normal_count} normal validation images "
-            "lie at or below it"
-        )
-    else:
-        words = (
-            f"best balanced accuracy on {threshold.normal_count} normal and "
-            f"{threshold.anomaly_count} anomalous validation images"
-        )
+    words = (
+        f"{threshold.quantile:.0%} of {threshold.normal_count} normal validation images score at "
+        "or below it"
+    )
     return WorklistFacts(
         source=str(dataset.attributes["source"]),
         dataset_fingerprint=dataset.fingerprint,

@@ -14,6 +14,7 @@ from pipeline.errors import RegistryError, SchemaError
 from pipeline.store.dataset import Dataset
 from tests.support.registered import NAME, make_detector, own_mlflow, register
 from tests.support.toys import make_dataset
+from training.registry import versions
 from training.registry.fresh_process import score_in_fresh_process
 from training.registry.versions import (
     VersionInfo,
@@ -63,11 +64,8 @@ def test_a_loaded_version_answers_by_the_contract(version: VersionInfo, dataset:
 def test_a_version_holds_its_code_and_nothing_to_unpickle(version: VersionInfo) -> None:
     folder = Path(mlflow.artifacts.download_artifacts(version.uri))
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    assert {
-        "code/training/scoring/detector.py",
-        "code/pipeline/store/dataset.py",
-        "scorer.py",
-    } <= names
+    assert {"code/training/scoring/detector.py", "code/pipeline/errors.py", "scorer.py"} <= names
+    assert not [name for name in names if "store" in name or "learning" in name]
     assert {
         f"artifacts/{name}"
         for name in (
@@ -80,6 +78,14 @@ def test_a_version_holds_its_code_and_nothing_to_unpickle(version: VersionInfo) 
         )
     } == {name for name in names if name.startswith("artifacts/")}
     assert not [name for name in names if name.endswith((".pkl", ".pt", ".pth", ".pickle"))]
+
+
+def test_a_version_of_another_release_is_refused(
+    version: VersionInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(versions._FILES, "threshold", "ingest.json")  # has other fields
+    with pytest.raises(RegistryError, match=r"another release.*`normscope train`"):
+        load_version(NAME, version.version)
 
 
 def test_a_fresh_process_gives_the_same_scores(version: VersionInfo, dataset: Dataset) -> None:

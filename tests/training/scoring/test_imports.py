@@ -17,6 +17,6 @@ def test_serving_a_version_reads_no_dataset_and_trains_nothing(module: str) -> N
     names = set(loaded.stdout.split())
     assert module in names
     roots = {name.split(".")[0] for name in names}
-    assert not roots & {"zarr", "obstore", "ray"}
+    assert not roots & {"zarr", "obstore", "ray", "sklearn"}
     packages = {".".join(name.split(".")[:2]) for name in names}
     assert not packages & {"training.data", "training.learning", "training.cluster"}
