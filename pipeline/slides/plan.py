@@ -23,7 +23,7 @@ from pipeline.slides.settings import SlideSettings
 from pipeline.slides.stain.fit import encode_stains
 from pipeline.slides.stain.normalise import StainFit
 from pipeline.slides.survey import SlideSurvey, survey_slide
-from pipeline.slides.survey_cache import recall_or_survey
+from pipeline.slides.survey_cache import load_or_survey
 from pipeline.slides.tiling import name_states
 from pipeline.splits import assign_splits
 from pipeline.store.dataset import BASE_COLUMNS, Array, DatasetSpec, code_version
@@ -192,7 +192,7 @@ def _try_survey(
         with using_scratch(scratch):
             if survey_url:
                 place = join(survey_url, f"{slide.slide_id}.npz")
-                found = recall_or_survey(place, slide, own, is_partly_annotated, survey)
+                found = load_or_survey(place, slide, own, is_partly_annotated, survey)
             else:
                 found = survey()
     except NormscopeError as error:

@@ -97,7 +97,8 @@ class SlideTileReader:
     def _choose_mpp(self, rows: Mapping[str, Array]) -> float | None:
         """The slide's own um/px where neither its file nor the settings give it."""
         if "mpp_source" in rows and rows["mpp_source"][0] in {"user table", "fallback"}:
-            return float(rows["mpp_yx"][0, 0])
+            (mpp_um,) = set(rows["mpp_yx"].flat)  # one value for both axes of one slide
+            return float(mpp_um)
         return self.mpp_override_um
 
     def _fill(

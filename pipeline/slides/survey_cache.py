@@ -1,7 +1,7 @@
-"""Surveys kept beside a dataset, so that only new and changed slides are surveyed again.
+"""Caches surveys next to a dataset, so that only new and changed slides are surveyed again.
 
-A survey fetches the whole slide; of ten thousand slides one may be new. What a survey depends on
-is its key: the slide as listed, its annotation, the settings, the code.
+A survey fetches the whole slide; of ten thousand slides one may be new. A survey's key is a digest
+of all that it depends on: the slide as listed, its annotation, the settings, the code.
 """
 
 from __future__ import annotations
@@ -29,39 +29,39 @@ _ARRAYS: Final = ("origins_yx", "tissue_fraction", "lesion_fraction", "label", "
 _FACTS: Final = ("mpp_yx", "mpp_source", "mask_method", "coverage", "digest")
 
 
-def recall_or_survey(
+def load_or_survey(
     url: str,
     slide: Slide,
     settings: SlideSettings,
     is_partly_annotated: bool,
     survey: Callable[[], SlideSurvey],
 ) -> SlideSurvey:
-    """The survey kept at a URL if it is of this slide as it is now, else a new one, kept there.
+    """Load the cached survey of a slide, or make and cache a new one if anything has changed.
 
     Args:
-        url: Where this slide's survey is kept.
-        slide: The slide.
-        settings: Of the survey.
-        is_partly_annotated: Likewise.
-        survey: Makes a new one.
+        url: Place of this slide's survey in the cache.
+        slide: The slide as listed.
+        settings: Settings that the survey is made with.
+        is_partly_annotated: Whether there may be lesions that nobody outlined.
+        survey: Function that makes a new survey.
 
     Raises:
         SourceError: The slide or its annotations cannot be used.
         StorageError: One of them cannot be fetched.
     """
-    key = _key_of_survey(slide, settings, is_partly_annotated)
+    key = _make_key(slide, settings, is_partly_annotated)
     try:
-        kept = _decode(storage.read_bytes(url), slide, key)
+        cached = _decode(storage.read_bytes(url), slide, key)
     except AbsentError:
-        kept = None
-    if kept is not None:
-        return kept
+        cached = None
+    if cached is not None:
+        return cached
     made = survey()
     storage.write_bytes(url, _encode(made, key))
     return made
 
 
-def _key_of_survey(slide: Slide, settings: SlideSettings, is_partly_annotated: bool) -> str:
+def _make_key(slide: Slide, settings: SlideSettings, is_partly_annotated: bool) -> str:
     annotation = storage.describe(slide.annotation_url).version if slide.annotation_url else ""
     facts = [
         asdict(slide),
@@ -84,13 +84,13 @@ def _encode(found: SlideSurvey, key: str) -> bytes:
 
 
 def _decode(data: bytes, slide: Slide, key: str) -> SlideSurvey | None:
-    """The survey, or None where it is of something else or damaged."""
+    """Decode a survey; None where its key is another or it is damaged."""
     try:
-        with np.load(BytesIO(data), allow_pickle=False) as kept:
-            if str(kept["key"]) != key:
+        with np.load(BytesIO(data), allow_pickle=False) as file:
+            if str(file["key"]) != key:
                 return None
-            facts = json.loads(str(kept["facts"]))
-            arrays = {name: kept[name] for name in _ARRAYS}
+            facts = json.loads(str(file["facts"]))
+            arrays = {name: file[name] for name in _ARRAYS}
     except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile):
         return None
     mpp_y, mpp_x = facts.pop("mpp_yx")

