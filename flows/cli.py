@@ -12,6 +12,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from shlex import quote
 from typing import Annotated, Any, Final
 
@@ -109,12 +110,16 @@ _FLOWS: Final[dict[tuple[str, ...], tuple[str, str, str]]] = {
     ),
 }
 
-app = App(name="normscope", help=_HELP, version_flags=["--version"])
+app = App(name="normscope", help=_HELP, version=version("normscope"))
 _ingest = App(name="ingest", help="Turn scans into a sealed dataset.")
 app.command(_ingest)
 for _path, (_flow, _what, _example) in _FLOWS.items():
     (_ingest if len(_path) == 2 else app).command(
-        _flow, name=_path[-1], help=_what, help_epilogue=f"Example: {_example}"
+        _flow,
+        name=_path[-1],
+        help=_what,
+        help_epilogue=f"Example: {_example}",
+        version_flags=[],  # `answer` has an option of that name
     )
 
 
@@ -195,6 +200,9 @@ def _run_flow(flow: Any, bound: Any, settings: Settings) -> int:
     if failures:
         print(f"{failures} items failed; the manifest lists them.", file=sys.stderr)
     return 1 if failures else 0
+
+
+app.meta.version_flags = []  # `app` has the flag; a command's own `--version` must get through
 
 
 @app.meta.default

@@ -18,9 +18,14 @@ from flows.shared.settings import load_settings
 from flows.shared.tasks import resumable
 from pipeline.io.storage import join
 from training.registry import promotion
-from training.registry.answers import Answer, Verdict, answer_held, refuse_unanswered
 from training.registry.gate import PromotionSettings
-from training.registry.promotion import PromotionReport
+from training.registry.promotion import (
+    Answer,
+    PromotionReport,
+    Verdict,
+    answer_held,
+    refuse_unanswered,
+)
 
 _LOOK_EVERY_S: Final = 2
 
@@ -42,8 +47,7 @@ def promote(
     margin: Annotated[float, Field(ge=0, lt=1)] = 0.02,
     level: Annotated[float, Field(gt=0.5, lt=1)] = 0.95,
     subgroup_margin: Annotated[float, Field(ge=0, le=1)] = 0.05,
-    slowest: Annotated[float, Field(gt=0)] = 2.0,
-    largest: Annotated[float, Field(gt=0)] = 2.0,
+    max_weights_ratio: Annotated[float, Field(gt=0)] = 2.0,
     seed: int = 0,
     wait_s: Annotated[int, Field(ge=0)] = 0,
     ledgers: str | None = None,
@@ -60,8 +64,8 @@ def promote(
         margin: In AUROC; without labelled anomalies, a share of the champion's mean score.
         level: Of the interval that must show it.
         subgroup_margin: In AUROC; no view, sex, site or scanner may lose more.
-        slowest: So many times the champion's seconds an image are too many.
-        largest: So many times the champion's bytes of weights are too many.
+        max_weights_ratio: Refuse a challenger whose weights have more than this many times the
+            champion's bytes.
         seed: Of the resamples.
         wait_s: Where the images decide neither, the run waits so long for a person to resume it
             with an answer, and refuses without one. 0 leaves the challenger held, for
@@ -75,8 +79,7 @@ def promote(
         margin=margin,
         level=level,
         subgroup_margin=subgroup_margin,
-        slowest=slowest,
-        largest=largest,
+        max_weights_ratio=max_weights_ratio,
         seed=seed,
     )
     with progress("Images") as advance:
@@ -99,4 +102,10 @@ def _ask(report: PromotionReport, wait_s: int, ledgers: str) -> PromotionReport:
         # The run then ends as failed, by Prefect's own rule for a pause that nobody ended.
         return resumable(refuse_unanswered)(report, wait_s, ledgers_url=ledgers)
     answer = Answer(verdict=said.verdict, name=said.name, reason=said.reason)
-    return resumable(answer_held)(report.model_name, answer, ledgers_url=ledgers)
+    return resumable(answer_held)(
+        report.model_name,
+        answer,
+        ledgers_url=ledgers,
+        version=report.challenger_version,
+        entry_digest=report.entry_digest,
+    )

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shutil
+from importlib.metadata import version
+from inspect import BoundArguments
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from flows import cli
 from flows.cli import app, launch
 from pipeline.ingest.manifest import read_manifest
 from pipeline.store.dataset import open_dataset
@@ -177,6 +180,23 @@ def test_a_command_line_that_makes_no_sense_is_refused(
     assert launch(*line.split()) == 2
     said = capsys.readouterr()
     assert named in said.out + said.err
+
+
+def test_an_answer_names_a_version_and_the_program_says_its_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given: list[dict[str, str]] = []
+
+    def keep(_flow: object, bound: BoundArguments, _settings: object) -> int:
+        given.append(bound.kwargs)
+        return 0
+
+    monkeypatch.setattr(cli, "_run_flow", keep)
+    line = "answer toys --verdict approve --name A --reason b --version 3"
+    app.meta(line.split(), result_action="return_value")
+    assert given == [{"verdict": "approve", "name": "A", "reason": "b", "version": "3"}]
+    app.meta(["--version"], result_action="return_value")
+    assert version("normscope") in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

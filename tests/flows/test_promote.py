@@ -19,6 +19,7 @@ from flows.answer import answer
 from flows.ledger import ledger
 from flows.promote import promote
 from pipeline.errors import RegistryError
+from pipeline.store.dataset import open_dataset
 from tests.support.registered import NAME, own_mlflow, register
 from tests.support.toys import make_dataset
 from training.registry import promotion
@@ -28,7 +29,7 @@ from training.registry.versions import aliases, resolve, set_alias
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
 
 # So few images decide nothing between two untrained networks.
-UNDECIDED: dict[str, Any] = {"slowest": 1e6, "margin": 0.0, "subgroup_margin": 1.0}
+UNDECIDED: dict[str, Any] = {"margin": 0.0, "subgroup_margin": 1.0}
 
 
 @pytest.fixture
@@ -98,6 +99,25 @@ def test_a_command_answers_where_nobody_waits_and_only_once(place: Path) -> None
     with pytest.raises(RegistryError, match=r"no challenger is held.*refused, version 2, by B"):
         answer(NAME, verdict="approve", ledgers=str(place / "ledgers"), **said)
     assert aliases(NAME)["champion"] == "1"
+
+
+def test_a_form_answers_for_its_own_version_alone(place: Path) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        promoting = pool.submit(copy_context().run, promote_within, place, 120)
+        run = find_paused()
+        register(open_dataset(str(place / "dataset")), seed=5)
+        assert promote_within(place, 0).challenger_version == "3"
+        resume_flow_run(
+            run.id, {"verdict": "approve", "name": "A. Reader", "reason": "looked at version 2"}
+        )
+        with pytest.raises(RegistryError, match=r"about version 2, but .* now holds version 3"):
+            promoting.result()
+    assert aliases(NAME)["champion"] == "1"
+    said: dict[str, Any] = {"name": "B. Reader", "reason": "too few images"}
+    with pytest.raises(RegistryError, match=r"about version 2, .*--version 3"):
+        answer(NAME, verdict="approve", version="2", ledgers=str(place / "ledgers"), **said)
+    answer(NAME, verdict="approve", version="3", ledgers=str(place / "ledgers"), **said)
+    assert aliases(NAME)["champion"] == "3"
 
 
 def test_without_an_answer_in_time_the_challenger_is_refused(place: Path) -> None:

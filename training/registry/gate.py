@@ -1,4 +1,4 @@
-"""Whether a challenger becomes champion: scores on the same images in, a decision out."""
+"""The promotion gate: scores of challenger and champion on the same images in, a decision out."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from training.evaluation.intervals import (
     shows_superiority,
 )
 from training.evaluation.subgroups import SubgroupGain, compare_subgroups
-from training.registry.footprint import Footprint
 
 Outcome: TypeAlias = Literal["promoted", "refused", "held"]
 Floats: TypeAlias = NDArray[np.floating[Any]]
@@ -29,19 +28,19 @@ Groups: TypeAlias = NDArray[Any]
 
 
 class PromotionSettings(BaseModel):
-    """What a challenger must show.
+    """Criteria that a challenger must meet to be promoted.
 
     Args:
-        criterion: `non_inferiority`: it loses at most the margin. `superiority`: it gains more
-            than the margin.
-        margin: In AUROC; without labelled anomalies, as a share of the champion's mean score.
-        level: Of the two-sided interval that must show it, e.g. 0.95.
-        subgroup_margin: In AUROC; a subgroup that is shown to lose more refuses the challenger,
-            one that seems to holds it.
-        slowest: So many times the champion's seconds an image are too many.
-        largest: So many times the champion's bytes of weights are too many.
-        draws: Bootstrap resamples.
-        seed: Of the resamples.
+        criterion: `non_inferiority` allows a loss of at most the margin; `superiority` demands a
+            gain of more than the margin.
+        margin: Margin in AUROC; without labelled anomalies, a share of the champion's mean score.
+        level: Level of the two-sided bootstrap confidence interval that must show it, e.g. 0.95.
+        subgroup_margin: Margin in AUROC for each subgroup. A subgroup that is shown to lose more
+            refuses the challenger, one that seems to lose more holds it.
+        max_weights_ratio: Refuse a challenger whose weights have more than this many times the
+            champion's bytes.
+        draws: Number of bootstrap resamples.
+        seed: Seed of the bootstrap's random resampling.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -50,21 +49,20 @@ class PromotionSettings(BaseModel):
     margin: float = Field(0.02, ge=0.0, lt=1.0)
     level: float = Field(0.95, gt=0.5, lt=1.0)
     subgroup_margin: float = Field(0.05, ge=0.0, le=1.0)
-    slowest: float = Field(2.0, gt=0.0)
-    largest: float = Field(2.0, gt=0.0)
+    max_weights_ratio: float = Field(2.0, gt=0.0)
     draws: int = Field(2000, ge=100)
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What became of a challenger, and why.
+    """The outcome for a challenger, and why.
 
     Args:
-        outcome: `promoted`; `refused`, where it is shown to fall short; `held`, where the images
-            decide neither, for a person to judge.
-        reasons: In words, the deciding one first.
-        numbers: Every figure that the reasons rest on.
+        outcome: `promoted`; `refused` if it is shown to fall short; `held` if the images decide
+            neither, so that a person must.
+        reasons: Reasons in words, the deciding one first.
+        numbers: Every figure that the reasons rest on, by name.
     """
 
     outcome: Outcome
@@ -84,19 +82,20 @@ def decide_promotion(
 ) -> Decision:
     """Decide by the scores of both versions on the same images.
 
-    With labelled anomalies the AUROC decides. Without, the mean score of the normals does: how
-    badly they are reconstructed, which says nothing of anomalies. A first champion needs nothing
-    but finite scores.
+    With labelled anomalies the AUROC decides. Without, the mean score of the normal images does:
+    how badly they are reconstructed, which says nothing about anomalies. A first champion needs
+    only finite scores.
 
     Args:
-        challenger_scores: float (n,), higher = stranger.
-        champion_scores: float (n,), or None if there is no champion.
-        labels: int (n,), 0 or 1.
-        settings: Criterion, margin and level.
-        groups: (n,), patient or slide of each image; each image its own if None.
-        subgroups: Column -> (n,), by whose values no subgroup may fall by more than its margin.
-        is_same_measure: Whether both versions measure by the same features and layers, so that
-            their mean scores compare.
+        challenger_scores: float (n,), higher = more anomalous.
+        champion_scores: float (n,), higher = more anomalous; None if there is no champion.
+        labels: int (n,), 0 = normal, 1 = anomalous.
+        settings: Criteria that the challenger must meet.
+        groups: Patient or slide of each image, (n,); None makes each image its own group.
+        subgroups: Columns (n,) by name. No subgroup of equal values may lose more AUROC than the
+            subgroup margin.
+        is_same_measure: Whether both versions compare images by the same features and layers, so
+            that their mean scores can be compared.
     """
     for name, scores in (("challenger", challenger_scores), ("champion", champion_scores)):
         if scores is not None and not np.isfinite(scores).all():
@@ -147,7 +146,7 @@ def _accept_first(
         "" if auroc.low > 0.5 or auroc.missing else ", which is not shown to be better than chance"
     )
     reasons = (first, f"Its AUROC is {auroc}{chance}")
-    return Decision("promoted", reasons, _name_ends("challenger_auroc", auroc))
+    return Decision("promoted", reasons, _list_figures("challenger_auroc", auroc))
 
 
 def _decide_by_auroc(
@@ -166,21 +165,21 @@ def _decide_by_auroc(
     }
     difference = bootstrap_auroc_difference(challenger_scores, champion_scores, labels, **keywords)
     numbers = {
-        **_name_ends("auroc_difference", difference),
-        **_name_ends("challenger_auroc", bootstrap_auroc(challenger_scores, labels, **keywords)),
-        **_name_ends("champion_auroc", bootstrap_auroc(champion_scores, labels, **keywords)),
+        **_list_figures("auroc_difference", difference),
+        **_list_figures("challenger_auroc", bootstrap_auroc(challenger_scores, labels, **keywords)),
+        **_list_figures("champion_auroc", bootstrap_auroc(champion_scores, labels, **keywords)),
     }
-    reasons = (f"AUROC differs by {_signed(difference)}; {_wanted(settings, 'AUROC')}",)
+    reasons = (f"AUROC differs by {_signed(difference)}; {_describe_criterion(settings, 'AUROC')}",)
     decision = Decision(_conclude(difference, settings), reasons, numbers)
     for found in compare_subgroups(
         challenger_scores, champion_scores, labels, subgroups, **keywords
     ):
-        decision = _mind_subgroup(decision, found, settings.subgroup_margin)
+        decision = _check_subgroup(decision, found, settings.subgroup_margin)
     return decision
 
 
-def _mind_subgroup(decision: Decision, found: SubgroupGain, margin: float) -> Decision:
-    numbers = {**decision.numbers, **_name_ends(f"auroc_difference {found.name}", found.gain)}
+def _check_subgroup(decision: Decision, found: SubgroupGain, margin: float) -> Decision:
+    numbers = {**decision.numbers, **_list_figures(f"auroc_difference {found.name}", found.gain)}
     if not found.seems_fallen(margin):
         return replace(decision, numbers=numbers)
     says = "is shown to lose" if found.has_fallen(margin) else "seems to lose"
@@ -191,29 +190,23 @@ def _mind_subgroup(decision: Decision, found: SubgroupGain, margin: float) -> De
     return _stop(replace(decision, numbers=numbers), reason, is_certain=found.has_fallen(margin))
 
 
-def limit_footprint(
-    decision: Decision, challenger: Footprint, champion: Footprint, settings: PromotionSettings
+def limit_weights(
+    decision: Decision, challenger_bytes: int, champion_bytes: int, settings: PromotionSettings
 ) -> Decision:
-    """Refuse a challenger that costs too much to run; other decisions stay as they are.
+    """Refuse a challenger whose weights are too large; other decisions stay as they are.
 
     Args:
-        decision: By scores.
-        challenger: Measured beside the champion.
-        champion: Likewise.
-        settings: The limits.
+        decision: Decision by the scores.
+        challenger_bytes: Bytes of the challenger's weights.
+        champion_bytes: Bytes of the champion's weights.
+        settings: Criteria with the limit `max_weights_ratio`.
     """
-    slower = challenger.seconds_per_image / champion.seconds_per_image
-    larger = challenger.weights_bytes / champion.weights_bytes
-    numbers = {**decision.numbers, "seconds_ratio": slower, "weights_ratio": larger}
-    decision = replace(decision, numbers=numbers)
-    for ratio, limit, what in (
-        (slower, settings.slowest, "seconds an image"),
-        (larger, settings.largest, "bytes of weights"),
-    ):
-        if ratio > limit:
-            reason = f"It takes {ratio:.2f} times the champion's {what}; the limit is {limit:g}"
-            decision = _stop(decision, reason, is_certain=True)
-    return decision
+    ratio, limit = challenger_bytes / champion_bytes, settings.max_weights_ratio
+    decision = replace(decision, numbers={**decision.numbers, "weights_ratio": ratio})
+    if ratio <= limit:
+        return decision
+    reason = f"It has {ratio:.2f} times the champion's bytes of weights; the limit is {limit:g}"
+    return _stop(decision, reason, is_certain=True)
 
 
 def _stop(decision: Decision, reason: str, *, is_certain: bool) -> Decision:
@@ -238,15 +231,15 @@ def _decide_by_reconstruction(
         draws=settings.draws,
         seed=settings.seed,
     )
-    # Less error is better: turned round, higher is better as with the AUROC.
+    # Less error is better: with the sign reversed, higher is better, as with the AUROC.
     gain = replace(excess, estimate=-excess.estimate, low=-excess.high, high=-excess.low)
     reasons = (
         f"Mean error of normal images falls by {_signed(gain)} of the champion's; "
-        f"{_wanted(settings, 'share')}",
+        f"{_describe_criterion(settings, 'share')}",
         "The images hold no labelled anomalies: this says how well normal images are "
         "reconstructed, and nothing of how well anomalies are told from them",
     )
-    return Decision(_conclude(gain, settings), reasons, _name_ends("error_reduction", gain))
+    return Decision(_conclude(gain, settings), reasons, _list_figures("error_reduction", gain))
 
 
 def _conclude(gain: Interval, settings: PromotionSettings) -> Outcome:
@@ -262,7 +255,7 @@ def _conclude(gain: Interval, settings: PromotionSettings) -> Outcome:
     return "refused" if is_disproved else "held"
 
 
-def _wanted(settings: PromotionSettings, unit: str) -> str:
+def _describe_criterion(settings: PromotionSettings, unit: str) -> str:
     if settings.criterion == "superiority":
         return f"wanted is a gain of more than {settings.margin:g} ({unit}) at its lower end"
     return f"wanted is a loss of at most {settings.margin:g} ({unit}) at its lower end"
@@ -277,7 +270,7 @@ def _signed(interval: Interval) -> str:
     )
 
 
-def _name_ends(name: str, interval: Interval) -> dict[str, float]:
+def _list_figures(name: str, interval: Interval) -> dict[str, float]:
     if interval.missing:
         return {name: interval.estimate}
     return {

@@ -1,33 +1,36 @@
-"""The gate between challenger and champion: scores on one sealed split decide, in numbers."""
+"""Promotion of a challenger: by the gate's decision, or by a person where the gate holds it."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Final
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.errors import RegistryError, SchemaError
 from pipeline.records import Label, Progress, ignore_progress
-from pipeline.store.dataset import Dataset, open_dataset
+from pipeline.store.dataset import JSON, Dataset, open_dataset
 from training.evaluation.subgroups import SUBGROUP_COLUMNS
 from training.registry.champion import (
     ChampionState,
     append_change,
+    describe_change,
     reconcile_aliases,
     update_aliases,
 )
-from training.registry.footprint import measure_footprints
 from training.registry.fresh_process import score_in_fresh_process
 from training.registry.gate import (
     Decision,
     Floats,
+    Outcome,
     PromotionSettings,
     decide_promotion,
-    limit_footprint,
+    limit_weights,
 )
-from training.registry.ledger import Entry, append
+from training.registry.ledger import Entry, append, append_after, read_entries
 from training.registry.versions import (
     CHALLENGER,
     load_version,
@@ -40,8 +43,12 @@ from training.scoring.kept_scores import score_rows
 from training.scoring.loaded_model import ScoringModel
 from training.settings import MEASURE
 
+Verdict: TypeAlias = Literal["approve", "refuse"]
+
 _REPRODUCED_IMAGES: Final = 8
-_TOLERANCE: Final = 1e-5  # relative; another process may split its work among threads otherwise
+_TOLERANCE: Final = 1e-5  # relative; another process may divide its work among threads differently
+# Entries of the ledger that decide; the others say nothing of who is to be champion.
+_DECISIONS: Final = frozenset({"promoted", "refused", "held", "rolled_back", "found"})
 
 
 @dataclass(frozen=True)
@@ -49,14 +56,15 @@ class PromotionReport:
     """The outcome of a promotion.
 
     Args:
-        model_name: Registered name.
-        challenger_version: The version that asked.
+        model_name: Name of the registered model.
+        challenger_version: The version that was compared with the champion.
         champion_version: The version that was champion before; None for the first.
-        dataset_url: Whose validation split decided.
-        dataset_fingerprint: Of it.
-        image_count: Images that decided.
-        decision: What became of the challenger, and why.
-        notes: What a reader must know first.
+        dataset_url: Sealed dataset whose validation split decided.
+        dataset_fingerprint: Fingerprint of that dataset.
+        image_count: Number of images that decided.
+        decision: Outcome for the challenger, with its reasons.
+        notes: Cautions that a reader must know first.
+        entry_digest: Digest of the decision's entry in the ledger; empty if nothing was decided.
     """
 
     model_name: str
@@ -67,6 +75,7 @@ class PromotionReport:
     image_count: int
     decision: Decision
     notes: tuple[str, ...]
+    entry_digest: str = ""
 
     @property
     def has_new_champion(self) -> bool:
@@ -74,8 +83,14 @@ class PromotionReport:
         is_promoted = self.decision.outcome == "promoted"
         return is_promoted and self.champion_version != self.challenger_version
 
+    def to_facts(self) -> dict[str, JSON]:
+        """The facts that the ledger and the challenger's run keep."""
+        facts = asdict(self)
+        del facts["entry_digest"]  # the entry's own digest is known only after it is written
+        return facts
+
     def to_markdown(self) -> str:
-        """The record that is kept with the run."""
+        """Render the record that is kept with the run."""
         against = f"version {self.champion_version}" if self.champion_version else "no champion yet"
         lines = [
             f"# {self.model_name} version {self.challenger_version}: {self.decision.outcome}",
@@ -93,6 +108,22 @@ class PromotionReport:
         return "\n".join(lines) + "\n"
 
 
+class Answer(BaseModel):
+    """A person's decision on a held challenger; the ledger adds the time.
+
+    Args:
+        verdict: Whether the challenger becomes champion.
+        name: Name of the person who decides.
+        reason: The reason that the ledger keeps.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
+
+    verdict: Verdict
+    name: str = Field(min_length=1)
+    reason: str = Field(min_length=1)
+
+
 def promote(
     model_name: str,
     dataset_url: str,
@@ -101,27 +132,27 @@ def promote(
     settings: PromotionSettings | None = None,
     on_progress: Progress = ignore_progress,
 ) -> PromotionReport:
-    """Let the challenger face the champion, and move the aliases if it wins.
+    """Compare the challenger with the champion, and promote it if it passes the gate.
 
     Args:
-        model_name: Registered name.
-        dataset_url: Sealed dataset, whose validation split decides.
-        ledgers_url: Folder of the ledger, where the model has none yet.
-        settings: What the challenger must show.
+        model_name: Name of the registered model.
+        dataset_url: Sealed dataset whose validation split decides.
+        ledgers_url: Folder in which the ledger is made if the model has none yet.
+        settings: Criteria that the challenger must meet; the defaults if None.
         on_progress: Called with images scored and in all, over both versions.
 
     Raises:
         RegistryError: There is no such model or no challenger, or it does not load, or gives
             other scores in a fresh process.
-        SchemaError: The dataset was prepared otherwise than a version's, or its validation split
-            has no readable image of known label.
+        SchemaError: The dataset was prepared differently from a version's, or its validation
+            split has no readable image of known label.
     """
     settings = settings or PromotionSettings()
     challenger = load_version(model_name, CHALLENGER)
     state = reconcile_aliases(model_name, ledgers_url)
     champion_version = state.champion
     dataset = open_dataset(dataset_url)
-    rows = choose_judges(dataset)
+    rows = choose_labelled_rows(dataset)
     if champion_version == challenger.version:
         reasons = (f"Version {challenger.version} is the champion already",)
         decision = Decision("promoted", reasons, {})
@@ -138,12 +169,73 @@ def promote(
         decision,
         challenger.notes,
     )
-    if champion_version != challenger.version:
-        _conclude(report, state, challenger.run_id)
-    return report
+    if champion_version == challenger.version:
+        return report
+    entry = _record_outcome(report, state, challenger.run_id)
+    return replace(report, entry_digest=entry.digest)
 
 
-def choose_judges(dataset: Dataset) -> NDArray[np.int64]:
+def answer_held(
+    model_name: str,
+    answer: Answer,
+    *,
+    ledgers_url: str,
+    version: str | None = None,
+    entry_digest: str | None = None,
+) -> PromotionReport:
+    """Decide on the held challenger as a person says; an approval makes it champion.
+
+    Args:
+        model_name: Name of the registered model.
+        answer: The person's decision.
+        ledgers_url: Folder in which the ledger is made if the model has none yet.
+        version: The version that the answer is about; whichever is held if None.
+        entry_digest: Digest of the ledger entry that holds it; any entry if None.
+
+    Returns:
+        The gate's report, its decision replaced by the person's.
+
+    Raises:
+        RegistryError: No challenger is held, perhaps because somebody has answered already;
+            another one is held than the answer is about; or it does not load.
+    """
+    outcome: Outcome = "promoted" if answer.verdict == "approve" else "refused"
+    said = "Approved" if answer.verdict == "approve" else "Refused"
+    reason = f"{said} by {answer.name}: {answer.reason}"
+    return _replace_decision(
+        model_name, ledgers_url, outcome, reason, answer.model_dump(), version, entry_digest
+    )
+
+
+def refuse_unanswered(
+    report: PromotionReport, wait_s: float, *, ledgers_url: str
+) -> PromotionReport:
+    """Refuse a held challenger that nobody has answered for in time.
+
+    Args:
+        report: The gate's report that holds the challenger.
+        wait_s: Time that was waited for an answer, in seconds.
+        ledgers_url: Folder in which the ledger is made if the model has none yet.
+
+    Returns:
+        The report, its decision replaced.
+
+    Raises:
+        RegistryError: It is not held any more, as somebody has answered, or another one is.
+    """
+    reason = f"Refused, as nobody answered within {wait_s:g} s"
+    return _replace_decision(
+        report.model_name,
+        ledgers_url,
+        "refused",
+        reason,
+        {},
+        report.challenger_version,
+        report.entry_digest,
+    )
+
+
+def choose_labelled_rows(dataset: Dataset) -> NDArray[np.int64]:
     """Readable rows of known label in the validation split, ascending.
 
     Raises:
@@ -165,7 +257,7 @@ def check_reproduction(model: ScoringModel, images: NDArray[np.uint8], expected:
     """Load a version in a fresh process and compare its scores with these.
 
     Args:
-        model: The version.
+        model: The loaded version.
         images: uint8 (N, H, W, C).
         expected: float (N,), the scores that this process got.
 
@@ -220,8 +312,11 @@ def _compare(
     )
     if champion is None:
         return decision
-    ours, theirs = measure_footprints((challenger, champion), images)
-    return limit_footprint(decision, ours, theirs, settings)
+    return limit_weights(decision, _count_bytes(challenger), _count_bytes(champion), settings)
+
+
+def _count_bytes(model: ScoringModel) -> int:
+    return sum(value.nbytes for state in model.detector.copy_weights() for value in state.values())
 
 
 def _measure_alike(ours: ScoringModel, theirs: ScoringModel) -> bool:
@@ -236,41 +331,105 @@ def _measure_alike(ours: ScoringModel, theirs: ScoringModel) -> bool:
     return layers[0] == layers[1] and same[0] == same[1] and (same_images or not is_measured)
 
 
-def _conclude(report: PromotionReport, state: ChampionState, run_id: str) -> None:
-    """Write the decision into the ledger and beside the challenger's run; then move the alias.
+def _record_outcome(report: PromotionReport, state: ChampionState, run_id: str) -> Entry:
+    """Write the decision into the ledger and to the challenger's run; then set the aliases.
 
     Raises:
-        RegistryError: Another promotion has moved the alias meanwhile.
+        RegistryError: Another promotion has changed the champion meanwhile.
     """
-    champion = state.champion
-    stem = f"promotion/version-{report.challenger_version}-against-{champion or 'none'}"
-    path = f"{stem}-{report.dataset_fingerprint[:8]}"
-    content = {**asdict(report), "run_id": run_id, "record": f"{path}.md"}
+    stem = f"promotion/version-{report.challenger_version}-against-{state.champion or 'none'}"
+    record = f"{stem}-{report.dataset_fingerprint[:8]}.md"
+    content = {**report.to_facts(), "run_id": run_id, "record": record}
     if report.decision.outcome == "promoted":
         entry = append_change(state, "promoted", report.challenger_version, content)
     else:
         entry = append(state.ledger_url, report.decision.outcome, content)
-    record_decision(report, run_id, path, entry)
-    if report.decision.outcome == "promoted":
-        update_aliases(state.model_name, state.ledger_url, entry)
+    _publish_outcome(report, state, entry)
+    return entry
 
 
-def record_decision(report: PromotionReport, run_id: str, path: str, entry: Entry) -> None:
-    """Keep a decision with the challenger's run and version.
+def _replace_decision(
+    model_name: str,
+    ledgers_url: str,
+    outcome: Outcome,
+    reason: str,
+    answer: Mapping[str, JSON],
+    version: str | None,
+    entry_digest: str | None,
+) -> PromotionReport:
+    """Decide on the held challenger, unless the ledger changes meanwhile: then look again."""
+    entry = None
+    while entry is None:
+        state = reconcile_aliases(model_name, ledgers_url)
+        held = _find_held(state, version, entry_digest)
+        report = _read_report(held)
+        reasons = (reason, *report.decision.reasons)
+        report = replace(
+            report, decision=replace(report.decision, outcome=outcome, reasons=reasons)
+        )
+        record = str(held.content["record"]).removesuffix(".md") + "-answered.md"
+        content: dict[str, JSON] = {
+            **report.to_facts(),
+            "run_id": held.content["run_id"],
+            "record": record,
+            "held_entry": held.sequence,
+            "answer": dict(answer),
+        }
+        if outcome == "promoted":
+            load_version(model_name, report.challenger_version)  # it must still be there
+            content |= describe_change(state, report.challenger_version)
+        entry = append_after(state.ledger_url, state.head, outcome, content)
+    _publish_outcome(report, state, entry)
+    return replace(report, entry_digest=entry.digest)
 
-    Args:
-        report: The decision and all about it.
-        run_id: The challenger's run.
-        path: Among the run's artifacts, without a suffix.
-        entry: Of the ledger, which says the same.
-    """
-    log_record(run_id, f"{path}.md", report.to_markdown())
-    log_record(run_id, f"{path}.json", asdict(report))
+
+def _publish_outcome(report: PromotionReport, state: ChampionState, entry: Entry) -> None:
+    """Keep a decision with the challenger's run and version; set the aliases by a promotion."""
+    run_id, record = str(entry.content["run_id"]), str(entry.content["record"])
+    log_record(run_id, record, report.to_markdown())
+    log_record(run_id, record.removesuffix(".md") + ".json", report.to_facts())
     tags = {
         "promotion_outcome": report.decision.outcome,
         "promotion_reason": report.decision.reasons[0],
         "promotion_dataset": report.dataset_fingerprint,
-        "promotion_record": f"{path}.md",
+        "promotion_record": record,
         "ledger_entry": entry.reference,
     }
     tag_version(resolve(report.model_name, report.challenger_version), tags)
+    if report.decision.outcome == "promoted":
+        update_aliases(report.model_name, state.ledger_url, entry)
+
+
+def _find_held(state: ChampionState, version: str | None, entry_digest: str | None) -> Entry:
+    """The last decision, if it holds the challenger that is asked for."""
+    entries = [it for it in read_entries(state.ledger_url) if it.kind in _DECISIONS]
+    if not entries or entries[-1].kind != "held":
+        last = f"; the last decision: {entries[-1].kind}, {entries[-1].summary}" if entries else ""
+        raise RegistryError(
+            state.model_name,
+            f"no challenger is held for a person{last}",
+            "`normscope promote` compares a challenger, `normscope ledger` prints what was decided",
+        )
+    held = entries[-1]
+    now = str(held.content["challenger_version"])
+    if version not in (None, now) or entry_digest not in (None, held.digest):
+        raise RegistryError(
+            state.model_name,
+            f"the answer is about version {version or now}, but entry {held.sequence} of the "
+            f"ledger now holds version {now}",
+            f"Read why it is held, then answer with `normscope answer --version {now}`",
+        )
+    return held
+
+
+def _read_report(entry: Entry) -> PromotionReport:
+    """The report that was written down with a decision."""
+    known: Mapping[str, Any] = entry.content
+    decision = Decision(
+        known["decision"]["outcome"],
+        tuple(known["decision"]["reasons"]),
+        known["decision"]["numbers"],
+    )
+    names = {field.name for field in fields(PromotionReport)} - {"decision", "notes"}
+    facts = {name: known[name] for name in names - {"entry_digest"}}
+    return PromotionReport(**facts, decision=decision, notes=tuple(known["notes"]))

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from training.registry.footprint import Footprint
-from training.registry.gate import PromotionSettings, decide_promotion, limit_footprint
+from training.registry.gate import PromotionSettings, decide_promotion, limit_weights
 
 SETTINGS = PromotionSettings(draws=300)
 SUPERIOR = PromotionSettings(criterion="superiority", margin=0.0, draws=300)
@@ -185,19 +184,12 @@ def test_a_small_subgroup_that_seems_to_fall_holds_the_challenger() -> None:
     assert "no interval: only 2 images hold an anomaly" in decision.reasons[0]
 
 
-def test_a_challenger_that_costs_too_much_is_refused() -> None:
+def test_a_challenger_with_much_larger_weights_is_refused() -> None:
     better, labels = plant(2.0, 1)
     worse, _ = plant(0.3, 2)
     decision = decide_promotion(better, worse, labels, SETTINGS)
-    champion = Footprint(0.010, 1000)
-    assert limit_footprint(decision, Footprint(0.019, 1900), champion, SETTINGS).outcome == (
-        "promoted"
-    )
-    slow = limit_footprint(decision, Footprint(0.021, 1000), champion, SETTINGS)
-    assert slow.outcome == "refused"
-    assert slow.numbers["seconds_ratio"] == pytest.approx(2.1)
-    assert slow.reasons[0] == (
-        "It takes 2.10 times the champion's seconds an image; the limit is 2"
-    )
-    large = limit_footprint(decision, Footprint(0.01, 2100), champion, SETTINGS)
-    assert "bytes of weights" in large.reasons[0]
+    assert limit_weights(decision, 1900, 1000, SETTINGS).outcome == "promoted"
+    large = limit_weights(decision, 2100, 1000, SETTINGS)
+    assert large.outcome == "refused"
+    assert large.numbers["weights_ratio"] == pytest.approx(2.1)
+    assert large.reasons[0] == "It has 2.10 times the champion's bytes of weights; the limit is 2"

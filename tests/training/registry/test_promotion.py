@@ -109,4 +109,4 @@ def test_scores_that_do_not_reproduce_stop_it(ledgers: str, dataset: Dataset) ->
 def test_a_validation_split_without_known_labels_is_refused(tmp_path: Path) -> None:
     dataset = make_dataset(str(tmp_path / "dataset"), normals=8, validation=0)
     with pytest.raises(SchemaError, match="no readable image of known label"):
-        promotion.choose_judges(dataset)
+        promotion.choose_labelled_rows(dataset)
