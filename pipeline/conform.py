@@ -12,7 +12,7 @@ from pipeline.images.ingest import ingest_images
 from pipeline.images.plan import ImageSettings
 from pipeline.ingest.plan import Plan
 from pipeline.ingest.run import IngestReport, ingest
-from pipeline.io.storage import list_objects
+from pipeline.io.storage import list_objects, plain_url
 from pipeline.privacy.key import PseudonymKey
 from pipeline.records import (
     ImageListing,
@@ -27,7 +27,6 @@ from pipeline.slides.plan import plan_slides
 from pipeline.slides.reader import make_tile_reader
 from pipeline.slides.settings import SlideSettings
 from pipeline.sources.images import list_images
-from pipeline.sources.listing import plain_url
 from pipeline.sources.modified_range import ALWAYS, ModifiedRange
 from pipeline.sources.private_listing import list_privately, name_source
 from pipeline.sources.slides import SlideListing, list_slides

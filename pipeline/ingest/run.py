@@ -94,6 +94,7 @@ def ingest(
             worker has.
     """
     began = time.monotonic()
+    url = storage.plain_url(url)
     require_destination(url)
     _require_images(url, plan)
     commits, pending = _resume(url, plan, reader)

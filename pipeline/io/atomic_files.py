@@ -6,10 +6,10 @@ import fcntl
 import mmap
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from secrets import token_hex
 from typing import Final, TypeAlias
 
 Part: TypeAlias = bytes | memoryview
@@ -32,8 +32,9 @@ def written_beside(
             the page cache, since filling that can take as long as decoding the images did.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    temporary = Path(name)
+    temporary = target.with_name(f".{target.name}.{token_hex(4)}")
+    # The process's umask decides who may read it, as for every file.
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         with os.fdopen(handle, "wb", buffering=0 if is_large else -1) as file:
             if is_large:
@@ -41,7 +42,6 @@ def written_beside(
             file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(0o644)
         yield temporary
     finally:
         temporary.unlink(missing_ok=True)

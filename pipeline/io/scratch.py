@@ -20,11 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from pipeline.errors import SettingsError, StorageError
+from pipeline.errors import DeniedError, SettingsError, StorageError
 
 GIB: Final = 1 << 30
 _POLL_S: Final = 0.2
-DEFAULT_FOLDER: Final = Path(tempfile.gettempdir(), "normscope-scratch")
+DEFAULT_FOLDER: Final = Path(tempfile.gettempdir(), f"normscope-scratch-{os.getuid()}")
+"""A folder for each user of the machine: patients' images lie in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,14 +149,25 @@ class Scratch:
     @contextmanager
     def _open_lock(self, item: str, name: str) -> Iterator[int]:
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self.folder / name, os.O_RDWR | os.O_CREAT, 0o666)
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._require_own()
+            lock = os.open(self.folder / name, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             raise self._refuse(item, str(error)) from error
         try:
             yield lock
         finally:
             os.close(lock)
+
+    def _require_own(self) -> None:
+        """Refuse a folder of another user, who could put other files in place of the copies."""
+        owner = self.folder.stat().st_uid
+        if owner not in {0, os.getuid()}:
+            raise DeniedError(
+                str(self.folder),
+                f"the scratch folder belongs to another user (id {owner})",
+                "Name another scratch folder",
+            )
 
     def _refuse(self, item: str, problem: str) -> StorageError:
         return StorageError(
@@ -194,7 +206,7 @@ def _evict(folder: Path) -> bool:
     It loses its name first: a process that is killed here must not leave half of its files.
     """
     gone = folder.with_suffix(".gone")
-    lock = os.open(_lock_of(folder), os.O_RDWR | os.O_CREAT, 0o666)
+    lock = os.open(_lock_of(folder), os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if folder != gone:

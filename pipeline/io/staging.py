@@ -9,7 +9,6 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from functools import cache, partial
 from hashlib import file_digest, md5, sha256
 from pathlib import Path
@@ -45,7 +44,6 @@ _PARALLEL: Final = TransferConfig(
 )
 _TRANSFER_ERRORS: Final = (RetriesExceededError, S3DownloadFailedError)
 _MD5_ETAG: Final = re.compile(r'"?[0-9a-f]{32}(?:-(\d+))?"?')
-_SCRATCH: Final[ContextVar[Scratch | None]] = ContextVar("scratch", default=None)
 
 
 def require_reachable(url: str) -> None:
@@ -97,17 +95,9 @@ def _s3_client(attempts: int = 3) -> S3Client:
 
 
 @contextmanager
-def using_scratch(scratch: Scratch) -> Iterator[None]:
-    """Let `stage` use a scratch folder for as long as the block runs, in this thread."""
-    token = _SCRATCH.set(scratch)
-    try:
-        yield
-    finally:
-        _SCRATCH.reset(token)
-
-
-@contextmanager
-def stage(url: str, version: str, companions: Sequence[str] = ()) -> Iterator[Path]:
+def stage(
+    url: str, version: str, companions: Sequence[str] = (), *, scratch: Scratch | None = None
+) -> Iterator[Path]:
     """A local file with the bytes of `url`, for libraries that only read files.
 
     A local file is given in place. An object on S3 is fetched by boto3's parallel ranged
@@ -117,8 +107,9 @@ def stage(url: str, version: str, companions: Sequence[str] = ()) -> Iterator[Pa
     Args:
         url: Of the file.
         version: As listed, by `storage.join_versions`; what has changed since is refused.
-        companions: URLs of files that its reader looks for beside it or in a folder there; they
+        companions: URLs of files that its reader looks for next to it or in a folder there; they
             are fetched, kept and evicted together with it.
+        scratch: Folder for copies of remote files; None for `scratch.DEFAULT_FOLDER`.
 
     Raises:
         SourceError: One of the files has changed, or a companion is gone.
@@ -140,8 +131,7 @@ def stage(url: str, version: str, companions: Sequence[str] = ()) -> Iterator[Pa
         Copy(info.url.removeprefix(folder), info.size_bytes, partial(_fetch, info, connect))
         for info in files
     ]
-    scratch = _SCRATCH.get() or Scratch()
-    with scratch.hold(url, key, copies[0], copies[1:]) as path:
+    with (scratch or Scratch()).hold(url, key, copies[0], copies[1:]) as path:
         yield path
 
 

@@ -84,10 +84,11 @@ def parse(url: str) -> Place:
     if "://" not in url:
         return Place("file", "", str(Path(url).absolute()))
     parts = urlsplit(url, allow_fragments=False)
+    # A `?` is a legal character of a name or key, so the query is put back.
+    path = parts.path + (f"?{parts.query}" if parts.query else "")
     if parts.scheme == "file" and parts.netloc in {"", "localhost"}:
-        return Place("file", "", unquote(parts.path))
-    # A `?` is a legal character of an object's key, so the query is put back.
-    key = (parts.path + (f"?{parts.query}" if parts.query else "")).strip("/")
+        return Place("file", "", unquote(path))
+    key = path.strip("/")
     if parts.scheme == "s3" and parts.netloc:
         return Place("s3", parts.netloc, key)
     if parts.scheme == "memory" and parts.netloc:
@@ -97,9 +98,20 @@ def parse(url: str) -> Place:
     )
 
 
+def plain_url(url: str) -> str:
+    """Resolve a URL to an absolute path where it names a local file; drop a final slash.
+
+    A `file://` URL is percent-encoded and a path is not: what is listed below a folder or joined to
+    it is always a plain path, so that no name is decoded that was never encoded.
+    """
+    place = parse(url)
+    return (place.key if place.scheme == "file" else url).rstrip("/")
+
+
 def join(url: str, *parts: str) -> str:
     """Append path segments to a URL."""
-    return "/".join([url.rstrip("/"), *(part.strip("/") for part in parts)])
+    base = plain_url(url) if url.startswith("file:") else url.rstrip("/")
+    return "/".join([base, *(part.strip("/") for part in parts)])
 
 
 def name_of(url: str) -> str:
@@ -163,7 +175,8 @@ def list_objects(url: str) -> list[ObjectInfo]:
     place = parse(url)
     with translated(url):
         if place.scheme == "file":
-            return sorted(_walk(url, Path(place.key)), key=lambda info: info.url)
+            base = plain_url(url) if url.startswith("file:") else url
+            return sorted(_walk(base, Path(place.key)), key=lambda info: info.url)
         store = _objects(place.scheme, place.root)
         base = f"{place.scheme}://{place.root}"
         found = [
@@ -182,7 +195,7 @@ def _walk(url: str, root: Path) -> Iterator[ObjectInfo]:
         yield _local_info(url, root.stat())
         return
     real: dict[Path, str] = {}
-    for name, folders, files in os.walk(root, followlinks=True):
+    for name, folders, files in os.walk(root, onerror=_raise_unless_gone, followlinks=True):
         folder = Path(name)
         real[folder] = os.path.realpath(folder)
         if any(real.get(above) == real[folder] for above in folder.parents):
@@ -192,13 +205,18 @@ def _walk(url: str, root: Path) -> Iterator[ObjectInfo]:
             try:
                 yield _local_info(join(url, path.relative_to(root).as_posix()), path.stat())
             except OSError as error:
-                if error.errno not in _NO_FILE:
-                    raise
+                _raise_unless_gone(error)
+
+
+def _raise_unless_gone(error: OSError) -> None:
+    if error.errno not in _NO_FILE:
+        raise error
 
 
 def _head(url: str, place: Place) -> ObjectInfo:
     if place.scheme == "file":
-        return _local_info(url, Path(place.key).stat())
+        base = plain_url(url) if url.startswith("file:") else url
+        return _local_info(base, Path(place.key).stat())
     return _object_info(url, obstore.head(_objects(place.scheme, place.root), place.key))
 
 

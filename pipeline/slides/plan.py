@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pipeline.errors import NormscopeError
 from pipeline.ingest.plan import Plan
 from pipeline.io.scratch import Scratch
-from pipeline.io.staging import require_reachable, using_scratch
+from pipeline.io.staging import require_reachable
 from pipeline.io.storage import join
 from pipeline.records import Label, ManifestEntry, Slide
 from pipeline.runtime.engines import DEATH, DEATH_REMEDY, MapWork
@@ -187,14 +187,14 @@ def _try_survey(
         own,
         is_partly_annotated=is_partly_annotated,
         review_url=join(review_url, f"{slide.slide_id}.png") if review_url else None,
+        scratch=scratch,
     )
     try:
-        with using_scratch(scratch):
-            if survey_url:
-                place = join(survey_url, f"{slide.slide_id}.npz")
-                found = load_or_survey(place, slide, own, is_partly_annotated, survey)
-            else:
-                found = survey()
+        if survey_url:
+            place = join(survey_url, f"{slide.slide_id}.npz")
+            found = load_or_survey(place, slide, own, is_partly_annotated, survey)
+        else:
+            found = survey()
     except NormscopeError as error:
         return slide.slide_id, ManifestEntry(slide.url, "failed", str(error))
     return slide.slide_id, replace(found, mpp_source="user table") if own is not settings else found

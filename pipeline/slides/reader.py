@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import repeat
 from pathlib import Path
@@ -16,7 +15,7 @@ from PIL import Image
 from pipeline.errors import SourceError
 from pipeline.ingest.plan import SourceRead
 from pipeline.io.scratch import Scratch
-from pipeline.io.staging import stage, using_scratch
+from pipeline.io.staging import stage
 from pipeline.records import Slide
 from pipeline.slides.jpeg.proof import open_jpeg_tiles
 from pipeline.slides.jpeg.tiles import JpegTiles
@@ -45,8 +44,8 @@ class SlideTileReader:
         mpp_um: Micrometres per tile pixel.
         mpp_override_um: Micrometres per level-0 pixel that replace the slide's own, or None.
         stain: Method of stain normalisation, or `none`.
-        scratch: Folder where slides on object storage are staged; None for the current one. It
-            changes nothing in what is read.
+        scratch: Folder where slides on object storage are staged; None for the default
+            one. It changes nothing in what is read.
     """
 
     tile_size_px: int
@@ -76,8 +75,7 @@ class SlideTileReader:
         """
         fit = self._choose_fit(rows)
         with (
-            using_scratch(self.scratch) if self.scratch else nullcontext(),
-            stage(source.url, source.version, source.companions) as path,
+            stage(source.url, source.version, source.companions, scratch=self.scratch) as path,
             open_slide(path, item=source.url, mpp_override_um=self._choose_mpp(rows)) as slide,
         ):
             done = 0

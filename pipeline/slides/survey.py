@@ -14,6 +14,7 @@ from shapely.geometry.base import BaseGeometry
 from pipeline.errors import SourceError
 from pipeline.ingest.plan import read_all
 from pipeline.io import storage
+from pipeline.io.scratch import Scratch
 from pipeline.io.staging import stage
 from pipeline.records import Label, Slide
 from pipeline.slides.annotations import outline_lesions, parse_annotations
@@ -84,6 +85,7 @@ def survey_slide(
     *,
     is_partly_annotated: bool = False,
     review_url: str | None = None,
+    scratch: Scratch | None = None,
 ) -> SlideSurvey:
     """Find the tissue of a slide, lay tiles over it and measure their lesion shares.
 
@@ -95,13 +97,14 @@ def survey_slide(
         settings: How.
         is_partly_annotated: Whether there may be lesions that nobody outlined; tiles without any
             outline are then unknown in place of normal.
-        review_url: Where to put the review picture (PNG), or None for none.
+        review_url: URL to write the review picture (PNG) to, or None for no picture.
+        scratch: Folder where a slide on object storage is staged; None for the default one.
 
     Raises:
         SourceError: The slide or its annotations cannot be used.
         StorageError: One of them cannot be fetched.
     """
-    seen = _look(slide, settings)
+    seen = _look(slide, settings, scratch)
     thumbnail, shape_yx, mpp_yx = seen.thumbnail, seen.shape_yx, seen.mpp_yx
     if seen.mpp_source == "fallback":
         settings = settings.model_copy(update={"mpp_override_um": mpp_yx[0]})
@@ -134,7 +137,7 @@ def survey_slide(
             fate: float(area_px2 * px_um2)
             for fate, area_px2 in account_for_tissue(mask, shape_yx, grid, choice).items()
         },
-        stain_fit=_fit_stains(slide, origins_yx, settings),
+        stain_fit=_fit_stains(slide, origins_yx, settings, scratch),
         digest=seen.digest,
     )
 
@@ -149,10 +152,10 @@ class _Look(NamedTuple):
     digest: str
 
 
-def _look(slide: Slide, settings: SlideSettings) -> _Look:
+def _look(slide: Slide, settings: SlideSettings, scratch: Scratch | None) -> _Look:
     require_whole(slide)
     with (
-        stage(slide.url, slide.version, slide.companions) as path,
+        stage(slide.url, slide.version, slide.companions, scratch=scratch) as path,
         open_slide(
             path,
             item=slide.url,
@@ -214,7 +217,10 @@ def _read_lesions(slide: Slide, shape_yx: PairYX, settings: SlideSettings) -> Ba
 
 
 def _fit_stains(
-    slide: Slide, origins_yx: NDArray[np.int64], settings: SlideSettings
+    slide: Slide,
+    origins_yx: NDArray[np.int64],
+    settings: SlideSettings,
+    scratch: Scratch | None,
 ) -> StainFit | None:
     """Fit the stains once a slide, on tiles from all over it; None where no fit is wanted."""
     if settings.stain == "none" or not len(origins_yx):
@@ -224,6 +230,6 @@ def _fit_stains(
     chosen = np.linspace(0, len(origins_yx) - 1, count).round().astype(int)
     side = settings.tile_size_px
     rows, shape = {"origin_yx": origins_yx[chosen]}, (count, side, side, 3)
-    images, read = read_all(make_tile_reader(settings), slide, rows, shape)
+    images, read = read_all(make_tile_reader(settings, scratch), slide, rows, shape)
     is_readable = np.array([reason is None for reason in read.reasons])
     return fit_stains(images[is_readable], settings.stain, seed=settings.seed)

@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import Final, TypeAlias
 
 from pipeline.errors import SourceError
+from pipeline.io.storage import plain_url
 from pipeline.privacy.key import PseudonymKey
 from pipeline.records import ImageListing, Label, ManifestEntry, SourceImage, Split
-from pipeline.sources.listing import plain_url, relative_path
+from pipeline.sources.listing import relative_path
 from pipeline.sources.tables import LABEL_WORDS, SPLIT_WORDS, read_table
 
 _NAMES: Final[Mapping[str, tuple[str, ...]]] = {

@@ -9,7 +9,7 @@ from typing import Final
 
 from pipeline.dicom.header import parse_age
 from pipeline.errors import SourceError
-from pipeline.io.storage import ObjectInfo, exists, join
+from pipeline.io.storage import ObjectInfo, exists, join, plain_url
 from pipeline.records import SPLITS, ImageListing, Label, Scalar, SourceImage, Split
 from pipeline.sources.listing import (
     Folder,
@@ -19,7 +19,6 @@ from pipeline.sources.listing import (
     list_folder,
     list_unlisted,
     parent_of,
-    plain_url,
     relative_path,
 )
 from pipeline.sources.tables import (

@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from pipeline.errors import AbsentError
-from pipeline.io.storage import ObjectInfo, exists, join, list_objects, name_of, parse
+from pipeline.io.storage import ObjectInfo, exists, join, list_objects, name_of, parse, plain_url
 from pipeline.records import ManifestEntry, SourceImage
 
 IMAGE_SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff"})
@@ -140,12 +140,6 @@ def _folders_of(found: str, url: str) -> Iterator[str]:
     while folder is not None and len(folder) > len(url.rstrip("/")):
         yield folder
         folder = parent_of(folder)
-
-
-def plain_url(url: str) -> str:
-    """A URL as an absolute path where it names a file; without a final slash."""
-    place = parse(url)
-    return (place.key if place.scheme == "file" else url).rstrip("/")
 
 
 def parent_of(url: str) -> str | None:

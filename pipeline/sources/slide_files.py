@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Final
 
-from pipeline.io.storage import ObjectInfo, join, join_versions, list_objects, name_of
+from pipeline.io.storage import ObjectInfo, join, join_versions, list_objects, name_of, plain_url
 from pipeline.slides.formats import (
     DICOM_SUFFIX,
     HAMAMATSU_SUFFIXES,
@@ -16,7 +16,7 @@ from pipeline.slides.formats import (
     folder_of_companions,
     is_dicom_part,
 )
-from pipeline.sources.listing import list_source, plain_url
+from pipeline.sources.listing import list_source
 
 # What OpenSlide reads, https://openslide.org/formats/.
 SLIDE_SUFFIXES: Final = frozenset(

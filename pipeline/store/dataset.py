@@ -27,7 +27,7 @@ from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
 from pipeline.errors import AbsentError, SchemaError
-from pipeline.io.storage import open_zarr_store
+from pipeline.io.storage import open_zarr_store, plain_url
 from pipeline.store.sharding import IMAGE_CODEC
 
 SCHEMA_VERSION: Final = 1
@@ -275,6 +275,7 @@ def open_dataset(url: str, *, allow_unsealed: bool = False) -> Dataset:
     Raises:
         SchemaError: There is none, it is unsealed, or of another schema version.
     """
+    url = plain_url(url)
     try:
         group = zarr.open_group(open_zarr_store(url, read_only=True), mode="r")
     except (FileNotFoundError, AbsentError) as error:

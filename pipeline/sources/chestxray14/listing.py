@@ -20,7 +20,7 @@ from typing import Final
 from pipeline.errors import SourceError
 from pipeline.io.archives import is_archive, list_members
 from pipeline.io.scratch import Scratch
-from pipeline.io.storage import ObjectInfo, exists, join, name_of, read_bytes
+from pipeline.io.storage import ObjectInfo, exists, join, name_of, plain_url, read_bytes
 from pipeline.records import ImageListing, Label, ManifestEntry, Split
 from pipeline.runtime.engines import MapWork, map_serially
 from pipeline.sources.chestxray14.boxes import read_boxes
@@ -34,7 +34,6 @@ from pipeline.sources.listing import (
     list_folder,
     list_unlisted,
     parent_of,
-    plain_url,
 )
 from pipeline.sources.tables import read_table
 

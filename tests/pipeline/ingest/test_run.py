@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -76,6 +77,18 @@ def test_every_store_holds_the_same_dataset(tmp_path: Path, store_url: str) -> N
     dataset = open_dataset(store_url)
     assert dataset.column("image_id").tolist()[6:9] == ["a-6", "b-0", "b-1"]
     assert dataset.read_images(2, 3)[0, 4, 0, 1] == ord("2")
+
+
+def test_an_ingest_runs_inside_an_event_loop(tmp_path: Path) -> None:
+    """As in a notebook."""
+    plan = plan_made(write_sources(tmp_path / "in", CONTENTS))
+
+    async def run() -> str:
+        return ingest(str(tmp_path / "out"), plan, MadeReader(), map_serially).fingerprint
+
+    expected = ingest(str(tmp_path / "reference"), plan, MadeReader(), map_serially)
+    assert asyncio.run(run()) == expected.fingerprint
+    assert content_of(str(tmp_path / "out")) == content_of(str(tmp_path / "reference"))
 
 
 def test_xarray_opens_a_dataset(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import shutil
 import threading
 import time
@@ -12,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import SettingsError, StorageError
-from pipeline.io.scratch import Copy, Scratch
+from pipeline.errors import DeniedError, SettingsError, StorageError
+from pipeline.io.scratch import DEFAULT_FOLDER, Copy, Scratch
 
 
 def fill(path: Path, content: bytes = b"slide") -> None:
@@ -177,3 +178,22 @@ def test_of_files_that_belong_together_all_are_there_or_none(
     assert read_all() == [b"b", b"c"]
     use(scratch, "x", 100)  # what was left behind is counted, and goes
     assert held(scratch.folder) == {"x"}
+
+
+def test_the_folder_is_for_its_user_alone(tmp_path: Path) -> None:
+    scratch = Scratch(tmp_path / "scratch")
+    use(scratch, "a", 5)
+    assert scratch.folder.stat().st_mode & 0o777 == 0o700
+    assert DEFAULT_FOLDER.name.endswith(f"-{os.getuid()}")
+
+
+def test_a_folder_of_another_user_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scratch = Scratch(tmp_path / "scratch")
+    use(scratch, "a", 5)
+    monkeypatch.setattr(os, "getuid", lambda: 4711)
+    if tmp_path.stat().st_uid == 0:
+        os.chown(scratch.folder, 4712, -1)
+    with pytest.raises(DeniedError, match=r"belongs to another user .* Name another"):
+        use(scratch, "a", 5)

@@ -15,7 +15,7 @@ from pipeline.errors import SettingsError, StorageError
 from pipeline.ingest.run import ingest
 from pipeline.io import storage
 from pipeline.io.scratch import Scratch
-from pipeline.io.staging import stage, using_scratch
+from pipeline.io.staging import stage
 from pipeline.runtime.engines import map_serially
 from pipeline.slides.plan import plan_slides
 from pipeline.slides.reader import make_tile_reader
@@ -28,10 +28,8 @@ MIB = 1 << 20
 
 
 @pytest.fixture
-def scratch(tmp_path: Path) -> Iterator[Scratch]:
-    found = Scratch(tmp_path / "scratch", max_bytes=200 * MIB)
-    with using_scratch(found):
-        yield found
+def scratch(tmp_path: Path) -> Scratch:
+    return Scratch(tmp_path / "scratch", max_bytes=200 * MIB)
 
 
 @pytest.fixture
@@ -56,7 +54,7 @@ def test_a_large_object_comes_in_ranges_and_whole(s3_url: str, scratch: Scratch)
     upload(url, data, part_bytes=6 * MIB)
     version = storage.describe(url).version
     assert "-" in version
-    with stage(url, version) as path:
+    with stage(url, version, scratch=scratch) as path:
         assert path.read_bytes() == data
         assert path.is_relative_to(scratch.folder)
 
@@ -73,11 +71,14 @@ def test_a_damaged_download_is_not_used(
         storage.write_bytes(url, data)
     proxy.damage = lambda body: body[:-1] + b"\x01"
     version = storage.describe(url).version
-    with pytest.raises(StorageError, match="download is damaged"), stage(url, version):
+    with (
+        pytest.raises(StorageError, match="download is damaged"),
+        stage(url, version, scratch=scratch),
+    ):
         pass
     assert not list(scratch.folder.glob("*/*"))
     proxy.damage = bytes
-    with stage(url, version) as path:
+    with stage(url, version, scratch=scratch) as path:
         assert path.read_bytes() == data
 
 
@@ -87,7 +88,7 @@ def test_a_staged_object_is_not_fetched_again(
     url = f"{moto_url}/a.tif"
     storage.write_bytes(url, b"pixels")
     for _ in range(3):
-        with stage(url, storage.describe(url).version) as path:
+        with stage(url, storage.describe(url).version, scratch=scratch) as path:
             assert path.read_bytes() == b"pixels"
     assert [method for method, _ in proxy.requests].count("GET") == 1
 
@@ -135,5 +136,5 @@ def test_a_slide_larger_than_the_scratch_folder_is_listed_and_the_rest_goes_on(
     assert states["large.tif"].state == "failed"
     assert "more than the scratch folder may hold" in states["large.tif"].reason
     (big,) = (s for s in list_slides(f"{moto_url}/in").slides if s.slide_id == "large")
-    with pytest.raises(SettingsError), using_scratch(scratch), stage(big.url, big.version):
+    with pytest.raises(SettingsError), stage(big.url, big.version, scratch=scratch):
         pass

@@ -211,3 +211,50 @@ def test_missing_credentials_are_named(s3_url: str, monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     with pytest.raises(StorageError, match="Set AWS_ACCESS_KEY_ID"):
         require_reachable(s3_url)
+
+
+def test_a_percent_sign_in_a_name_is_not_decoded(tmp_path: Path) -> None:
+    contents = {"a%41.png": b"percent", "aA.png": b"plain", "what?.png": b"asked", "what": b"other"}
+    for name, data in contents.items():
+        (tmp_path / name).write_bytes(data)
+    listed = storage.list_objects(tmp_path.as_uri())
+    assert {Path(info.url).name: storage.read_bytes(info.url) for info in listed} == contents
+    for name, data in contents.items():
+        assert storage.read_bytes((tmp_path / name).as_uri()) == data
+        assert storage.read_bytes(storage.join(tmp_path.as_uri(), name)) == data
+    assert storage.read_bytes(f"{tmp_path.as_uri()}/what?.png") == b"asked"
+
+
+def test_a_name_with_escapes_stays_in_its_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "deep" / "out.zarr"
+    storage.write_bytes(storage.join(folder.as_uri(), "review", "..%2F..%2Fescaped.png"), b"x")
+    assert [path.parent for path in tmp_path.rglob("*.png")] == [folder / "review"]
+
+
+def test_a_folder_that_cannot_be_listed_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "open").mkdir()
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "open" / "a.png").write_bytes(b"x")
+    scandir = os.scandir
+
+    def refuse(path: str) -> object:
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(StorageError, match="access denied"):
+        storage.list_objects(str(tmp_path))
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_a_file_has_the_rights_that_the_umask_leaves(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        storage.write_bytes(str(tmp_path / "small"), b"x")
+        storage.write_parts(str(tmp_path / "large"), iter([b"x"]))
+    finally:
+        os.umask(before)
+    assert [path.stat().st_mode & 0o777 for path in tmp_path.iterdir()] == [mode, mode]

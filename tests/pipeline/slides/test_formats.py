@@ -16,7 +16,7 @@ from pipeline.errors import SettingsError, SourceError
 from pipeline.ingest.run import ingest
 from pipeline.io import storage
 from pipeline.io.scratch import Scratch
-from pipeline.io.staging import stage, using_scratch
+from pipeline.io.staging import stage
 from pipeline.records import Slide
 from pipeline.runtime.engines import map_serially
 from pipeline.slides.formats import find_companions
@@ -108,8 +108,9 @@ def test_a_real_dicom_slide_is_staged_whole(
     slide = list_one(upload(tmp_path, f"{memory_url}/boxes"))
     assert (slide.slide_id, len(slide.companions)) == ("boxes", 1)
     with (
-        using_scratch(Scratch(tmp_path / "scratch")),
-        stage(slide.url, slide.version, slide.companions) as path,
+        stage(
+            slide.url, slide.version, slide.companions, scratch=Scratch(tmp_path / "scratch")
+        ) as path,
         open_slide(path) as staged,
         open_slide(tmp_path / "boxes_0.dcm") as local,
     ):
@@ -187,8 +188,8 @@ def test_what_is_not_one_slide_is_not_fetched(moto_url: str, tmp_path: Path) -> 
     write_mixed(tmp_path)
     slide = list_one(upload(tmp_path, f"{moto_url}/in"))
     scratch = Scratch(tmp_path / "scratch")
-    with using_scratch(scratch), pytest.raises(SourceError, match="2 DICOM series"):
-        survey_slide(slide, SETTINGS)
+    with pytest.raises(SourceError, match="2 DICOM series"):
+        survey_slide(slide, SETTINGS, scratch=scratch)
     assert not scratch.folder.exists()
 
 
@@ -215,16 +216,15 @@ def test_all_files_are_fetched_once_bounded_and_evicted_together(
     tight = Scratch(tmp_path / "tight", max_bytes=size_bytes - 1)
     with (
         pytest.raises(SettingsError, match=f"{size_bytes} bytes are more"),
-        using_scratch(tight),
-        stage(slide.url, slide.version, slide.companions),
+        stage(slide.url, slide.version, slide.companions, scratch=tight),
     ):
         pass
     scratch = Scratch(tmp_path / "scratch", max_bytes=size_bytes)
-    with flaky_s3(moto_server.endpoint) as proxy, using_scratch(scratch):
+    with flaky_s3(moto_server.endpoint) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         storage.reset_connections()
         for _ in range(2):
-            with stage(slide.url, slide.version, slide.companions) as path:
+            with stage(slide.url, slide.version, slide.companions, scratch=scratch) as path:
                 (entry,) = (found for found in scratch.folder.iterdir() if found.is_dir())
                 assert path == entry / "1.2.7.mrxs"
                 for file in files:
@@ -233,7 +233,7 @@ def test_all_files_are_fetched_once_bounded_and_evicted_together(
         assert [method for method, _ in proxy.requests].count("GET") == len(files)
         storage.write_bytes(f"{moto_url}/other.tif", b"pixels")
         other = storage.describe(f"{moto_url}/other.tif")
-        with stage(other.url, other.version):
+        with stage(other.url, other.version, scratch=scratch):
             assert not entry.exists()
 
 

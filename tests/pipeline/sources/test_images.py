@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import SourceError, StorageError
-from pipeline.io.storage import describe, write_bytes
+from pipeline.io.storage import describe, plain_url, write_bytes
 from pipeline.records import Label
 from pipeline.sources.images import list_images
-from pipeline.sources.listing import plain_url
 
 PIXELS = b"listing reads no image"
 

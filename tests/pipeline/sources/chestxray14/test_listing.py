@@ -16,11 +16,10 @@ from pipeline.errors import SchemaError, SettingsError, SourceError
 from pipeline.images.plan import ImageSettings, plan_images
 from pipeline.images.reader import read_source
 from pipeline.io.scratch import Scratch
-from pipeline.io.storage import write_bytes
+from pipeline.io.storage import plain_url, write_bytes
 from pipeline.records import Label
 from pipeline.sources.chestxray14.boxes import read_boxes
 from pipeline.sources.chestxray14.listing import list_chestxray14
-from pipeline.sources.listing import plain_url
 
 SIZES = "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]"
 HEAD_2017 = (
