@@ -1,4 +1,4 @@
-"""The shape of the house: who may import whom, who reads the surroundings, how long things are.
+"""The architecture: who may import whom, who reads the environment, how long things are.
 
 Each rule is a function from source to findings, proved on a sample that breaks it.
 """
@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import ast
 import subprocess
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from fnmatch import fnmatch
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Final
 
 import pytest
@@ -22,6 +23,49 @@ MAY_IMPORT: Final[Mapping[str, frozenset[str]]] = {
     "flows": frozenset({"pipeline", "training", "flows"}),
 }
 """Imports run one way: flows -> training -> pipeline."""
+
+ORDER: Final[Mapping[str, tuple[str, ...]]] = {
+    "pipeline": (
+        "errors",
+        "records",
+        "splits",
+        "io",
+        "runtime",
+        "store",
+        "ingest",
+        "privacy",
+        "dicom",
+        "images",
+        "slides",
+        "sources",
+        "synthetic",
+        "conform",
+    ),
+    "training": (
+        "networks",
+        "settings",
+        "presets",
+        "data",
+        "evaluation",
+        "learning",
+        "cluster",
+        "scoring",
+        "worklist",
+        "registry",
+        "train",
+        "search",
+        "score",
+    ),
+}
+"""Inside a package imports run one way too: each part imports only parts that stand before it."""
+
+APART: Final[Mapping[str, frozenset[str]]] = {
+    "training/evaluation": frozenset({"networks", "settings", "presets", "data"}),
+    "training/scoring": frozenset({"learning", "cluster"}),
+    "training/worklist": frozenset({"learning", "cluster"}),
+    "training/registry": frozenset({"cluster"}),
+}
+"""What a part does not import although it stands before it."""
 
 SOLE_IMPORTERS: Final[Mapping[str, tuple[str, ...]]] = {
     "openslide": ("pipeline/slides/openslide_reader.py",),
@@ -42,13 +86,14 @@ SOLE_IMPORTERS: Final[Mapping[str, tuple[str, ...]]] = {
 ENVIRONMENT_READERS: Final = ("flows/shared/settings.py",)
 LINES_OF_A_FILE: Final = 500
 LINES_OF_A_FUNCTION: Final = 40
+MODULES_OF_A_FOLDER: Final = 14
 TOP_LEVEL: Final = frozenset(
     {"CHANGELOG.md", "CITATION.cff", "CODE_OF_CONDUCT.md", "CONTRIBUTING.md", "LICENSE", "Makefile"}
     | {"README.md", "SECURITY.md", "mkdocs.yml", "pyproject.toml", "requirements.lock"}
     | {"benchmarks", "docs", "flows", "infra", "pipeline", "tests", "training"}
 )
-HOUSE: Final = ("pipeline", "training", "flows")
-SOURCE: Final = (*HOUSE, "infra", "benchmarks")
+PACKAGES: Final = ("pipeline", "training", "flows")
+SOURCE: Final = (*PACKAGES, "infra", "benchmarks")
 
 
 def list_files(*folders: str) -> list[str]:
@@ -69,16 +114,33 @@ def imported_modules(path: str, source: str) -> Iterator[str]:
 
 
 def find_wrong_directions(path: str, source: str) -> list[str]:
-    """Imports that run against the road; `infra` and `benchmarks` may import, not be imported."""
+    """Imports of a package that stands above; nothing imports `infra` or `benchmarks`."""
     package = path.partition("/")[0]
     allowed = MAY_IMPORT.get(package, frozenset(SOURCE))
-    rooms = {name.split(".")[0] for name in imported_modules(path, source)}
-    ours = rooms & {*SOURCE, "tests"}
-    return [f"{path} imports {room}" for room in sorted(ours - allowed)]
+    packages = {name.split(".")[0] for name in imported_modules(path, source)}
+    ours = packages & {*SOURCE, "tests"}
+    return [f"{path} imports {name}" for name in sorted(ours - allowed)]
+
+
+def find_wrong_order(path: str, source: str) -> list[str]:
+    """Imports of a part that stands later in the order, or that a part keeps apart from."""
+    package, part = [*path.removesuffix(".py").split("/"), ""][:2]
+    order = ORDER.get(package, ())
+    if part not in order:
+        return (
+            [] if part in {"", "__init__"} or not order else [f"{path} has no place in the order"]
+        )
+    parts = {
+        name.split(".")[1]
+        for name in imported_modules(path, source)
+        if name.startswith(f"{package}.") and name.split(".")[1] in order
+    }
+    later = set(order[order.index(part) + 1 :]) | APART.get(f"{package}/{part}", frozenset())
+    return [f"{path} imports {package}.{name}" for name in sorted(parts & later)]
 
 
 def find_foreign_imports(path: str, source: str) -> list[str]:
-    """Imports of a library outside the rooms that keep it."""
+    """Imports of a library outside the modules that keep it."""
     roots = {name.split(".")[0] for name in imported_modules(path, source)}
     return [
         f"{path} imports {library}, which belongs to {', '.join(SOLE_IMPORTERS[library])}"
@@ -128,6 +190,16 @@ def _lines_of_code(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     return (code[-1].end_lineno or 0) - code[0].lineno + 1 if code else 0
 
 
+def find_full_folders(files: list[str]) -> list[str]:
+    """Folders of more modules than one takes in at a glance."""
+    counts = Counter(str(PurePosixPath(file).parent) for file in files if "__init__" not in file)
+    return [
+        f"{folder} has {count} modules"
+        for folder, count in sorted(counts.items())
+        if count > MODULES_OF_A_FOLDER
+    ]
+
+
 def find_strays(names: list[str]) -> list[str]:
     """What does not belong in the root."""
     return sorted(name for name in set(names) - TOP_LEVEL if not name.startswith("."))
@@ -135,19 +207,50 @@ def find_strays(names: list[str]) -> list[str]:
 
 RULES: Final[Mapping[Callable[[str, str], list[str]], tuple[str, ...]]] = {
     find_wrong_directions: SOURCE,
-    find_foreign_imports: HOUSE,
-    find_environment_reads: HOUSE,
+    find_wrong_order: PACKAGES,
+    find_foreign_imports: PACKAGES,
+    find_environment_reads: PACKAGES,
     find_long_files: (*SOURCE, "tests"),
     find_long_functions: SOURCE,
 }
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
-def test_the_house_keeps_the_rule(rule: Callable[[str, str], list[str]]) -> None:
+def test_the_code_keeps_the_rule(rule: Callable[[str, str], list[str]]) -> None:
     files = list_files(*RULES[rule])
     assert files
     findings = [line for path in files for line in rule(path, (ROOT / path).read_text())]
     assert not findings, "\n".join(findings)
+
+
+def test_no_folder_is_full() -> None:
+    assert find_full_folders(list_files("pipeline", "training")) == []
+
+
+def test_a_full_folder_is_found() -> None:
+    files = [f"pipeline/io/m{number}.py" for number in range(MODULES_OF_A_FOLDER + 1)]
+    assert find_full_folders(["pipeline/io/__init__.py", *files]) == ["pipeline/io has 15 modules"]
+    assert find_full_folders(["pipeline/io/__init__.py", *files[1:]]) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("pipeline/io/storage.py", "from pipeline.slides import formats"),
+        ("pipeline/errors.py", "import pipeline.records"),
+        ("training/scoring/table.py", "from training.learning.state import Recipe"),
+        ("training/evaluation/metrics.py", "from training.settings import TrainSettings"),
+        ("pipeline/helpers/text.py", ""),
+    ],
+)
+def test_a_wrong_order_is_found(path: str, source: str) -> None:
+    assert len(find_wrong_order(path, source)) == 1
+
+
+def test_the_right_order_passes() -> None:
+    source = "from pipeline.io import storage\nfrom pipeline.slides.tissue import find_tissue\n"
+    assert find_wrong_order("pipeline/slides/survey.py", source) == []
+    assert find_wrong_order("pipeline/__init__.py", "from pipeline.conform import x") == []
 
 
 def test_the_root_holds_what_it_should() -> None:
@@ -194,7 +297,7 @@ def test_a_foreign_import_is_found(path: str, source: str) -> None:
     assert len(find_foreign_imports(path, source)) == 1
 
 
-def test_rooms_may_import_what_they_keep() -> None:
+def test_modules_may_import_what_they_keep() -> None:
     assert find_foreign_imports("pipeline/slides/openslide_reader.py", "import openslide") == []
     assert find_foreign_imports("flows/train.py", "from prefect import flow") == []
     assert find_foreign_imports("training/learning/loop.py", "from . import ray_shell") == []
