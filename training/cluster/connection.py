@@ -66,7 +66,7 @@ def running_ray(
         yield
         return
     if address is None:
-        cpus = max(math.ceil(workers * share.cpus), os.cpu_count() or 1)
+        cpus = max(math.ceil(workers * share.cpus), len(os.sched_getaffinity(0)))
         ray.init(address="local", num_cpus=cpus, log_to_driver=False, logging_level=logging.WARNING)
     else:
         _connect(address)

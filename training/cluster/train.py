@@ -1,16 +1,15 @@
-"""The training on any number of workers: Ray Train round `loop.py`.
+"""Data-parallel training on any number of workers, by Ray Train.
 
-The driver prepares what all workers share, keeps it beside the checkpoints, starts the workers
-and listens to the first one's reports. Checkpoints lie at `<storage>/<run name>/checkpoints`; they
-are ours, not Ray's, whose list of them can be torn by a kill. Workers that die are started again
-as long as they get further; a run that was interrupted, however, goes on from its latest
-checkpoint when it is started again by its name, with as many workers as there are then.
+The driver prepares what all workers share, stores it next to the checkpoints, starts the workers
+and tracks their reports. Checkpoints lie at `<storage>/<run name>/checkpoints` in a format of our
+own (docs/adr/0025). Workers that die are started again as long as they make progress. An
+interrupted run that is started again by its name continues from its latest checkpoint, with any
+number of workers.
 """
 
 from __future__ import annotations
 
-import os
-import pickle
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -20,19 +19,24 @@ import ray
 import ray.train
 import torch
 import torch.distributed
-from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train import RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer, get_device, prepare_model
-from ray.util.queue import Queue
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.errors import NormscopeError, SettingsError, StorageError
 from pipeline.io import storage
 from pipeline.store.dataset import open_dataset
 from training.cluster.connection import ONE_CORE, Share, WorkersError, running_ray
-from training.cluster.listening import OnReport, listening
+from training.cluster.reports import (
+    ForwardReports,
+    OnReport,
+    ReportSender,
+    Tracker,
+    open_queue,
+    receiving,
+)
 from training.data.batches import TrainingImages, check_trainable
 from training.learning.checkpoint import Checkpoints
-from training.learning.loop import DivergenceError, Report, train
+from training.learning.loop import Report, train
 from training.learning.perceptual_features import (
     FEATURES,
     keep_features,
@@ -51,24 +55,24 @@ from training.learning.state import Array, Recipe, Team, TrainingState, begin_tr
 from training.learning.validation import read_validation
 from training.settings import TrainSettings
 
-_MAX_FAILURES: Final = 3
+_MAX_FAILURES: Final = 3  # in a row, without a new checkpoint
+
+logger: Final = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker is told.
+    """What every worker is given.
 
     Attributes:
-        settings: Of the training.
-        dataset_url: Sealed dataset.
+        settings: Settings of the training.
+        dataset_url: Sealed dataset, as an absolute path or a URL.
         run_url: Folder or prefix of the run.
-        mailbox: Takes letters to the driver: reports, or an error, pickled.
     """
 
     settings: TrainSettings
     dataset_url: str
     run_url: str
-    mailbox: Queue
 
 
 def fit(
@@ -83,30 +87,31 @@ def fit(
     ray_address: str | None = None,
     on_report: OnReport | None = None,
 ) -> FitResult:
-    """Train to the end, or go on where a run of this name was interrupted.
+    """Train to the end, or continue an interrupted run of this name.
 
     Args:
-        settings: Of the training.
+        settings: Settings of the training.
         dataset_url: Sealed dataset.
         storage_url: Where runs are kept: a path, `file://` or `s3://`.
-        run_name: Name of the run below it.
-        workers: How many processes train together; batches and their order do not depend on it.
-        min_workers: With how many to begin or go on while there is no room for more; `workers`
-            by default.
-        share: What each takes of the cluster. They speak by NCCL where each has a GPU of its own,
-            else by gloo.
-        ray_address: Of a cluster; None starts Ray on this machine and stops it again.
-        on_report: Called with each report, those of the run's earlier parts first; then from
-            another thread. A step may come twice where workers repeat it.
+        run_name: Name of the run's folder below `storage_url`.
+        workers: Number of processes that train together; batches and their order do not depend
+            on it.
+        min_workers: Smallest number of workers to start or continue with while there is no room
+            for more; `workers` by default.
+        share: Cores and GPUs that each worker takes of the cluster. Workers communicate by NCCL
+            where each has a GPU of its own, otherwise by gloo.
+        ray_address: Address of a Ray cluster; None starts Ray on this machine and stops it again.
+        on_report: Function that is called with each report once, in order, from another thread;
+            those of the run's earlier parts come first. Its failures do not end the training.
 
     Raises:
         SchemaError: The dataset cannot be trained on.
         SettingsError: The settings do not fit the dataset, or the run's earlier settings.
         WeightsError: The weights of VGG19 cannot be had.
-        DivergenceError: The loss has left all bounds.
+        DivergenceError: The loss has become NaN, infinite or very large.
         StorageError: The run's folder cannot be written.
         WorkersError: No Ray cluster answers, this machine lacks GPUs, or the workers failed more
-            than three times without getting further.
+            than three times without progress.
     """
     _check_workers(settings, workers, min_workers)
     dataset = open_dataset(dataset_url)
@@ -116,66 +121,63 @@ def fit(
     if not storage.exists(features_url):
         keep_features(features_url, prepare_features(settings, dataset))
     checkpoints = open_checkpoints(run_url, settings)
-    latest = checkpoints.read_latest()
-    if latest is not None and on_report is not None:
-        for report in latest.reports:
-            on_report(report)
-    resumptions: list[Resumption] = []
-    if latest is None or not latest.is_last:
+    latest, tracker = checkpoints.read_latest(), Tracker(on_report)
+    if latest is not None and latest.is_last:  # else the workers report it again
+        tracker.track(latest.reports)
+        tracker.close()
+    else:
         with running_ray(ray_address, workers, share, fewest=min_workers):
-            job = Job(settings, make_absolute(dataset_url), run_url, _open_mailbox())
+            queue = open_queue()
             trainer = TorchTrainer(
                 _work,
-                train_loop_config={"job": job},
+                train_loop_config={"job": Job(settings, make_absolute(dataset_url), run_url)},
                 torch_config=TorchConfig(backend="nccl" if share.gpus == 1 else "gloo"),
                 scaling_config=_scale(workers, min_workers, share),
                 run_config=RunConfig(
                     name=run_name,
                     storage_path=make_absolute(storage_url),
-                    failure_config=FailureConfig(max_failures=_MAX_FAILURES),
+                    callbacks=[ForwardReports(queue)],  # type: ignore[list-item]  # stub of Ray Train V1
                 ),
             )
-            resumptions = _fit_to_the_end(trainer, job, on_report)
+            with receiving(queue, tracker):
+                _fit_to_the_end(trainer, checkpoints)
         latest = checkpoints.read_latest()
     if latest is None or not latest.is_last:
         raise WorkersError(run_url, "the workers ended before the training", "Run it again")
-    return conclude(run_url, settings, latest, resumptions)
+    return conclude(run_url, settings, latest, tracker.resumptions)
 
 
-def _fit_to_the_end(
-    trainer: TorchTrainer, job: Job, on_report: OnReport | None
-) -> list[Resumption]:
-    """Fit, and fit again while the workers get further before they fail."""
-    checkpoints = open_checkpoints(job.run_url, job.settings)
-    mailbox = job.mailbox
-    with listening(lambda: mailbox.get_nowait_batch(mailbox.qsize()), on_report) as heard:
-        is_running = True
-        while is_running:
-            before = checkpoints.find_steps()[-1:]
-            try:
-                trainer.fit()
-                is_running = False
-            except TrainingFailedError as error:
-                if heard.error is not None:
-                    raise heard.error from error
-                if checkpoints.find_steps()[-1:] == before:
-                    last = str(error).strip().splitlines()[-1]
-                    remedy = "Run it again under its name: it goes on from its last checkpoint"
-                    raise WorkersError(
-                        job.run_url, f"the workers failed ({last})", remedy
-                    ) from error
-    if heard.error is not None:
-        raise heard.error
-    return heard.resumptions
+def _fit_to_the_end(trainer: TorchTrainer, checkpoints: Checkpoints) -> None:
+    """Fit, and fit again when workers failed, unless they fail too often without progress."""
+    failures = 0
+    while True:
+        before = checkpoints.find_steps()[-1:]
+        try:
+            trainer.fit()
+        except TrainingFailedError as error:
+            _raise_own(error)
+            failures = failures + 1 if checkpoints.find_steps()[-1:] == before else 0
+            if failures > _MAX_FAILURES:
+                last = str(error).strip().splitlines()[-1]
+                remedy = "Run it again under its name: it goes on from its last checkpoint"
+                raise WorkersError(
+                    checkpoints.url, f"the workers failed ({last})", remedy
+                ) from error
+            logger.warning("Workers failed and are started again: %s", error)
+        else:
+            return
 
 
-def _open_mailbox() -> Queue:
-    """Beside the driver, so that no other node's end takes it along.
+def _raise_own(error: TrainingFailedError) -> None:
+    """Raise the error that a worker raised for the user, if there is one.
 
-    Letters are pickled before Ray sees them, so that the queue need not import torch.
+    A storage error may pass: the workers are started again.
     """
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+    if isinstance(error, WorkerGroupError):
+        for failure in error.worker_failures.values():
+            raised = getattr(failure, "_base_exc", failure)  # Ray wraps it for its traceback
+            if isinstance(raised, NormscopeError) and not isinstance(raised, StorageError):
+                raise raised from error
 
 
 def _check_workers(settings: TrainSettings, workers: int, min_workers: int | None) -> None:
@@ -207,23 +209,9 @@ def _scale(workers: int, min_workers: int | None, share: Share) -> ScalingConfig
 
 def _work(config: dict[str, Any]) -> None:
     job: Job = config["job"]
+    torch.set_num_threads(job.settings.cpu_threads or _count_threads())
     context = ray.train.get_context()
-    cores = (os.cpu_count() or 1) // max(context.get_local_world_size(), 1)
-    torch.set_num_threads(job.settings.cpu_threads or max(cores, 1))
     team = Team(context.get_world_rank(), context.get_world_size(), prepare_model, _gather)
-    try:
-        _train_job(job, team)
-    except StorageError:
-        raise  # may pass: Ray starts the workers again, and they go on from the last checkpoint
-    except NormscopeError as error:
-        job.mailbox.put(pickle.dumps(error))
-        # Divergence is seen by all at once. Other errors may be this worker's alone, as of memory:
-        # the others, who wait for it in the midst of a step, are ended by raising it.
-        if team.size > 1 and not isinstance(error, DivergenceError):
-            raise
-
-
-def _train_job(job: Job, team: Team) -> None:
     dataset = open_dataset(job.dataset_url)
     features = read_features(storage.join(job.run_url, FEATURES), job.settings)
     recipe = make_recipe(
@@ -234,16 +222,17 @@ def _train_job(job: Job, team: Team) -> None:
         team=team,
     )
     checkpoints = open_checkpoints(job.run_url, job.settings)
-    state, reports = _begin_or_continue(recipe, checkpoints, job.mailbox)
+    sender = ReportSender(job.run_url, team)
+    state, reports = _begin_or_continue(recipe, checkpoints, sender)
 
     def publish(report: Report) -> None:
         reports.append(replace(report, gallery=None, scores=None))
-        job.mailbox.put(pickle.dumps(report))
+        sender.add(report)
 
     def save(state: TrainingState, _metrics: Mapping[str, float]) -> str:
-        if team.rank > 0:
-            return checkpoints.url_at(state.step)
-        return checkpoints.save(recipe, state, reports)
+        url = checkpoints.url_at(state.step)
+        sender.checkpoint_url = url if team.rank else checkpoints.save(recipe, state, reports)
+        return url
 
     train(
         recipe,
@@ -256,7 +245,7 @@ def _train_job(job: Job, team: Team) -> None:
 
 
 def _begin_or_continue(
-    recipe: Recipe, checkpoints: Checkpoints, mailbox: Queue
+    recipe: Recipe, checkpoints: Checkpoints, sender: ReportSender
 ) -> tuple[TrainingState, list[Report]]:
     latest = checkpoints.read_latest()
     step = 0 if latest is None else latest.step
@@ -268,9 +257,18 @@ def _begin_or_continue(
     if latest is None:
         return begin_training(recipe), []
     state = latest.restore(recipe)
-    if recipe.team.rank == 0:
-        mailbox.put(pickle.dumps(Resumption(latest.url, latest.step, recipe.team.size)))
+    sender.checkpoint_url = latest.url
+    sender.resend(latest.reports, Resumption(latest.url, latest.step, recipe.team.size))
     return state, list(latest.reports)
+
+
+def _count_threads() -> int:
+    """Divide the cores that Ray counts on this node, as a pod's limit, among its workers here."""
+    here = ray.get_runtime_context().get_node_id()
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]  # Ray's own
+    cores = next(node["Resources"].get("CPU", 1.0) for node in nodes if node["NodeID"] == here)
+    workers: int = ray.train.get_context().get_local_world_size()
+    return max(int(cores) // workers, 1)
 
 
 def _gather(array: Array) -> list[Array]:

@@ -173,7 +173,7 @@ def train(
         images: What batches are drawn from.
         validation: What is scored on the way.
         save: Keeps the state and says where; every worker calls it at the same steps.
-        publish: Shows a report; the first worker alone calls it.
+        publish: Shows a report; every worker calls it at the same steps, rank 0 with a gallery.
 
     Raises:
         DivergenceError: The loss is not finite or beyond `LARGEST_LOSS`.
@@ -203,10 +203,9 @@ def train(
         if due.validation:
             scores = score_validation_images(recipe, state.autoencoder, validation, growth=growth)
             metrics |= summarise(scores.scores, scores.labels)
-        if recipe.team.rank == 0:
-            if due.validation:
+            if recipe.team.rank == 0:
                 gallery = make_gallery(recipe, state.autoencoder, validation, growth=growth)
-            publish(Report(state.step, recipe.total_steps, metrics, gallery, scores))
+        publish(Report(state.step, recipe.total_steps, metrics, gallery, scores))
         if due.checkpoint:
             state.checkpoint = save(state, metrics)
         meter.begin()

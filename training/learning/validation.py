@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Any, Final
 
 import numpy as np
@@ -121,6 +122,27 @@ def score_validation_images(
     """Score all validation images at one point of the growth."""
     scores = score_images(recipe, autoencoder, shown.images, growth=growth)
     return ValidationScores(scores, shown.labels)
+
+
+def pack_validation(scores: ValidationScores, gallery: Gallery | None) -> bytes:
+    """Write scores and gallery as one `.npz` file; reading it unpickles nothing."""
+    arrays = {f"scores.{name}": value for name, value in vars(scores).items()}
+    if gallery is not None:
+        arrays |= {f"gallery.{name}": value for name, value in vars(gallery).items()}
+    file = BytesIO()
+    np.savez_compressed(file, **arrays)
+    return file.getvalue()
+
+
+def unpack_validation(data: bytes) -> tuple[ValidationScores, Gallery | None]:
+    """Read what `pack_validation` wrote."""
+    with np.load(BytesIO(data), allow_pickle=False) as arrays:
+        found: dict[str, dict[str, Any]] = {"scores": {}, "gallery": {}}
+        for name, value in arrays.items():
+            kind, _, key = name.partition(".")
+            found[kind][key] = value if value.ndim else value.item()
+    gallery = Gallery(**found["gallery"]) if found["gallery"] else None
+    return ValidationScores(**found["scores"]), gallery
 
 
 def summarise(scores: NDArray[Any], labels: NDArray[Any]) -> dict[str, float]:

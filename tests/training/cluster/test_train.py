@@ -112,6 +112,32 @@ def test_two_workers_play_against_one_adversary(dataset_url: str, runs: str) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("ray_here")
+def test_a_tracking_function_that_fails_does_not_end_the_training(
+    dataset_url: str, runs: str
+) -> None:
+    heard: list[Report] = []
+    failures = iter([ConnectionError("no answer")] * 2)
+
+    def fail_in_the_middle(report: Report) -> None:
+        if report.step > 10 and (error := next(failures, None)):
+            raise error
+        heard.append(report)
+
+    made = fit(
+        SETTINGS,
+        dataset_url=dataset_url,
+        storage_url=runs,
+        run_name="untracked",
+        on_report=fail_in_the_middle,
+    )
+    assert next(failures, None) is None
+    assert made.checkpoint_url.endswith("step-00000026.safetensors")
+    assert [report.step for report in heard] == list(range(1, 27))
+    assert [report.metrics for report in heard] == [report.metrics for report in made.reports]
+
+
+@pytest.mark.slow
 def test_a_finished_run_is_not_trained_again(alone: FitResult, dataset_url: str, runs: str) -> None:
     heard: list[Report] = []
     again = fit(
