@@ -28,6 +28,8 @@ from training.settings import check_run_name, flatten
 
 RUN_NAME: Final = "normscope.run_name"
 FINGERPRINT: Final = "normscope.dataset_fingerprint"
+_TRAINING: Final = Path(__file__).parents[1]
+_COMPUTING: Final = ("networks", "data", "learning")
 _DIGEST_CHARACTERS: Final = 36  # all that MLflow keeps of a dataset's digest
 
 
@@ -149,10 +151,17 @@ def find_run(*, experiment: str, run_name: str) -> Run | None:
 
 
 @lru_cache(maxsize=1)
-def training_version() -> str:
-    """A digest of this package's source."""
+def training_version(package: Path = _TRAINING) -> str:
+    """Digest the source that decides what a training computes.
+
+    An edit elsewhere, as in the worklist, changes no run's name.
+
+    Args:
+        package: Folder of the package `training`.
+    """
     digest = sha256()
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
+    files = (file for name in _COMPUTING for file in (package / name).rglob("*.py"))
+    for path in (*sorted(files), package / "settings.py"):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 

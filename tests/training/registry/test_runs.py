@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -12,12 +13,13 @@ import pytest
 from mlflow import MlflowClient
 from PIL import Image
 
+import training
 from tests.support.toys import make_dataset, make_settings
 from training.learning.figures import FURTHER_LOSSES, draw_curves, draw_distribution, draw_gallery
 from training.learning.loop import CRITIC, Report
 from training.learning.state import ADVERSARIAL, PIXELS
 from training.learning.validation import Gallery, ValidationScores
-from training.registry.runs import FINGERPRINT, find_run, tracked_run
+from training.registry.runs import FINGERPRINT, find_run, tracked_run, training_version
 
 
 @pytest.fixture
@@ -125,3 +127,27 @@ def test_a_continued_run_is_the_same_and_repeats_no_step(tracking_uri: str) -> N
     assert [metric.step for metric in history] == [2, 4, 6]
     assert find_run(experiment="toys-anomaly", run_name="another") is None
     assert find_run(experiment="others", run_name="interrupted") is None
+
+
+@pytest.mark.parametrize(
+    ("path", "changes"),
+    [
+        ("worklist/page.py", False),
+        ("registry/runs.py", False),
+        ("cluster/train.py", False),
+        ("networks/losses.py", True),
+        ("data/batches.py", True),
+        ("learning/loop.py", True),
+        ("settings.py", True),
+    ],
+)
+def test_the_version_of_the_code_is_of_what_a_training_computes(
+    tmp_path: Path, path: str, changes: bool
+) -> None:
+    package = tmp_path / "training"
+    shutil.copytree(Path(training.__file__).parent, package)
+    before = training_version(package)
+    with (package / path).open("a") as file:
+        file.write("# edited\n")
+    training_version.cache_clear()
+    assert (training_version(package) != before) == changes
