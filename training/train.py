@@ -216,8 +216,10 @@ def score_validation(
 def _using_threads(count: int | None) -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
-    yield
-    torch.set_num_threads(before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _require_calibration(dataset: Dataset) -> None:

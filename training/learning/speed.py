@@ -6,18 +6,17 @@ loss, is measured by `python -m benchmarks.training`.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
-from typing import Final, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch._dynamo.exc import ShortenTraceback
-from torch._functorch import config as lowering
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
+from pipeline.errors import SettingsError
 from pipeline.runtime.malloc import set_freed_memory
 from training.networks.growth import GrowthState
 from training.settings import AccelerationSettings, TrainSettings
@@ -28,8 +27,6 @@ Losses: TypeAlias = Mapping[str, Tensor]  # scalars, by the names that they are 
 Objective: TypeAlias = Callable[[Tensor, Alpha, Features | None], Losses]
 Places: TypeAlias = NDArray[np.int64]
 Network = TypeVar("Network", bound=nn.Module)
-
-logger: Final = logging.getLogger(__name__)
 
 
 def lay_out(network: Network, settings: AccelerationSettings) -> Network:
@@ -117,39 +114,29 @@ class TargetCache:
         self._is_known[places] = True
 
 
-class CompiledObjective:
-    """An objective that is compiled when it is first called; left as it is without a compiler.
+def compile_objective(objective: Objective, device: torch.device) -> Objective:
+    """Compile the objective of a stage; on GPUs it becomes CUDA graphs.
 
-    On GPUs each stage becomes CUDA graphs. Making another one forgets what was compiled before.
-
-    Args:
-        objective: Of one stage.
-        device: Where it is computed.
+    What was compiled for an earlier stage is dropped. A call raises `SettingsError` where there
+    is no compiler, no Triton, or too old a GPU.
     """
+    torch.compiler.reset()
+    mode = "reduce-overhead" if device.type == "cuda" else None
+    run: Objective = torch.compile(objective, mode=mode, dynamic=False)
 
-    def __init__(self, objective: Objective, device: torch.device) -> None:
-        torch.compiler.reset()
-        mode = "reduce-overhead" if device.type == "cuda" else None
-        self._objective = objective
-        self._run: Objective = torch.compile(objective, mode=mode, dynamic=False)
-        # The backward pass too: compiled in `backward`, it would fail where nobody expects it.
-        self._at_once = lowering.patch(force_non_lazy_backward_lowering=True)
-
-    def __call__(self, target: Tensor, alpha: Alpha, target_features: Features | None) -> Losses:
-        """The terms of the loss, as the objective gives it."""
+    def call(target: Tensor, alpha: Alpha, target_features: Features | None) -> Losses:
         if alpha is not None:
             # A number would be compiled in, and every step of a fade compiled anew.
             alpha = torch.full((), float(alpha), device=target.device)
         try:
-            with self._at_once:
-                return self._run(target, alpha, target_features)
-        except ShortenTraceback as error:  # no compiler, no Triton, too old a GPU for it
-            if self._run is self._objective:
-                raise
+            return run(target, alpha, target_features)
+        except ShortenTraceback as error:
             reason = str(error).strip().splitlines()[0]
-            logger.warning("Steps are not compiled, and slower for it: %s", reason)
-            self._run = self._objective
-            return self._run(target, alpha, target_features)
+            raise SettingsError(
+                "acceleration.compiles_steps", reason, "Install what is missing, or leave it off"
+            ) from error
+
+    return call
 
 
 def find_memory_format(values: Tensor) -> torch.memory_format:

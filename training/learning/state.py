@@ -15,11 +15,11 @@ from training.learning.adversary import Adversary, build_discriminator, make_adv
 from training.learning.optimiser import make_optimiser
 from training.learning.speed import (
     Alpha,
-    CompiledObjective,
     Features,
     Losses,
     Objective,
     choose_memory_format,
+    compile_objective,
     lay_out,
     settle_freed_memory,
 )
@@ -127,7 +127,7 @@ class Recipe:
             return terms
 
         if self.settings.acceleration.compiles_steps:
-            return CompiledObjective(objective, self.device)
+            return compile_objective(objective, self.device)
         return objective
 
     def mixed_precision(self) -> torch.autocast:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -10,18 +9,17 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch._dynamo.backends.common import aot_autograd
-from torch._functorch._aot_autograd.utils import make_boxed_func
 from torch._inductor.exc import TritonMissing
 
+from pipeline.errors import SettingsError
 from tests.support.toy_training import CPU, Bench, steady
 from tests.support.toys import make_settings
 from training.learning.speed import (
     Alpha,
-    CompiledObjective,
     Features,
     Losses,
     TargetCache,
+    compile_objective,
 )
 from training.learning.state import begin_training
 from training.networks.growth import GrowthState
@@ -147,7 +145,7 @@ def test_a_fade_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     plain = torch.compile
     monkeypatch.setattr(torch, "compile", lambda it, **_: plain(it, backend=count, dynamic=False))
-    objective, target = CompiledObjective(half, CPU), torch.tensor([[1.0, -2.0, 3.0]])
+    objective, target = compile_objective(half, CPU), torch.tensor([[1.0, -2.0, 3.0]])
     assert [objective(target, alpha, None)["half"] for alpha in (0.25, 0.5, 1.0)] == [1.0, 2.0, 4.0]
     assert len(compiled) == 1
 
@@ -162,48 +160,19 @@ def test_a_compiled_training_is_near(
 
 
 @its_own_warning
-def test_without_a_compiler_steps_are_made_all_the_same(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    objective, target = CompiledObjective(half, CPU), torch.tensor([[1.5, -2.0]])
+def test_a_missing_compiler_is_named() -> None:
+    objective, target = compile_objective(half, CPU), torch.tensor([[1.5, -2.0]])
     with (
         torch._inductor.config.patch({"cpp.cxx": (None, "/no/compiler")}),
-        caplog.at_level(logging.WARNING, "training.learning.speed"),
+        pytest.raises(SettingsError, match=r"acceleration\.compiles_steps: .*compiler.* off"),
     ):
-        assert objective(target, 2.0, None)["half"] == 3.0
-        assert objective(target, 2.0, None)["half"] == 3.0
-    assert [record.message.split(":")[0] for record in caplog.records] == [
-        "Steps are not compiled, and slower for it"
-    ]
-    assert "compiler" in caplog.text
+        objective(target, 2.0, None)
 
 
-def test_a_gpu_that_nothing_can_be_compiled_for_makes_steps_all_the_same(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_gpu_that_nothing_can_be_compiled_for_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise TritonMissing(None)
 
     monkeypatch.setattr(torch, "compile", lambda _, **__: fail)
-    objective = CompiledObjective(half, CPU)
-    with caplog.at_level(logging.WARNING, "training.learning.speed"):
-        assert objective(torch.tensor([[1.5, -2.0]]), 2.0, None)["half"] == 3.0
-    assert "Steps are not compiled" in caplog.text
-
-
-def test_backward_passes_are_compiled_where_a_failure_is_caught(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    passes = []
-
-    def count(graph: torch.fx.GraphModule, _inputs: list[Tensor]) -> Callable[..., Any]:
-        passes.append(graph)
-        boxed: Callable[..., Any] = make_boxed_func(graph.forward)
-        return boxed
-
-    plain, lazily = torch.compile, aot_autograd(fw_compiler=count)
-    monkeypatch.setattr(torch, "compile", lambda it, **_: plain(it, backend=lazily))
-    weight = torch.tensor(3.0, requires_grad=True)
-    objective = CompiledObjective(lambda target, *_: {"loss": (target * weight).sin().sum()}, CPU)
-    objective(torch.tensor([[1.0, 2.0]]), None, None)
-    assert len(passes) == 2
+    with pytest.raises(SettingsError, match="Triton"):
+        compile_objective(half, CPU)(torch.tensor([[1.5, -2.0]]), 2.0, None)
