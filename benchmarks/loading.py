@@ -68,7 +68,7 @@ class OurLoader:
     """
 
     def __init__(self, url: str, *, cache_bytes: int) -> None:
-        settings = load_preset("camelyon16-paper", cache_bytes=cache_bytes)
+        settings = load_preset("camelyon16-paper", {"cache_bytes": cache_bytes})
         self.images = TrainingImages(open_dataset(url), settings)
         self._sample = 0
 

@@ -69,14 +69,20 @@ def choose_settings(precision: str, *, quick: bool) -> TrainSettings:
     steps = 150 if quick else 400
     return load_preset(
         "quick",
-        growth__final_resolution=32,
-        growth__fade_in_iterations=steps // 3,
-        growth__stabilize_iterations=steps,
-        growth__batch_sizes=BATCH,
-        loss__layers={16: {"relu2_2": 1.0}, 32: {"relu3_1": 1.0}},
-        loss__vgg_weights=str(WEIGHTS),
-        images__flips_at_random=False,
-        precision=precision,
+        {
+            "growth": {
+                "final_resolution": 32,
+                "fade_in_iterations": steps // 3,
+                "stabilize_iterations": steps,
+                "batch_sizes": BATCH,
+            },
+            "loss": {
+                "layers": {16: {"relu2_2": 1.0}, 32: {"relu3_1": 1.0}},
+                "vgg_weights": str(WEIGHTS),
+            },
+            "images": {"flips_at_random": False},
+            "precision": precision,
+        },
     )
 
 

@@ -103,7 +103,9 @@ def make_detector(settings: TrainSettings) -> Detector:
 def make_published() -> Detector:
     """One of the published sizes."""
     return make_detector(
-        load_preset("camelyon16-paper", loss__vgg_weights="random", images__crop_px=None)
+        load_preset(
+            "camelyon16-paper", {"loss": {"vgg_weights": "random"}, "images": {"crop_px": 0}}
+        )
     )
 
 

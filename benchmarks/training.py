@@ -43,23 +43,23 @@ from training.presets import load_preset
 
 REFERENCE, OURS, REDUCED = "published", "ours", "ours, all in bf16"
 OFF: Final = {
-    "acceleration__uses_channels_last": False,
-    "acceleration__keeps_freed_memory": False,
-    "acceleration__target_cache_bytes": 0,
+    "uses_channels_last": False,
+    "keeps_freed_memory": False,
+    "target_cache_bytes": 0,
 }
 WAYS: Final[Mapping[str, Mapping[str, Any]]] = {
-    "switches off": OFF,
-    "channels last": {**OFF, "acceleration__uses_channels_last": True},
-    "and freed memory kept": {"acceleration__target_cache_bytes": 0},
+    "switches off": {"acceleration": OFF},
+    "channels last": {"acceleration": {**OFF, "uses_channels_last": True}},
+    "and freed memory kept": {"acceleration": {"target_cache_bytes": 0}},
     OURS: {},
     "ours, VGG19 in bf16": {"precision": "bf16_features"},
     REDUCED: {"precision": "bf16"},
 }
 """Ours, by default, has channels last, freed memory and target features kept."""
-COMPILED: Final = {"ours, compiled": {"acceleration__compiles_steps": True}}
+COMPILED: Final = {"ours, compiled": {"acceleration": {"compiles_steps": True}}}
 ON_GPU: Final[Mapping[str, Mapping[str, Any]]] = {
-    "ours, TF32": {"acceleration__allows_tf32": True},
-    "ours, all in bf16, compiled": {"precision": "bf16", "acceleration__compiles_steps": True},
+    "ours, TF32": {"acceleration": {"allows_tf32": True}},
+    "ours, all in bf16, compiled": {"precision": "bf16", "acceleration": {"compiles_steps": True}},
 }
 _CHECKED_STEPS: Final = 2
 _TOLERANCE: Final = 1e-4  # relative, of the loss after one step of Adam
@@ -83,14 +83,17 @@ class Case:
         """Of this one stage."""
         return load_preset(
             "nih-subset-paper",
-            growth__initial_resolution=self.resolution,
-            growth__final_resolution=self.resolution,
-            growth__stabilize_iterations=1_000_000,
-            growth__batch_sizes=self.batch,
-            network__channels=16,
-            loss__layers={self.resolution: {self.layer: 1.0}},
-            loss__vgg_weights="random",
-            **changes,
+            {
+                "growth": {
+                    "initial_resolution": self.resolution,
+                    "final_resolution": self.resolution,
+                    "stabilize_iterations": 1_000_000,
+                    "batch_sizes": self.batch,
+                },
+                "network": {"channels": 16},
+                "loss": {"layers": {self.resolution: {self.layer: 1.0}}, "vgg_weights": "random"},
+            },
+            changes,
         )
 
     @property
@@ -179,7 +182,7 @@ def make_method(
     """A step to be timed; what serves the whole process is told anew each time."""
 
     def prepare() -> None:
-        set_freed_memory(is_kept=changes.get("acceleration__keeps_freed_memory", True))
+        set_freed_memory(is_kept=changes.get("acceleration", {}).get("keeps_freed_memory", True))
         if name == REFERENCE:
             torch.set_float32_matmul_precision("highest")  # PyTorch's own choices
             torch.backends.cudnn.allow_tf32 = True
@@ -280,7 +283,7 @@ def conclude(
 
 
 def _allows_tf32(changes: Mapping[str, Any]) -> bool:
-    return bool(changes.get("acceleration__allows_tf32", False))
+    return bool(changes.get("acceleration", {}).get("allows_tf32", False))
 
 
 def _differ(losses: list[float], expected: list[float]) -> float:

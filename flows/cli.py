@@ -17,6 +17,7 @@ from shlex import quote
 from typing import Annotated, Any, Final
 
 from cyclopts import App, CycloptsError, Parameter
+from pydantic import ValidationError
 from rich.console import Console
 from rich.markdown import Markdown
 
@@ -34,6 +35,7 @@ from flows.shared.settings import (
     prepare_environment,
 )
 from pipeline.errors import NormscopeError
+from training.presets import explain
 
 _HELP: Final = (
     "Learn what normal medical images look like, and rank new ones by how far they stray from it.\n"
@@ -205,6 +207,16 @@ def _run_flow(flow: Any, bound: Any, settings: Settings) -> int:
 app.meta.version_flags = []  # `app` has the flag; a command's own `--version` must get through
 
 
+def _explain(error: CycloptsError) -> str:
+    """Say in one line what is wrong with a command line."""
+    cause = error.__cause__ or error.__context__
+    if isinstance(cause, ValidationError) and cause.errors()[0]["loc"]:
+        return str(explain(cause))
+    if isinstance(cause, ValidationError) and error.argument:
+        return f"{error.argument.name}: {cause.errors()[0]['msg']}"
+    return " ".join(str(error).split())
+
+
 @app.meta.default
 def launch(*tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)]) -> int:
     """Run one command.
@@ -216,11 +228,12 @@ def launch(*tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=Tr
         The exit status.
     """
     try:
-        command, bound, _ = app.parse_args(tokens, exit_on_error=False)
+        command, bound, _ = app.parse_args(tokens, exit_on_error=False, print_error=False)
         if hasattr(command, "with_options"):  # a flow
             return _run_flow(command, bound, Settings())
         command(*bound.args, **bound.kwargs)
-    except CycloptsError:  # it has said what is wrong with the command line
+    except CycloptsError as error:
+        print(f"normscope: {_explain(error)}", file=sys.stderr)
         return 2
     except NormscopeError as error:
         print(f"normscope: {error}", file=sys.stderr)

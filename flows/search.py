@@ -11,10 +11,11 @@ import flows.shared.environment  # noqa: F401 -- sets variables, before the rest
 from flows.shared.reports import publish
 from flows.shared.settings import load_settings
 from flows.shared.tasks import resumable
+from flows.shared.train_form import TrainForm, choose_settings
 from pipeline.io.storage import join
 from training import search as tuning
 from training.cluster.connection import Share
-from training.presets import Preset, load_preset
+from training.presets import Preset
 
 
 @flow(name="search")
@@ -30,7 +31,7 @@ def search(
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1,
     gpus_per_worker: Annotated[float, Field(ge=0, le=1)] = 0,
     seed: Annotated[int, Field(ge=0)] = 0,
-    changes: dict[str, str] | None = None,
+    train: TrainForm | None = None,
 ) -> tuning.SearchResult:
     """Choose hyperparameters by the few labelled anomalies of the validation split.
 
@@ -50,12 +51,11 @@ def search(
         cpus_per_worker: Cores of each trial.
         gpus_per_worker: 1 for a GPU for each trial; with a part of one several share it.
         seed: Of the trials and of what they draw.
-        changes: Settings that differ from the preset, as in `normscope train`.
+        train: Settings that differ from the preset; what is left empty stays as it is there.
     """
     settings = load_settings()
-    weights = {"loss__vgg_weights": vgg_weights} if vgg_weights else {}
     found = resumable(tuning.search)(
-        load_preset(preset, seed=seed, **weights, **(changes or {})),
+        choose_settings(preset, train, seed=seed, vgg_weights=vgg_weights),
         dataset_url=dataset,
         storage_url=storage or join(str(settings.home), "search"),
         tracking_uri=settings.mlflow_tracking_uri,

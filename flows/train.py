@@ -12,9 +12,10 @@ from flows.shared.progress import progress
 from flows.shared.reports import publish
 from flows.shared.settings import load_settings
 from flows.shared.tasks import resumable
+from flows.shared.train_form import TrainForm, choose_settings
 from pipeline.io.storage import join
 from training.cluster.connection import Placement, Share
-from training.presets import Preset, load_preset
+from training.presets import Preset
 from training.train import TrainedModel, train_and_register
 
 
@@ -33,7 +34,7 @@ def train(
     gpus_per_worker: Annotated[float, Field(ge=0, le=1)] = 0,
     placement: Placement = "PACK",
     seed: Annotated[int, Field(ge=0)] = 0,
-    changes: dict[str, str] | None = None,
+    train: TrainForm | None = None,
 ) -> TrainedModel:
     """Train on a dataset's normal images and register the result as challenger.
 
@@ -58,19 +59,12 @@ def train(
         placement: Workers on few nodes (PACK, STRICT_PACK for one) or on many (SPREAD,
             STRICT_SPREAD for one each).
         seed: Of weights, order and augmentation.
-        changes: Settings that differ from the preset, a dotted path with `__` for the dot:
-            `--changes.optimiser__learning_rate 1e-4`. Two to four times as fast, at losses within
-            a thousandth: `--changes.precision bf16`, or `bf16_features` for VGG19 alone. Other
-            switches: `--changes.acceleration__compiles_steps true`, and those beside it in
-            `training.settings.AccelerationSettings`. The paper's ablation adds terms in training:
-            of pixels, `--changes.l1_weight 1`; of a discriminator,
-            `--changes.adversarial__weight 0.1`.
+        train: Settings that differ from the preset; what is left empty stays as it is there.
     """
     settings = load_settings()
-    weights = {"loss__vgg_weights": vgg_weights} if vgg_weights else {}
     with progress("Steps") as advance:
         trained = resumable(train_and_register)(
-            load_preset(preset, seed=seed, **weights, **(changes or {})),
+            choose_settings(preset, train, seed=seed, vgg_weights=vgg_weights),
             dataset_url=dataset,
             storage_url=storage or join(str(settings.home), "training"),
             tracking_uri=settings.mlflow_tracking_uri,

@@ -9,22 +9,35 @@ presets measure them on the training images.
 
 `tiles-256` and `radiographs-256` go on where these end, and are not tuned: the layers by
 `training.networks.vgg.layer_at`, latents of 1/48 (as for tiles of 64 px) and 1/1024 of an image's
-values, smaller batches at the larger resolutions. With `growth__final_resolution=128` they end at
-128 px.
+values, smaller batches at the larger resolutions. They end at 128 px with a
+`growth.final_resolution` of 128.
 """
 
 from __future__ import annotations
 
-import json
 import re
+from collections.abc import Mapping
+from inspect import cleandoc
 from types import MappingProxyType
-from typing import Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
 
-from pydantic import ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    create_model,
+)
+from pydantic.fields import FieldInfo
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, ErrorDetails
 
 from pipeline.errors import SettingsError
 from training.networks.vgg import layer_at
-from training.settings import TrainSettings
+from training.settings import GrowthSettings, TrainSettings
 
 _NIH_LAYERS: Final = {8: {"relu1_2": 1}, 16: {"relu2_2": 1}, 32: {"relu3_2": 1}}
 _NIH_GROWTH: Final = {"initial_resolution": 8, "final_resolution": 64}
@@ -145,7 +158,6 @@ _PRESETS: Final[MappingProxyType[str, dict[str, Any]]] = MappingProxyType(
     }
 )
 PRESETS: Final = tuple(_PRESETS)
-_KIND: Final = re.compile(r"int|float|str|bool|(constrained|function)-.*|\w+\[.*\]")
 Preset: TypeAlias = Literal[
     "demo",
     "quick",
@@ -158,59 +170,168 @@ Preset: TypeAlias = Literal[
     "radiographs-256",
 ]
 
+_TERM: Final = r"(\d+(\.\d+)?\*)?relu[1-5]_[1-4]"
+LayerSum: TypeAlias = Annotated[str, Field(pattern=rf"^{_TERM}(\+{_TERM})*$")]
+_LISTS: Final[Mapping[str, Any]] = {
+    "network.channels": tuple[PositiveInt, ...],
+    "growth.fade_in_iterations": tuple[NonNegativeInt, ...],
+    "growth.stabilize_iterations": tuple[NonNegativeInt, ...],
+    "growth.batch_sizes": tuple[PositiveInt, ...],
+    "loss.layers": tuple[LayerSum, ...],
+}
+"""What people type for settings that hold an entry for each resolution."""
+_OPTIONS: Final = frozenset({"seed", "loss.vgg_weights"})  # parameters of the flows
+_KIND: Final = re.compile(r"int|float|str|bool|(constrained|function)-.*|\w+\[.*\]")
 
-def load_preset(name: str, **changes: Any) -> TrainSettings:
+
+class _Form(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """Show each field by its type alone: leaving it empty is what None stands for."""
+        schema = handler(core)
+        for shown in handler.resolve_ref_schema(schema)["properties"].values():
+            shown.update(shown.pop("anyOf")[0])
+            shown.pop("default")
+            if shown.get("type") == "boolean":  # a switch would show "empty" as "off"
+                shown["enum"] = [True, False]
+        return schema
+
+
+def _make_form(settings: type[BaseModel], above: str = "") -> Any:
+    """Derive a model of the same fields, all of them optional, from a model of settings."""
+    fields: dict[str, Any] = {}
+    for name, field in settings.model_fields.items():
+        path = above + name
+        kind: Any = field.annotation
+        if path in _OPTIONS:
+            continue
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            text, kind = kind.__doc__, _make_form(kind, f"{path}.")
+        else:
+            text = f"{field.description} Default: {_describe_default(path, field)}."
+            kind = _LISTS.get(path) or (
+                Annotated[kind, *field.metadata] if field.metadata else kind
+            )
+        fields[name] = (kind | None, Field(default=None, description=text and cleandoc(text)))
+    name = settings.__name__.removesuffix("Settings")
+    return create_model(name, __base__=_Form, __doc__=settings.__doc__, **fields)
+
+
+def _describe_default(path: str, field: FieldInfo) -> str:
+    group, _, name = path.rpartition(".")
+    is_preset = any(name in (each.get(group, {}) if group else each) for each in _PRESETS.values())
+    if field.is_required():
+        return "the preset's"
+    value = "none" if field.default is None else field.default
+    return f"the preset's, or {value}" if is_preset else str(value)
+
+
+if TYPE_CHECKING:
+    TrainChanges = BaseModel
+else:
+    TrainChanges = _make_form(TrainSettings)
+
+
+def load_preset(name: str, *changes: BaseModel | Mapping[str, Any] | None) -> TrainSettings:
     """Make settings from a preset.
 
     Args:
         name: One of `PRESETS`.
-        changes: Settings to change; a dotted path with `__` for the dot, such as
-            `loss__vgg_weights="vgg19.pth"`. A text that begins with `{` or `[`, and `null`, is
-            JSON, for command lines: `loss__layers='{"16": {"relu1_2": 1}}'`.
+        *changes: Settings that differ from the preset, nested as `TrainSettings` is, or a
+            `TrainChanges`; later ones win.
 
     Raises:
         SettingsError: If there is no such preset or setting, or they contradict each other.
 
     Example:
-        >>> load_preset("nih-subset-paper", seed=3, growth__batch_sizes=64).growth.batch_sizes
+        >>> load_preset("nih-subset-paper", {"growth": {"batch_sizes": 64}}).growth.batch_sizes
         64
+        >>> load_preset("demo", TrainChanges(loss={"layers": ["relu1_1"]})).loss.layers
+        {16: {'relu1_1': 1.0}, 32: {'relu1_1': 1.0}}
     """
     if name not in _PRESETS:
         raise SettingsError(name, "no such preset", f"Choose {', '.join(PRESETS)}")
     content = dict(_PRESETS[name])
-    for path, value in changes.items():
-        *parents, last = path.split("__")
-        inner = content
-        for parent in parents:
-            inner[parent] = dict(inner.get(parent, {}))
-            inner = inner[parent]
-        is_json = isinstance(value, str) and (value[:1] in {"{", "["} or value == "null")
-        inner[last] = _parse(path, value) if is_json else value
+    for each in changes:
+        given = each.model_dump(exclude_none=True) if isinstance(each, BaseModel) else each or {}
+        for group, value in given.items():
+            is_group = isinstance(value, Mapping) and isinstance(content.get(group, {}), Mapping)
+            content[group] = {**content.get(group, {}), **value} if is_group else value
     try:
-        return TrainSettings.model_validate(content)
+        return TrainSettings.model_validate(_read_lists(content))
     except ValidationError as error:
-        raise _explain(error, name) from error
+        raise explain(error) from error
+    except ValueError as error:  # resolutions that do not double
+        raise SettingsError("growth", str(error), "Change one of the two") from error
 
 
-def _explain(error: ValidationError, preset: str) -> SettingsError:
-    """One error for the first setting that is wrong, with all that it could be instead."""
+def _read_lists(content: dict[str, Any]) -> dict[str, Any]:
+    """Turn the lists of a form into what settings hold: an entry for each resolution."""
+    read = {group: dict(value) for group, value in content.items() if isinstance(value, Mapping)}
+    growth = read.get("growth", {}).items()
+    span = {name: value for name, value in growth if name.endswith("_resolution")}
+    resolutions = GrowthSettings.model_validate(span).resolutions()
+    for path in _LISTS:
+        group, _, name = path.partition(".")
+        values = read.get(group, {}).get(name)
+        if not isinstance(values, list | tuple):
+            continue
+        if name == "channels":  # are not by resolution: the network counts from the finest
+            read[group][name] = values[0] if len(values) == 1 else values
+            continue
+        keys = resolutions[1:] if name.startswith("fade_in") else resolutions
+        entries = [_read_sum(text) for text in values] if name == "layers" else list(values)
+        entries *= len(keys) if len(entries) == 1 else 1
+        if len(entries) != len(keys):
+            problem = f"{len(entries)} entries for {len(keys)} resolutions, {keys} px"
+            raise SettingsError(path, problem, "Give one for all of them, or one for each")
+        read[group][name] = dict(zip(keys, entries, strict=True))
+    return {**content, **read}
+
+
+def _read_sum(text: str) -> dict[str, float]:
+    """Read layers and weights from a sum such as `relu1_2+0.5*relu2_1`."""
+    terms = (term.rpartition("*") for term in text.split("+"))
+    return {layer: float(weight or 1) for weight, _, layer in terms}
+
+
+def write_sums(settings: TrainSettings) -> list[str]:
+    """Write the compared layers as `--train.loss.layers` takes them, ascending by resolution."""
+    return [
+        "+".join(f"{weight:g}*{layer}" if weight != 1 else layer for layer, weight in each.items())
+        for each in (settings.loss.layers[side] for side in settings.growth.resolutions())
+    ]
+
+
+def explain(error: ValidationError) -> SettingsError:
+    """Make one error of the first setting that is wrong, with all that it could be instead.
+
+    Args:
+        error: Refusal of a `TrainSettings` or a `TrainChanges`.
+    """
     found = [(_name_setting(each["loc"]), each) for each in error.errors()]
     where, first = found[0]
-    wanted = [each["msg"].removeprefix("Value error, ") for place, each in found if place == where]
+    wanted = [_say(each) for place, each in found if place == where]
     if not where:
-        return SettingsError(f"preset {preset} as changed", wanted[0], "Change it otherwise")
+        return SettingsError("settings", wanted[0], "Change one of the two")
     given = f"{first['input']!r} will not do ({'; or: '.join(dict.fromkeys(wanted))})"
-    return SettingsError(where, given, f"Give it as `--changes.{where.replace('.', '__')} VALUE`")
+    option = where.replace("_", "-")
+    if first["type"] == "extra_forbidden":
+        return SettingsError(where, "no such setting", "`normscope train --help` lists all of them")
+    return SettingsError(where, given, f"Give another value by `--train.{option}`")
+
+
+def _say(wrong: ErrorDetails) -> str:
+    if wrong["type"] == "string_pattern_mismatch":  # only layers have a pattern
+        return "not a layer such as relu3_1, nor a sum such as relu1_2+0.5*relu2_1"
+    return wrong["msg"].removeprefix("Value error, ")
 
 
 def _name_setting(place: tuple[int | str, ...]) -> str:
     """A setting's dotted path, without what pydantic adds to tell the kinds of a value apart."""
-    named = [str(part) for part in place]
+    named = [str(part) for part in place if isinstance(part, str)]
     return ".".join(part for part in named if not _KIND.fullmatch(part))
-
-
-def _parse(path: str, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise SettingsError(path, f"not JSON ({error}): {text}", "Correct the setting") from error

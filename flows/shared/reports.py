@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pipeline.images.ingest import ImageIngestReport
 from pipeline.ingest.run import IngestReport
 from pipeline.io.storage import join
 from pipeline.records import ManifestEntry
+from training.presets import write_sums
 from training.registry.champion import LedgerReport, RollbackReport
 from training.registry.lineage import Lineage
 from training.registry.promotion import PromotionReport
@@ -253,8 +253,8 @@ def _(report: SearchResult) -> str:
             "",
             "To train with the best, add to `normscope train`:",
             "",
-            f"    --changes.optimiser__learning_rate {best.optimiser.learning_rate:.6g}",
-            f"    --changes.network__latent_channels {best.network.latent_channels}",
-            f"    --changes.loss__layers '{json.dumps(best.loss.layers)}'",
+            f"    --train.optimiser.learning-rate {best.optimiser.learning_rate:.6g}",
+            f"    --train.network.latent-channels {best.network.latent_channels}",
+            f"    --train.loss.layers {' '.join(write_sums(best))}",
         ]
     )

@@ -17,16 +17,16 @@ from pipeline.io import storage
 from pipeline.store.dataset import open_dataset
 from pipeline.synthetic import write_xrays
 from training.evaluation.metrics import measure_auroc
+from training.presets import TrainChanges
 
 pytestmark = [pytest.mark.slow, pytest.mark.s3]
 
 # A minute's work: two resolutions of a small network on a few hundred images.
-CHANGES = {
-    "growth__stabilize_iterations": "12",
-    "growth__fade_in_iterations": "6",
-    "checkpoint_every": "10",
-    "validate_every": "12",
-}
+CHANGES = TrainChanges(
+    growth={"stabilize_iterations": [12], "fade_in_iterations": [6]},
+    checkpoint_every=10,
+    validate_every=12,
+)
 
 
 @pytest.mark.usefixtures("prefect_server")
@@ -45,7 +45,7 @@ def test_the_chain_on_s3(
         preset="demo",
         model_name="xrays-on-s3",
         storage=f"{real_s3_url}/training",
-        changes=CHANGES,
+        train=CHANGES,
     )
     assert trained.checkpoint_url.startswith(real_s3_url)
     assert storage.list_objects(trained.checkpoint_url)
@@ -54,7 +54,7 @@ def test_the_chain_on_s3(
         preset="demo",
         model_name="xrays-on-s3",
         storage=f"{real_s3_url}/training",
-        changes=CHANGES,
+        train=CHANGES,
     )
     assert (again.version, again.run_id) == (trained.version, trained.run_id)
 

@@ -34,7 +34,7 @@ pytestmark = [
 SECRET = "c3" * 32
 KEY = PseudonymKey.parse(SECRET)
 MODEL = "films-of-persons"
-A_MOMENT = {"growth__stabilize_iterations": "1", "growth__fade_in_iterations": "1"}
+A_MOMENT = ("--train.growth.stabilize-iterations", "1", "--train.growth.fade-in-iterations", "1")
 
 
 @pytest.fixture
@@ -56,12 +56,11 @@ def surroundings(prefect_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def run_chain(films: Path, pngs: Path, made: Path) -> list[int]:
     """The commands in turn, and their exit statuses."""
     table, dataset, size = str(films / "labels.csv"), str(made / "films.zarr"), ("--size-px", "32")
-    changes = [part for name, value in A_MOMENT.items() for part in (f"--changes.{name}", value)]
     grey = ("--modality", "radiograph", "--colour", "grey")
     model = ("--model-name", MODEL)
     commands = [
         ("ingest", "xrays", str(films), dataset, "--table", table, *size),
-        ("train", dataset, "--preset", "demo", *model, *changes),
+        ("train", dataset, "--preset", "demo", *model, *A_MOMENT),
         ("promote", MODEL, dataset),
         ("score", str(films), str(made / "scores"), *model, "--labels", table),
         ("ingest", "xrays", str(pngs), str(made / "pngs.zarr"), *size),

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
+from pydantic import BaseModel
 
 from pipeline.errors import SettingsError
 from training.learning.state import build_autoencoder
 from training.networks.growth import total_iterations
 from training.networks.vgg import IMAGE
-from training.presets import PRESETS, Preset, load_preset
+from training.presets import PRESETS, Preset, TrainChanges, load_preset, write_sums
 from training.settings import TrainSettings, flatten
 
 
@@ -46,7 +47,7 @@ def test_paper_presets_hold_the_published_numbers(
 
 def test_changes_reach_nested_settings_and_leave_the_preset_alone() -> None:
     before = load_preset("demo")
-    changed = load_preset("demo", seed=5, loss__vgg_seed=9)
+    changed = load_preset("demo", {"seed": 5, "loss": {"vgg_seed": 9}})
     assert (changed.seed, changed.loss.vgg_seed) == (5, 9)
     assert changed.loss.layers == before.loss.layers
     assert load_preset("demo") == before
@@ -56,34 +57,41 @@ def test_unknown_presets_and_settings_are_refused() -> None:
     with pytest.raises(SettingsError, match=r"camelyon17: no such preset\. Choose demo"):
         load_preset("camelyon17")
     with pytest.raises(SettingsError, match=r"growth\.batchsize"):
-        load_preset("demo", growth__batchsize=3)
+        load_preset("demo", {"growth": {"batchsize": 3}})
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"growth__final_resolution": 48}, "doubling 16 px never meets 48 px"),
-        ({"network__latent_resolution": 32, "network__channels": 4}, "begins at 32 px"),
-        ({"loss__layers": {16: {"relu1_2": 1}}}, "nothing of 32 px"),
-        ({"loss__layers": {16: {"relu9_2": 1}, 32: {"relu1_2": 1}}}, "no layer 'relu9_2'"),
-        ({"images__crop_px": 20}, "20 px, less than growth.final_resolution 32 px"),
-        ({"network__channels": (4, 4)}, "2 channel counts for 3 resolutions"),
-        ({"loss__vgg_width": 12}, "multiple of 8"),
+        ({"growth": {"final_resolution": 48}}, "doubling 16 px never meets 48 px"),
+        ({"network": {"latent_resolution": 32, "channels": 4}}, "begins at 32 px"),
+        ({"loss": {"layers": {16: {"relu1_2": 1}}}}, "nothing of 32 px"),
+        ({"loss": {"layers": {16: {"relu9_2": 1}, 32: {"relu1_2": 1}}}}, "no layer 'relu9_2'"),
+        ({"images": {"crop_px": 20}}, "20 px, less than growth.final_resolution 32 px"),
+        ({"network": {"channels": (4, 4)}}, "2 channel counts for 3 resolutions"),
+        ({"loss": {"vgg_width": 12}}, "multiple of 8"),
         ({"seed": -3}, "seed: -3 will not do .*greater than or equal to 0"),
-        ({"optimiser__learning_rate": float("inf")}, "learning_rate: inf will not do .*finite"),
-        ({"growth__batch_sizes": "many"}, "growth.batch_sizes: 'many' .*integer.*; or: .*dict"),
-        ({"network__channels": "[4, 0]"}, r"network.channels.*`--changes.network__channels.* V"),
+        ({"optimiser": {"learning_rate": float("inf")}}, "learning_rate: inf will not .*finite"),
+        ({"growth": {"batch_sizes": "many"}}, "growth.batch_sizes: 'many' .*integer.*; or: .*dict"),
+        ({"network": {"channels": (4, 0)}}, r"network.channels.*`--train.network.channels`"),
+        ({"network": "residual9"}, "network: 'residual9' will not do"),
+        (
+            {"loss": {"layers": ("relu1_2",) * 3}},
+            r"loss.layers: 3 entries for 2 res.*\(16, 32\) px",
+        ),
+        ({"growth": {"fade_in_iterations": (9, 9)}}, "2 entries for 1 resolutions"),
+        ({"loss": {"layers": ("relu1_3",)}}, "no layer 'relu1_3'"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(
     changes: dict[str, object], message: str
 ) -> None:
     with pytest.raises(SettingsError, match=message):
-        load_preset("demo", **changes)
+        load_preset("demo", changes)
 
 
 def test_pixels_count_as_one_more_layer() -> None:
-    settings = load_preset("demo", loss__pixel_weight=0.5)
+    settings = load_preset("demo", {"loss": {"pixel_weight": 0.5}})
     assert settings.loss.weights_by_resolution()[16] == {IMAGE: 0.5, "relu1_2": 1.0}
     assert settings.loss.layer_names() == ("relu1_2", "relu2_1")
 
@@ -98,20 +106,56 @@ def test_the_form_offers_every_preset() -> None:
     assert get_args(Preset) == PRESETS
 
 
-def test_a_mapping_can_be_given_as_json() -> None:
-    layers = '{"16": {"relu1_1": 1}, "32": {"relu2_1": 1}}'
-    assert load_preset("demo", loss__layers=layers).loss.layers[16] == {"relu1_1": 1.0}
-    with pytest.raises(SettingsError, match=r"loss__layers: not JSON .*: \{16"):
-        load_preset("demo", loss__layers="{16")
-
-
-def test_lists_and_nothing_can_be_given_as_json() -> None:
-    changed = load_preset(
-        "demo",
-        network__channels="[4, 8, 16]",
-        optimiser__betas="[0.5, 0.99]",
-        loss__feature_statistics="null",
+def test_lists_of_a_form_are_read_by_resolution() -> None:
+    form = TrainChanges(
+        network={"channels": [4, 8, 16]},
+        growth={"stabilize_iterations": [5, 7], "fade_in_iterations": [3], "batch_sizes": [9]},
+        loss={"layers": ["relu1_1", "relu1_2+0.5*relu2_1"]},
     )
+    changed = load_preset("demo", form)
     assert changed.network.channels == (4, 8, 16)
-    assert changed.optimiser.betas == (0.5, 0.99)
-    assert changed.loss.feature_statistics is None
+    assert changed.growth.stabilize_iterations == {16: 5, 32: 7}
+    assert changed.growth.fade_in_iterations == {32: 3}
+    assert changed.growth.batch_sizes == {16: 9, 32: 9}
+    assert changed.loss.layers == {16: {"relu1_1": 1.0}, 32: {"relu1_2": 1.0, "relu2_1": 0.5}}
+    assert write_sums(changed) == ["relu1_1", "relu1_2+0.5*relu2_1"]
+
+
+def test_a_form_changes_nothing_but_what_is_filled_in() -> None:
+    for name in PRESETS:
+        assert load_preset(name, TrainChanges(), None) == load_preset(name)
+    changed = load_preset("quick", TrainChanges(images={"flips_at_random": False}))
+    assert not changed.images.flips_at_random
+    assert changed.growth == load_preset("quick").growth
+
+
+def _list_fields(model: type[BaseModel]) -> dict[str, dict[str, Any]]:
+    """Every setting by its dotted path, as the schema describes it."""
+    schema = model.model_json_schema()
+    found: dict[str, dict[str, Any]] = {}
+    for name, field in schema["properties"].items():
+        if "$ref" in field:
+            inner = schema["$defs"][field["$ref"].rpartition("/")[2]]["properties"]
+            found |= {f"{name}.{below}": each for below, each in inner.items()}
+        else:
+            found[name] = field
+    return found
+
+
+def test_every_setting_is_a_typed_and_documented_field_of_the_form() -> None:
+    fields = _list_fields(TrainChanges)
+    assert fields.keys() == _list_fields(TrainSettings).keys() - {"seed", "loss.vgg_weights"}
+    for field in fields.values():
+        kind = field["items"]["type"] if field["type"] == "array" else field["type"]
+        assert kind in {"boolean", "integer", "number", "string"}  # nothing is typed as JSON
+        assert " Default: " in field["description"]
+        assert not field["description"].startswith((" ", "None"))
+
+
+def test_a_form_says_where_defaults_come_from() -> None:
+    described = TrainChanges.model_json_schema()["$defs"]
+    rate = described["Optimiser"]["properties"]["learning_rate"]["description"]
+    assert rate.endswith("Default: the preset's, or 0.001.")
+    assert described["Optimiser"]["properties"]["beta1"]["description"].endswith("Default: 0.9.")
+    assert "seed" not in TrainChanges.model_fields  # `--seed` and `--vgg-weights` are flows' own
+    assert "vgg_weights" not in described["Loss"]["properties"]

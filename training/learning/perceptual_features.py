@@ -35,7 +35,7 @@ def prepare_features(settings: TrainSettings, dataset: Dataset) -> VggFeatures:
     features = load_vgg(
         loss.vgg_weights,
         layers=loss.layer_names(),
-        statistics=None if loss.feature_statistics == MEASURE else loss.feature_statistics,
+        statistics=loss.statistics_file,
         seed=loss.vgg_seed,
         width=loss.vgg_width,
     )

@@ -149,7 +149,9 @@ def last_state(stages: Sequence[Stage]) -> GrowthState:
 def _at(resolution: int, values: PerResolution, name: str, minimum: int = 0) -> int:
     value = values if isinstance(values, int) else values.get(resolution)
     if value is None:
-        raise ValueError(f"{name} says nothing of {resolution} px: add an entry for it")
+        raise ValueError(
+            f"{name} says nothing of {resolution} px: give one value for all, or one for each"
+        )
     if value < minimum:
         raise ValueError(f"{name} is {value} at {resolution} px: give at least {minimum}")
     return value

@@ -72,5 +72,5 @@ def test_presets_beyond_64_px_take_a_layer_for_each_resolution(name: str) -> Non
     sides = settings.growth.resolutions()
     assert sides[-1] == 256
     assert [list(settings.loss.layers[side]) for side in sides] == [[layer_at(s)] for s in sides]
-    smaller = load_preset(name, growth__final_resolution=128)
+    smaller = load_preset(name, {"growth": {"final_resolution": 128}})
     assert smaller.growth.resolutions() == sides[:-1]
