@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import combinations_with_replacement
 from typing import Any, Final, Literal, TypeAlias
 
 import imagehash
@@ -30,7 +31,7 @@ Texts: TypeAlias = Sequence[str] | NDArray[Any]
 MAX_DISTANCE_BITS: Final = 24
 _HASH_SIDE: Final = 16
 _WORDS: Final = _HASH_SIDE**2 // 64
-_BLOCK: Final = 1024  # rows compared at once: 1024 x 1024 pairs of words are 8 MiB
+_BLOCK: Final = 512  # hashes compared at once: 512 x 512 pairs take 10 MiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,19 +142,38 @@ def _crossing(set_of: NDArray[np.integer[Any]], groups: NDArray[Any]) -> list[ND
     return sorted(crossing, key=lambda members: int(members[0]))
 
 
+class _Sets:
+    """Disjoint sets of numbers from 0 on (union-find with path halving)."""
+
+    def __init__(self, count: int) -> None:
+        self._parents = list(range(count))
+
+    def find(self, number: int) -> int:
+        """Find the number that stands for a number's set."""
+        parents = self._parents
+        while (parent := parents[number]) != number:
+            parents[number] = number = parents[parent]
+        return number
+
+    def join(self, one: int, other: int) -> None:
+        """Unite the sets of two numbers."""
+        self._parents[self.find(other)] = self.find(one)
+
+
 def _cluster(hashes: Hashes, max_distance_bits: int) -> NDArray[np.integer[Any]]:
-    """A number for each hash; equal for hashes linked by steps of at most the distance."""
+    """Number each hash; equal for hashes linked by steps of at most the distance."""
     distinct, index = np.unique(hashes, axis=0, return_inverse=True)
-    links = [np.zeros((2, 0), np.intp), *_link(distinct, max_distance_bits)]
-    one, other = np.concatenate(links, axis=1)
-    size = len(distinct)
-    graph = coo_array((np.ones(len(one), bool), (one, other)), shape=(size, size))
-    cluster_of: NDArray[np.integer[Any]] = connected_components(graph, directed=False)[1]
+    sets = _Sets(len(distinct))
+    for bucket in _find_buckets(distinct, max_distance_bits):
+        first = sets.find(bucket[0])
+        if any(sets.find(number) != first for number in bucket):
+            _join_near(distinct[bucket], bucket, max_distance_bits, sets)
+    cluster_of = np.array([sets.find(number) for number in range(len(distinct))], np.intp)
     return cluster_of[index.ravel()]
 
 
-def _link(distinct: Hashes, max_distance_bits: int) -> Iterator[NDArray[np.intp]]:
-    """Pairs (2, pairs) of hashes within the distance, found band by band."""
+def _find_buckets(distinct: Hashes, max_distance_bits: int) -> Iterator[list[int]]:
+    """Yield the hashes that share a band, for each band, where they are two or more."""
     bits = np.unpackbits(np.ascontiguousarray(distinct).view(np.uint8), axis=1)
     bands = max_distance_bits + 1
     for start in range(bands):
@@ -164,20 +184,23 @@ def _link(distinct: Hashes, max_distance_bits: int) -> Iterator[NDArray[np.intp]
         order = np.argsort(key, kind="stable")
         for bucket in np.split(order, np.flatnonzero(np.diff(key[order])) + 1):
             if len(bucket) > 1:
-                yield from _compare(distinct, bucket, max_distance_bits)
+                yield bucket.tolist()
 
 
-def _compare(
-    distinct: Hashes, bucket: NDArray[np.intp], max_distance_bits: int
-) -> Iterator[NDArray[np.intp]]:
-    for start in range(0, len(bucket), _BLOCK):
-        one = bucket[start : start + _BLOCK]
-        for after in range(start, len(bucket), _BLOCK):
-            other = bucket[after : after + _BLOCK]
-            apart = np.zeros((len(one), len(other)), np.uint16)
-            for word in range(_WORDS):
-                apart += np.bitwise_count(distinct[one, word, None] ^ distinct[None, other, word])
-            at_one, at_other = np.nonzero(apart <= max_distance_bits)
-            is_pair = one[at_one] < other[at_other]
-            if is_pair.any():
-                yield np.stack([one[at_one][is_pair], other[at_other][is_pair]])
+def _join_near(hashes: Hashes, numbers: list[int], max_distance_bits: int, sets: _Sets) -> None:
+    """Join those of a bucket that are within the distance; memory is that of one block of pairs."""
+    for start, after in combinations_with_replacement(range(0, len(numbers), _BLOCK), 2):
+        one, other = hashes[start : start + _BLOCK], hashes[after : after + _BLOCK]
+        apart = np.zeros((len(one), len(other)), np.uint16)
+        for word in range(_WORDS):
+            apart += np.bitwise_count(one[:, word, None] ^ other[:, word])
+        is_near = apart <= max_distance_bits
+        near, near_other = np.nonzero(np.triu(is_near, 1) if start == after else is_near)
+        nodes = [*numbers[start : start + _BLOCK], *numbers[after : after + _BLOCK]]
+        pairs = near, near_other + len(one)
+        if len(near) > len(nodes):  # as many links as nodes are enough
+            graph = coo_array((np.ones(len(near), bool), pairs), shape=(len(nodes), len(nodes)))
+            set_of = connected_components(graph, directed=False)[1]
+            pairs = np.unique(set_of, return_index=True)[1][set_of], np.arange(len(nodes))
+        for at, other_at in zip(*pairs, strict=True):
+            sets.join(nodes[at], nodes[other_at])

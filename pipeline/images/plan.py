@@ -11,6 +11,7 @@ import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from pipeline.dicom.grey import Voi
+from pipeline.dicom.parse import MAX_FILE_BYTES
 from pipeline.errors import AbsentError, SettingsError, SourceError
 from pipeline.images.decode import Resampling, is_grey
 from pipeline.images.reader import MEASURED_COLUMNS, ImageReader, decode_source, read_source
@@ -43,6 +44,7 @@ _DTYPE_OF_TYPE: Final[Mapping[type, np.dtype[Any]]] = {
 }
 _COLOUR_OF: Final[Mapping[int, Colour]] = {1: "grey", 3: "rgb"}
 _COLOUR_SAMPLE: Final = 32
+_SAMPLE_BYTES: Final = 32 * 2**20  # the sample is read where the plan is made, not on a worker
 _CHUNK_BYTES: Final = 16 * 2**20
 _SHARD_BYTES: Final = 256 * 2**20
 
@@ -207,7 +209,10 @@ def _decide_channels(images: Sequence[SourceImage], settings: ImageSettings) -> 
         return 1 if settings.colour == "grey" else 3
     count = min(len(images), _COLOUR_SAMPLE)
     sample = [images[at] for at in np.linspace(0, len(images) - 1, count).astype(int)]
-    seen = [grey for image in sample if (grey := _looks_grey(image)) is not None]
+    for max_bytes in (_SAMPLE_BYTES, MAX_FILE_BYTES):  # large files only where all are large
+        seen = [grey for image in sample if (grey := _looks_grey(image, max_bytes)) is not None]
+        if seen:
+            break
     channels = 3 if seen and seen.count(False) * 2 >= len(seen) else 1
     if channels == 3 and settings.equalize:
         raise SettingsError(
@@ -218,10 +223,10 @@ def _decide_channels(images: Sequence[SourceImage], settings: ImageSettings) -> 
     return channels
 
 
-def _looks_grey(image: SourceImage) -> bool | None:
+def _looks_grey(image: SourceImage, max_bytes: int) -> bool | None:
     """Whether an image has no colour; None where it cannot be read, which the ingest reports."""
     try:
-        return is_grey(decode_source(read_source(image), image.public_name))
+        return is_grey(decode_source(read_source(image, max_bytes=max_bytes), image.public_name))
     except (SourceError, AbsentError):
         return None
 

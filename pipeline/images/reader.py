@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.dicom.grey import Voi
-from pipeline.dicom.parse import is_dicom
+from pipeline.dicom.parse import MAX_FILE_BYTES, is_dicom
 from pipeline.dicom.pixels import decode_dicom
 from pipeline.errors import SourceError
 from pipeline.images.decode import Resampling, decode_image, prepare_image
@@ -95,22 +95,33 @@ class ImageReader:
         yield SourceRead((None,), measured, sha256(data).hexdigest())
 
 
-def read_source(source: SourceImage, scratch: Scratch | None = None) -> bytes:
+def read_source(
+    source: SourceImage, scratch: Scratch | None = None, *, max_bytes: int = MAX_FILE_BYTES
+) -> bytes:
     """Read a listed file; errors call it by its public name.
 
     Args:
-        source: As listed.
-        scratch: Where archives are unpacked; None for the usual place.
+        source: The file, as listed.
+        scratch: Folder where archives are unpacked; None for the usual one.
+        max_bytes: Refuse a larger file before it is read.
 
     Raises:
-        SourceError: It has changed since it was listed; or is gone, where it has a public name.
+        SourceError: It is too large, or has changed since it was listed; or is gone, where it has
+            a public name.
         AbsentError: It is gone.
         StorageError: It cannot be reached.
     """
     with calling_it(source.name) if source.name else nullcontext():
         if source.span_bytes is not None:
+            size = source.span_bytes[1] - source.span_bytes[0]
+            if size > max_bytes:
+                raise SourceError(
+                    source.public_name,
+                    f"{size} bytes, at most {max_bytes} are read",
+                    "Leave it out",
+                )
             return read_member(source.url, source.version, source.span_bytes, scratch)
-        data = read_bytes(source.url)
+        data = read_bytes(source.url, max_bytes=max_bytes)
         # Asked afterwards: whatever was read before this answer is what was planned.
         version = describe(source.url).version
     if version != source.version:

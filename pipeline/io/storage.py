@@ -25,7 +25,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, MemoryStore, S3Store
 from zarr.storage import ObjectStore, StorePath
 
-from pipeline.errors import AbsentError, DeniedError, StorageError
+from pipeline.errors import AbsentError, DeniedError, SourceError, StorageError
 from pipeline.io.atomic_files import Part, written_beside
 
 if TYPE_CHECKING:
@@ -237,18 +237,33 @@ def exists(url: str) -> bool:
     return False
 
 
-def read_bytes(url: str) -> bytes:
+def read_bytes(url: str, *, max_bytes: int | None = None) -> bytes:
     """Read one whole file.
 
+    Args:
+        url: URL of the file.
+        max_bytes: Refuse a file of more bytes before it is read; None reads any.
+
     Raises:
+        SourceError: It is larger.
         AbsentError: It does not exist.
         StorageError: It cannot be reached.
     """
     place = parse(url)
     with translated(url):
         if place.scheme == "file":
-            return Path(place.key).read_bytes()
-        return bytes(obstore.get(_objects(place.scheme, place.root), place.key).bytes())
+            with Path(place.key).open("rb") as file:
+                _check_size(url, os.fstat(file.fileno()).st_size, max_bytes)
+                return file.read()
+        # The answer begins with the size; the content is fetched after it.
+        answer = obstore.get(_objects(place.scheme, place.root), place.key)
+        _check_size(url, answer.meta["size"], max_bytes)
+        return bytes(answer.bytes())
+
+
+def _check_size(url: str, size_bytes: int, max_bytes: int | None) -> None:
+    if max_bytes is not None and size_bytes > max_bytes:
+        raise SourceError(url, f"{size_bytes} bytes, at most {max_bytes} are read", "Leave it out")
 
 
 def read_range(url: str, start: int, stop: int) -> bytes:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import tracemalloc
 from collections import Counter
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -14,12 +16,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
 
+from pipeline.dicom.parse import MAX_FILE_BYTES
 from pipeline.errors import SettingsError, SourceError
 from pipeline.images.plan import ImageSettings, choose_shards, make_reader, plan_images
-from pipeline.images.reader import ImageReader
+from pipeline.images.reader import ImageReader, read_source
 from pipeline.ingest.plan import read_all
 from pipeline.ingest.run import IngestReport, ingest
-from pipeline.io.storage import describe, write_bytes
+from pipeline.io.storage import describe, read_bytes, write_bytes
 from pipeline.records import Label, Scalar, SourceImage
 from pipeline.runtime.engines import map_serially
 from pipeline.sources.images import list_images
@@ -109,6 +112,50 @@ def test_one_bad_file_is_named_and_the_rest_is_whole(tmp_path: Path) -> None:
     assert sorted(readable.tolist()) == ["000.png", "007.png"]
     unreadable = dataset.read_images(0, 8)[~dataset.column("readable")]
     assert not unreadable.any()
+
+
+def claim_bytes(path: Path, count: int) -> SourceImage:
+    """A file of so many zeros, which take no room on the disk."""
+    with path.open("wb") as file:
+        file.truncate(count)
+    return SourceImage(path.name, path.name, str(path), describe(str(path)).version)
+
+
+def test_a_file_that_is_too_large_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    slide = claim_bytes(tmp_path / "slide.tif", MAX_FILE_BYTES + 1)
+    tracemalloc.start()
+    with pytest.raises(SourceError, match="536870913 bytes, at most 536870912 are read"):
+        read_source(slide)
+    member = replace(slide, span_bytes=(512, MAX_FILE_BYTES + 513), name="a.tar/slide.tif")
+    with pytest.raises(SourceError, match=r"a\.tar/slide\.tif: 536870913 bytes"):
+        read_source(member)
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
+
+
+def test_an_object_that_is_too_large_is_refused_before_it_is_read() -> None:
+    write_bytes("memory://large/a.png", bytes(100))
+    assert len(read_bytes("memory://large/a.png", max_bytes=100)) == 100
+    with pytest.raises(SourceError, match="100 bytes, at most 99"):
+        read_bytes("memory://large/a.png", max_bytes=99)
+
+
+def test_no_large_file_is_read_to_tell_grey_from_colour(tmp_path: Path) -> None:
+    small = write_images(tmp_path / "in", 3, colour=True)
+    large = [claim_bytes(tmp_path / f"{n}.tif", 48 * 2**20) for n in range(9)]
+    tracemalloc.start()
+    plan = plan_images([*large, *small], SMALL, source="made")
+    assert tracemalloc.get_traced_memory()[1] < 8 * 2**20
+    tracemalloc.stop()
+    assert plan.spec.image_shape == (16, 16, 3)
+
+
+def test_where_all_files_are_large_they_tell_grey_from_colour(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.images.plan._SAMPLE_BYTES", 10)
+    images = write_images(tmp_path / "in", 3, colour=True)
+    assert plan_images(images, SMALL, source="made").spec.image_shape == (16, 16, 3)
 
 
 def test_every_store_gives_the_same_dataset(tmp_path: Path, store_url: str) -> None:
