@@ -67,14 +67,14 @@ def test_a_shifted_batch_raises_the_alarm_and_moves_no_threshold(tmp_path: Path)
     assert (again.new_count, again.results) == (0, report.results)
     assert report.drift.whole.state == "shifted"
     page = storage.read_bytes(f"{output}/worklist.html").decode()
-    assert "everything has shifted" in page
+    assert "all images have shifted" in page
     assert "The threshold is still that of the validation split" in page
     table = pq.read_table(BytesIO(storage.read_bytes(f"{output}/scores.parquet")))
     assert set(table["threshold"].to_pylist()) == {threshold}
     with get_client(sync_client=True) as client:
         only = ArtifactFilter.model_validate({"key": {"any_": ["drift"]}})
         (artifact,) = client.read_artifacts(artifact_filter=only)
-    assert "everything has shifted" in str(artifact.data)
+    assert "all images have shifted" in str(artifact.data)
     deadline = time.monotonic() + 30  # events travel by a queue
     while not count_events("normscope.scores.drifted") and time.monotonic() < deadline:
         time.sleep(0.2)

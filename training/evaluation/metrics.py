@@ -1,4 +1,4 @@
-"""How well scores tell anomalous images from normal ones: arrays in, numbers out."""
+"""Metrics of how well scores separate anomalous from normal images."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pipeline.records import Label
 
 
 def measure_auroc(scores: NDArray[np.floating[Any]], labels: NDArray[np.integer[Any]]) -> float:
-    """Area under the ROC curve; ties count half.
+    """Measure the area under the ROC curve; ties count half.
 
     Args:
-        scores: float (n,), higher = stranger.
+        scores: float (n,), higher is more anomalous.
         labels: int (n,), 0 normal or 1 anomalous.
 
     Raises:
@@ -32,10 +32,10 @@ def measure_auroc(scores: NDArray[np.floating[Any]], labels: NDArray[np.integer[
 def measure_average_precision(
     scores: NDArray[np.floating[Any]], labels: NDArray[np.integer[Any]]
 ) -> float:
-    """Area under the precision-recall curve, stepwise; its floor is the share of anomalies.
+    """Measure the stepwise area under the precision-recall curve; chance is the anomalies' share.
 
     Args:
-        scores: float (n,), higher = stranger.
+        scores: float (n,), higher is more anomalous.
         labels: int (n,), 0 normal or 1 anomalous.
 
     Raises:
@@ -46,7 +46,7 @@ def measure_average_precision(
 
 
 def check_scores(scores: NDArray[np.floating[Any]], labels: NDArray[np.integer[Any]]) -> None:
-    """Refuse what no curve can be drawn of.
+    """Refuse scores and labels that have no ROC curve.
 
     Raises:
         ValueError: The lengths differ, a class is missing, a label is unknown or a score is not

@@ -1,4 +1,4 @@
-"""Whether a challenger loses where only few images are: one view, one sex, one site."""
+"""Compare two models within subgroups of the images: one view, one sex, one site."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from training.evaluation.intervals import Interval, bootstrap_auroc_difference
 Floats: TypeAlias = NDArray[np.floating[Any]]
 
 SUBGROUP_COLUMNS: Final = ("view_position", "sex", "site", "scanner")
-"""Columns that divide images into subgroups, where a dataset has them."""
+"""Columns that divide images into subgroups, where a dataset has them. No built-in source writes
+`site` and `scanner`; a sample sheet may."""
 
 
 @dataclass(frozen=True)
 class SubgroupGain:
-    """What a subgroup gains by the challenger.
+    """Gain of the challenger over the champion within a subgroup.
 
     Args:
-        column: That divides.
-        value: Of it.
-        image_count: Images of known label.
-        gain: In AUROC, higher = better.
+        column: Column that divides the images.
+        value: Value of the column in this subgroup.
+        image_count: Number of images of known label.
+        gain: Challenger's AUROC minus the champion's.
     """
 
     column: str
@@ -36,15 +37,15 @@ class SubgroupGain:
 
     @property
     def name(self) -> str:
-        """As reasons and figures call it."""
+        """Name of the subgroup, `column=value`."""
         return f"{self.column}={self.value}"
 
     def has_fallen(self, margin: float) -> bool:
-        """Whether it is shown to lose more than the margin."""
+        """Whether the interval shows a loss of more than the margin."""
         return self.gain.high < -margin
 
     def seems_fallen(self, margin: float) -> bool:
-        """Whether the estimate loses more than the margin, shown or not."""
+        """Whether the estimate loses more than the margin, whatever the interval says."""
         return self.gain.estimate < -margin
 
 
@@ -55,14 +56,14 @@ def compare_subgroups(
     columns: Mapping[str, NDArray[Any]],
     **keywords: Any,
 ) -> Iterator[SubgroupGain]:
-    """Compare both versions within each subgroup that holds both labels.
+    """Compare two versions within each subgroup that has both labels.
 
     Args:
-        challenger_scores: float (n,), higher = stranger.
-        champion_scores: float (n,).
-        labels: int (n,), 0 or 1.
-        columns: Name -> (n,), each value a subgroup; empty values are none.
-        **keywords: `groups`, `level`, `draws` and `seed` of the bootstrap.
+        challenger_scores: float (n,), challenger's scores, higher is more anomalous.
+        champion_scores: float (n,), champion's scores of the same images.
+        labels: int (n,), 0 normal or 1 anomalous.
+        columns: Values of each image, (n,), by column; an empty text is no subgroup.
+        **keywords: Options `groups`, `level`, `draws` and `seed` of the bootstrap.
     """
     groups = keywords.pop("groups", None)
     for column, values in sorted(columns.items()):

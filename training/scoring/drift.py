@@ -1,15 +1,14 @@
-"""Whether a batch still lies where the champion's normals lay, by scores and embeddings. Pure.
+"""Detect drift: whether a batch still resembles the champion's normal images. Pure.
 
-Two things raise scores. Where scanner, stain or preparation change, everything moves, the most
-usual images too. Where more is strange, the usual images stay where they were and fewer of all
-are among them. So the usual part of a batch is compared with the usual part of the reference: by
-its shape (Kolmogorov and Smirnov) whether it has moved, then by the share over the threshold
-whether more is strange.
+Two things raise scores. A change of scanner, stain or preparation moves all scores, those of the
+most typical images too. More anomalies leave the typical images where they were. So the typical
+part of a batch is compared with the typical part of the reference: a Kolmogorov-Smirnov test tells
+whether it has moved, then the share over the threshold whether there are more anomalies.
 
-A network may reconstruct a new stain as well as the old one, and then no score says that anything
-is new. Embeddings do: of the same usual images, component by component, with Bonferroni's
-correction, the simplest of the tests that Rabanser et al. found to be among the best ("Failing
-Loudly", NeurIPS 2019, arXiv 1810.11953).
+A network may reconstruct a new stain as well as the old one; then the scores show no change, but
+the embeddings may. They are compared for the same typical images, each component by a
+Kolmogorov-Smirnov test with Bonferroni correction, one of the best tests in Rabanser et al.,
+"Failing Loudly", NeurIPS 2019, arXiv 1810.11953.
 """
 
 from __future__ import annotations
@@ -22,34 +21,35 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-State: TypeAlias = Literal["too_few", "steady", "shifted", "stranger"]
+State: TypeAlias = Literal["too_few", "stable", "shifted", "more_anomalies"]
 Floats: TypeAlias = NDArray[np.floating[Any]]
 
 FEWEST_IMAGES: Final = 30
-_LEVEL: Final = 0.01  # of all tests of a batch together
-_USUAL_SHARE: Final = 0.75  # of the reference that counts as its usual part
-_LEAST_USUAL: Final = 0.2  # of a batch; with less below, no share of strange ones explains it
-_LEAST_DISTANCE: Final = 0.1  # of Kolmogorov and Smirnov: smaller ones matter to nobody
-# Strange images that pass for usual move the embeddings too, at most by their share of the usual.
-# With three images of ten strange, up to 0.24 was seen; other slides of a laboratory, up to 0.15.
+_LEVEL: Final = 0.01  # significance level of all tests of a batch together
+_TYPICAL_SHARE: Final = 0.75  # share of the reference that counts as its typical part
+_LEAST_TYPICAL: Final = 0.2  # share of a batch; below that, anomalies alone do not explain it
+_LEAST_DISTANCE: Final = 0.1  # Kolmogorov-Smirnov distance of scores that matters in practice
+# Anomalies with low scores move the embeddings too, at most by their share of the typical part.
+# With 30 % anomalies up to 0.24 was seen; between slides of one laboratory, up to 0.15.
 _LEAST_EMBEDDING_DISTANCE: Final = 0.25
-_LEAST_RISE: Final = 0.05  # of the share over the threshold
+_LEAST_RISE: Final = 0.05  # rise of the share over the threshold that matters in practice
 
 
 @dataclass(frozen=True)
 class Drift:
-    """How a batch, or a part of it, lies against the reference.
+    """Comparison of a batch, or a part of it, with the reference.
 
     Args:
-        part: `all`, or `column=value`.
-        image_count: Images of it.
-        state: `shifted`: everything has moved. `stranger`: the usual images have not, but more
-            lies over the threshold. `too_few` to tell.
-        distance: Of Kolmogorov and Smirnov, between scores of the usual parts; NaN where too few.
-        embedding_distance: Likewise, of the component of the embeddings that has moved farthest;
-            NaN where there are too few or no embeddings.
-        share_over: Of images over the threshold.
-        expected_over: Share of the reference over it.
+        part: Name of the part: `all`, or `column=value`.
+        image_count: Number of images in the part.
+        state: Result: `shifted` if the typical images have moved, `more_anomalies` if only the
+            share over the threshold has risen, `stable` if neither, `too_few` images to tell.
+        distance: Kolmogorov-Smirnov distance between the scores of the typical images; NaN if
+            there are too few.
+        embedding_distance: Kolmogorov-Smirnov distance of the embeddings' component that has
+            moved most; NaN if there are too few or no embeddings.
+        share_over: Share of the images over the threshold.
+        expected_over: Share of the reference over the threshold.
     """
 
     part: str
@@ -63,11 +63,11 @@ class Drift:
     def __str__(self) -> str:
         share = f"{self.share_over:.0%} of {self.image_count} images over the threshold, expected "
         words = {
-            "shifted": "everything has shifted, the most usual images too "
+            "shifted": "all images have shifted, the most typical ones too "
             f"(Kolmogorov-Smirnov distance {self._distances})",
-            "stranger": "more is strange, while the usual images lie where they lay",
-            "steady": "steady",
-            "too_few": f"fewer than {FEWEST_IMAGES} images tell nothing",
+            "more_anomalies": "more images are anomalous, while the typical ones have not moved",
+            "stable": "stable",
+            "too_few": f"fewer than {FEWEST_IMAGES} images are too few to tell",
         }
         return f"{self.part}: {words[self.state]}; {share}{self.expected_over:.0%}"
 
@@ -81,11 +81,11 @@ class Drift:
 
 @dataclass(frozen=True)
 class DriftReport:
-    """How a batch lies against the champion's normals.
+    """Comparison of a batch with the champion's normal images.
 
     Args:
-        whole: All of it.
-        parts: By site, view and the like, where known.
+        whole: Comparison of the whole batch.
+        parts: Comparisons by view, sex, site and scanner, where known.
     """
 
     whole: Drift
@@ -93,22 +93,24 @@ class DriftReport:
 
     @property
     def has_drifted(self) -> bool:
-        """Whether somebody should look."""
+        """Whether anything has drifted, so that somebody should look."""
         return bool(self.findings)
 
     @property
     def findings(self) -> tuple[Drift, ...]:
-        """What has drifted: all, then parts that have."""
-        return tuple(it for it in (self.whole, *self.parts) if it.state in {"shifted", "stranger"})
+        """Comparisons that show drift, the whole batch first."""
+        return tuple(
+            it for it in (self.whole, *self.parts) if it.state in {"shifted", "more_anomalies"}
+        )
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What whoever reads the worklist must know first."""
+        """Caveats for readers of the worklist."""
         notes = [f"Drift, {found}." for found in self.findings]
         if any(found.state == "shifted" for found in self.findings):
             notes.append(
-                "The threshold is still that of the validation split: where everything has "
-                "shifted, neither it nor the percentiles say what they said. The ranking within "
+                "The threshold is still that of the validation split: where all images have "
+                "shifted, neither it nor the percentiles mean what they meant. The ranking within "
                 "the shifted part still does."
             )
         return tuple(notes)
@@ -116,30 +118,30 @@ class DriftReport:
 
 @dataclass(frozen=True)
 class Sample:
-    """Images by what a network says of them.
+    """Images by their scores and embeddings.
 
     Args:
-        scores: float (n,).
-        embeddings: float (n, D), a row NaN where it is not known; None where none is.
+        scores: float (n,), anomaly scores.
+        embeddings: float (n, D), positions in the network's latent space; None if unknown.
     """
 
     scores: Floats
     embeddings: Floats | None = None
 
     def choose(self, chosen: NDArray[np.bool_]) -> Sample:
-        """Some of them."""
+        """Choose the images where `chosen`, bool (n,), is true."""
         embeddings = None if self.embeddings is None else self.embeddings[chosen]
         return Sample(self.scores[chosen], embeddings)
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What batches are compared with.
+    """Normal images that batches are compared with.
 
     Args:
         scores: Ascending scores of normal validation images, or quantiles of them.
-        threshold: Scores above it are called anomalous.
-        normals: Some of these images with their embeddings; None where none were kept.
+        threshold: Score above which an image is called anomalous.
+        normals: Sample of the images with their embeddings; None to compare scores alone.
     """
 
     scores: Sequence[float]
@@ -152,24 +154,26 @@ def measure_drift(
 ) -> DriftReport:
     """Compare a batch, and each part of it, with the reference.
 
-    Images of one slide or patient are not independent; that is why small distances never count,
-    whatever their significance.
+    Images of one slide or patient are not independent; therefore small distances never count,
+    however significant.
 
     Args:
-        batch: Its images.
-        reference: Of the version that scored it.
-        columns: Name -> (n,), each value a part; empty values are none.
+        batch: Scores and embeddings of the batch's images.
+        reference: Normal images of the version that scored the batch.
+        columns: Values of each image, (n,), by column; each value but the empty text is a part.
     """
-    parts = list(_split(columns or {}))
+    parts = list(_split_by(columns or {}))
     level = _LEVEL / (3 * (len(parts) + 1))
-    whole = _compare("all", batch, reference, level)
+    whole = _compare_part("all", batch, reference, level)
     return DriftReport(
         whole,
-        tuple(_compare(name, batch.choose(inside), reference, level) for name, inside in parts),
+        tuple(
+            _compare_part(name, batch.choose(inside), reference, level) for name, inside in parts
+        ),
     )
 
 
-def _split(columns: Mapping[str, NDArray[Any]]) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+def _split_by(columns: Mapping[str, NDArray[Any]]) -> Iterator[tuple[str, NDArray[np.bool_]]]:
     for column, values in sorted(columns.items()):
         texts = values.astype(str)
         for value in sorted(set(texts.tolist()) - {""}):
@@ -178,37 +182,44 @@ def _split(columns: Mapping[str, NDArray[Any]]) -> Iterator[tuple[str, NDArray[n
                 yield f"{column}={value}", inside
 
 
-def _compare(part: str, batch: Sample, reference: Reference, level: float) -> Drift:
+def _compare_part(part: str, batch: Sample, reference: Reference, level: float) -> Drift:
+    """Test for a shift of the typical images, then for a larger share over the threshold.
+
+    A shift needs a significant and large distance of scores or of embeddings, or too few typical
+    images. Only without one a rise of the share over the threshold counts.
+    """
     known, threshold, scores = np.asarray(reference.scores), reference.threshold, batch.scores
     count, nan = len(scores), float("nan")
     expected = float((known > threshold).mean())
     share = float((scores > threshold).mean()) if count else 0.0
     if count < FEWEST_IMAGES or len(known) < FEWEST_IMAGES:
         return Drift(part, count, "too_few", nan, nan, share, expected)
-    bound = np.quantile(known, _USUAL_SHARE)
-    usual = batch.choose(scores <= bound)
-    if len(usual.scores) < _LEAST_USUAL * count:
+    bound = np.quantile(known, _TYPICAL_SHARE)
+    typical = batch.choose(scores <= bound)
+    if len(typical.scores) < _LEAST_TYPICAL * count:
         return Drift(part, count, "shifted", 1.0, nan, share, expected)
-    found = stats.ks_2samp(usual.scores, known[known <= bound])
+    found = stats.ks_2samp(typical.scores, known[known <= bound])
     distance = float(found.statistic)
     have_moved = found.pvalue < level and distance >= _LEAST_DISTANCE
-    embedding_distance, pvalue = _compare_embeddings(usual, reference.normals, bound)
+    embedding_distance, pvalue = _compare_embeddings(typical, reference.normals, bound)
     have_moved |= pvalue < level and embedding_distance >= _LEAST_EMBEDDING_DISTANCE
-    state: State = "shifted" if have_moved else "steady"
+    state: State = "shifted" if have_moved else "stable"
     if not have_moved and share - expected >= _LEAST_RISE:
-        # The reference is a sample too: its own share is tested against, not taken as the truth.
+        # The reference is a sample too: Fisher's test does not take its share as the truth.
         over, known_over = (int((it > threshold).sum()) for it in (scores, known))
         table = [[over, count - over], [known_over, len(known) - known_over]]
         risen = stats.fisher_exact(table, alternative="greater").pvalue < level
-        state = "stranger" if risen else "steady"
+        state = "more_anomalies" if risen else "stable"
     return Drift(part, count, state, distance, embedding_distance, share, expected)
 
 
-def _compare_embeddings(usual: Sample, normals: Sample | None, bound: float) -> tuple[float, float]:
-    """Distance of the component that has moved farthest, and its p-value after Bonferroni."""
-    if usual.embeddings is None or normals is None or normals.embeddings is None:
+def _compare_embeddings(
+    typical: Sample, normals: Sample | None, bound: float
+) -> tuple[float, float]:
+    """Distance of the component that has moved most, and its p-value after Bonferroni."""
+    if typical.embeddings is None or normals is None or normals.embeddings is None:
         return float("nan"), 1.0
-    batch = usual.embeddings[np.isfinite(usual.embeddings).all(axis=1)]
+    batch = typical.embeddings
     known = normals.embeddings[normals.scores <= bound]
     if min(len(batch), len(known)) < FEWEST_IMAGES:
         return float("nan"), 1.0

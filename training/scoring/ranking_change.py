@@ -1,4 +1,4 @@
-"""What another version changes in a ranking: the report that follows a promotion. Pure."""
+"""Compare the rankings by two model versions, after a promotion. Pure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LISTED: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Move:
+class MovedImage:
     """An image's ranks, from 1, among the images that both versions have scored."""
 
     image_id: str
@@ -26,18 +26,18 @@ class Move:
 
 @dataclass(frozen=True)
 class RankingChange:
-    """What moved between two rankings of the same images.
+    """Differences between two rankings of the same images.
 
     Args:
-        before: The model version that ranked them first.
-        after: The version that ranks them now.
-        image_count: Images that both have scored.
-        correlation: Spearman's, of the ranks; NaN where there are too few images.
-        top: So many count as the top.
-        entered: Into the top, the strangest first.
-        left: Out of the top, those that were strangest first.
-        newly_anomalous: How many lie over the threshold that did not.
-        no_longer_anomalous: How many did, and do not.
+        before: Model version of the former ranking.
+        after: Model version of the present ranking.
+        image_count: Number of images that both versions have scored.
+        correlation: Spearman's rank correlation; NaN if there are too few images.
+        top: Number of images that count as the top of a ranking.
+        entered: Images that entered the top, in the order of their present rank.
+        left: Images that left the top, in the order of their former rank.
+        newly_anomalous: Number of images over the present threshold but not the former.
+        no_longer_anomalous: Number of images over the former threshold but not the present.
     """
 
     before: str
@@ -45,22 +45,22 @@ class RankingChange:
     image_count: int
     correlation: float
     top: int
-    entered: tuple[Move, ...]
-    left: tuple[Move, ...]
+    entered: tuple[MovedImage, ...]
+    left: tuple[MovedImage, ...]
     newly_anomalous: int
     no_longer_anomalous: int
 
     def to_markdown(self) -> str:
-        """A page for whoever reads the worklist."""
+        """Format the differences for readers of the worklist."""
         lines = [
-            f"Version {self.after} in place of version {self.before}, {self.image_count} images "
-            f"that both have scored; correlation of the ranks {self.correlation:.3f}.",
+            f"Version {self.after} replaces version {self.before}. Both have scored "
+            f"{self.image_count} images; the correlation of their ranks is {self.correlation:.3f}.",
             "",
             f"- {self.newly_anomalous} newly over the threshold, {self.no_longer_anomalous} no "
             "longer",
             f"- {len(self.entered)} of the first {self.top} are new there",
-            *_list_moves("Entered", self.entered),
-            *_list_moves("Left", self.left),
+            *_list_ranks("Entered", self.entered),
+            *_list_ranks("Left", self.left),
         ]
         return "\n".join(lines)
 
@@ -69,11 +69,11 @@ def compare_rankings(before: pa.Table, after: pa.Table) -> RankingChange | None:
     """Compare two tables of scores, each ranked.
 
     Args:
-        before: As `scores.tabulate` made it with one version.
-        after: With another.
+        before: Table made by `tabulate` from one version's scores.
+        after: Table made by `tabulate` from another version's scores.
 
     Returns:
-        None where the same version made both, or no image is in both.
+        None if the same version made both, or no image is in both.
     """
     versions = [
         (table["model_name"][0].as_py(), table["model_version"][0].as_py())
@@ -97,33 +97,33 @@ def compare_rankings(before: pa.Table, after: pa.Table) -> RankingChange | None:
         len(common),
         float(stats.spearmanr(*ranks).statistic) if len(common) > 2 else float("nan"),
         top,
-        _name_moves(common, ranks, entered, by=ranks[1]),
-        _name_moves(common, ranks, left, by=ranks[0]),
+        _list_changes(common, ranks, entered, by=ranks[1]),
+        _list_changes(common, ranks, left, by=ranks[0]),
         int((is_ & ~was).sum()),
         int((was & ~is_).sum()),
     )
 
 
-def _name_moves(
+def _list_changes(
     names: NDArray[np.str_],
     ranks: list[NDArray[np.intp]],
     chosen: NDArray[np.bool_],
     *,
     by: NDArray[np.intp],
-) -> tuple[Move, ...]:
+) -> tuple[MovedImage, ...]:
     places = np.flatnonzero(chosen)
     return tuple(
-        Move(str(names[place]), int(ranks[0][place]), int(ranks[1][place]))
+        MovedImage(str(names[place]), int(ranks[0][place]), int(ranks[1][place]))
         for place in places[np.argsort(by[places])]
     )
 
 
-def _list_moves(title: str, moves: tuple[Move, ...]) -> list[str]:
-    if not moves:
+def _list_ranks(title: str, changes: tuple[MovedImage, ...]) -> list[str]:
+    if not changes:
         return []
     rows = [
-        f"| `{re.sub('[`|]', ' ', move.image_id)}` | {move.before} | {move.after} |"
-        for move in moves[:_LISTED]
+        f"| `{re.sub('[`|]', ' ', each.image_id)}` | {each.before} | {each.after} |"
+        for each in changes[:_LISTED]
     ]
-    more = [f"and {len(moves) - _LISTED} more"] if len(moves) > _LISTED else []
+    more = [f"and {len(changes) - _LISTED} more"] if len(changes) > _LISTED else []
     return ["", f"| {title} | rank before | now |", "|---|---|---|", *rows, *more]

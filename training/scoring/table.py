@@ -88,7 +88,7 @@ def tabulate(scores: RankedScores, model: ScoringModel, *, source: str) -> pa.Ta
     """Make the table of `scores.parquet`, one row per image in the order of rank.
 
     Args:
-        scores: Ranked scores of images.
+        scores: Ranked scores of the dataset's images.
         model: Version that scored them.
         source: Name of the dataset's source.
     """

@@ -1,7 +1,7 @@
-"""Which strange images look like artefacts: blurred, pen, bare glass, odd colour. Pure.
+"""Mark anomalous images that look like artefacts: blur, pen, bare glass, odd colour. Pure.
 
-Dirt, pen and blur are as strange as a tumour. The quality attributes of a dataset tell likely
-artefacts apart, by comparison with its own usual images; nothing is left out for it.
+Dirt, pen and blur score as high as a tumour. A dataset's quality columns tell likely artefacts
+apart, by comparison with its own typical images; no image is left out because of a mark.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-_TAIL: Final = 0.005  # of the usual images lie beyond what counts as an artefact
-FEWEST_USUAL: Final = 20
+_TAIL: Final = 0.005  # share of the typical images beyond an artefact's limit
+FEWEST_TYPICAL: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
 class _Sign:
-    """A value of an attribute beyond which an image looks like an artefact."""
+    """A quality column whose extreme values are signs of an artefact."""
 
     column: str
     word: str
     is_high: bool
-    least: float = 0.0  # a share that says nothing, however rare
+    least: float = 0.0  # values up to this are no sign, however rare
 
 
 _SIGNS: Final = (
@@ -37,29 +37,30 @@ QUALITY_NAMES: Final = tuple(sign.column for sign in _SIGNS)
 
 
 def mark_artefacts(
-    columns: Mapping[str, NDArray[Any]], is_usual: NDArray[np.bool_]
+    columns: Mapping[str, NDArray[Any]], is_typical: NDArray[np.bool_]
 ) -> list[tuple[str, ...]]:
-    """Say for each image which artefacts it looks like.
+    """Name the artefacts that each image looks like.
 
     Args:
-        columns: Name -> float (n,), those of `QUALITY_NAMES` that there are; NaN where unknown.
-        is_usual: bool (n,), whether an image is usual, to compare with; too few mark nothing.
+        columns: Values by column, float (n,), of those `QUALITY_NAMES` that there are; NaN where
+            unknown.
+        is_typical: bool (n,), images to compare with; fewer than `FEWEST_TYPICAL` mark nothing.
 
     Returns:
         n tuples of words, most of them empty.
     """
-    marks: list[list[str]] = [[] for _ in is_usual]
+    marks: list[list[str]] = [[] for _ in is_typical]
     for sign in _SIGNS:
         if sign.column not in columns:
             continue
         values = np.asarray(columns[sign.column], np.float64)
-        usual = values[is_usual & np.isfinite(values)]
-        if len(usual) < FEWEST_USUAL:
+        typical = values[is_typical & np.isfinite(values)]
+        if len(typical) < FEWEST_TYPICAL:
             continue
         if sign.is_high:
-            is_marked = values > max(float(np.quantile(usual, 1 - _TAIL)), sign.least)
+            is_marked = values > max(float(np.quantile(typical, 1 - _TAIL)), sign.least)
         else:
-            is_marked = values < np.quantile(usual, _TAIL)
+            is_marked = values < np.quantile(typical, _TAIL)
         for place in np.flatnonzero(is_marked):
             marks[place].append(sign.word)
     return [tuple(words) for words in marks]

@@ -1,4 +1,4 @@
-"""Heatmaps as pictures that can be laid over the image they explain."""
+"""Heatmaps as pictures to overlay on the image that they explain."""
 
 from __future__ import annotations
 
@@ -12,32 +12,34 @@ from numpy.typing import NDArray
 from PIL import Image
 
 COLOR_MAP: Final = "viridis"  # ordered by lightness, so it reads without colour vision
-_OPACITY: Final = 0.85  # of the strangest pixel: the image stays visible beneath
+_OPACITY: Final = 0.85  # of the highest value: the image stays visible under it
 _STEPS: Final = 256
 
 
 def encode_heatmap(
     heatmap: NDArray[np.floating[Any]], *, low: float, high: float, max_side_px: int | None = None
 ) -> bytes:
-    """Draw a heatmap as a PNG that is transparent where nothing is strange.
+    """Draw a heatmap as a PNG that is transparent where nothing is anomalous.
 
     Colour and opacity rise together from `low` to `high`. With one scale for all images of a
     model, colours compare across them.
 
     Args:
-        heatmap: float (H, W); NaN where nothing was looked at, drawn transparent.
+        heatmap: float (H, W), anomaly of each pixel; NaN, outside the scored crop, is transparent.
         low: Value drawn transparent.
-        high: Value drawn brightest; larger ones are drawn alike.
-        max_side_px: Length of the longer side at most; None keeps the size.
+        high: Value drawn brightest, as are larger ones; must exceed `low`.
+        max_side_px: Maximum length of the longer side in px; None keeps the size.
 
     Returns:
         PNG with a palette of 256 colours and their opacity; decodes to RGBA.
 
     Raises:
-        ValueError: `high` does not lie above `low`.
+        ValueError: `high` does not exceed `low`.
     """
     if not high > low:
-        raise ValueError(f"high {high} does not lie above low {low}: calibrate on varied normals")
+        raise ValueError(
+            f"high {high} does not exceed low {low}: calibrate on varied normal images"
+        )
     shares = np.clip((np.nan_to_num(heatmap, nan=low) - low) / (high - low), 0.0, 1.0)
     picture = Image.fromarray(np.round(shares * (_STEPS - 1)).astype(np.uint8))
     if max_side_px is not None:
@@ -52,10 +54,10 @@ def encode_heatmap(
 
 
 def legend_colors(count: int) -> tuple[str, ...]:
-    """Colours of the scale from low to high, as `#rrggbb`.
+    """List colours of the scale from low to high, as `#rrggbb`.
 
     Args:
-        count: How many, at least 2.
+        count: Number of colours, at least 2.
     """
     picked = mpl.colormaps[COLOR_MAP](np.linspace(0, 1, count))
     return tuple(mpl.colors.to_hex(color) for color in picked)

@@ -40,7 +40,7 @@ def test_a_batch_like_the_reference_is_steady_and_alarms_are_rare() -> None:
 def test_where_everything_moves_it_is_a_shift_and_the_threshold_is_in_doubt(factor: float) -> None:
     report = measure_drift(Sample(factor * draw_batch(1)), REFERENCE)
     assert report.whole.state == "shifted"
-    assert "everything has shifted" in report.notes[0]
+    assert "all images have shifted" in report.notes[0]
     assert "threshold is still that of the validation split" in report.notes[-1]
 
 
@@ -51,7 +51,7 @@ def test_where_more_is_strange_the_usual_stay(share: float) -> None:
         1.2, 0.3, int(share * 300)
     )
     report = measure_drift(Sample(batch), REFERENCE)
-    assert report.whole.state == "stranger"
+    assert report.whole.state == "more_anomalies"
     assert report.whole.share_over > share
     assert len(report.notes) == 1
 
@@ -64,7 +64,7 @@ def test_one_site_that_shifts_is_named() -> None:
     report = measure_drift(Sample(batch), REFERENCE, columns)
     assert [(part.part, part.state) for part in report.parts] == [
         ("site=north", "shifted"),
-        ("site=south", "steady"),
+        ("site=south", "stable"),
     ]
     assert report.has_drifted
 
@@ -85,7 +85,7 @@ def test_a_shift_that_no_score_shows_is_seen_in_the_embeddings() -> None:
     batch = draw_embedded(1)
     assert batch.embeddings is not None
     moved = batch.embeddings + np.where(np.arange(12) == 7, 4.0, 0.0)
-    assert measure_drift(batch, EMBEDDED).whole.state == "steady"
+    assert measure_drift(batch, EMBEDDED).whole.state == "stable"
     report = measure_drift(replace(batch, embeddings=moved), EMBEDDED)
     assert report.whole.state == "shifted"
     assert report.whole.distance < 0.1
@@ -99,7 +99,7 @@ def test_a_small_shift_matters_to_nobody_however_sure_it_is() -> None:
     known = draw_embedded(2, 20_000)
     moved = replace(batch, embeddings=batch.embeddings + 0.6)
     report = measure_drift(moved, replace(EMBEDDED, normals=known))
-    assert report.whole.state == "steady"
+    assert report.whole.state == "stable"
     assert report.whole.embedding_distance > 0.05  # with so many of them, no chance
 
 
@@ -112,7 +112,7 @@ def test_strange_images_that_lie_elsewhere_are_no_shift(share: float) -> None:
     embeddings = np.where(strange[:, None], batch.embeddings + 9.0, batch.embeddings)
     report = measure_drift(Sample(scores, embeddings), EMBEDDED)
     assert (scores[strange] < np.quantile(SCORES, 0.75)).any()  # some pass for usual
-    assert report.whole.state == "stranger"
+    assert report.whole.state == "more_anomalies"
 
 
 def test_where_embeddings_are_not_known_scores_alone_tell() -> None:
@@ -121,10 +121,6 @@ def test_where_embeddings_are_not_known_scores_alone_tell() -> None:
     for known, reference in (
         (replace(batch, embeddings=None), EMBEDDED),
         (batch, REFERENCE),
-        (replace(batch, embeddings=np.full((300, 12), np.nan)), EMBEDDED),
     ):
         found = measure_drift(known, reference).whole
-        assert (found.state, np.isnan(found.embedding_distance)) == ("steady", True)
-    # Some rows were kept without: the others are compared.
-    some = np.where(np.arange(300)[:, None] < 100, np.nan, batch.embeddings + 50)
-    assert measure_drift(replace(batch, embeddings=some), EMBEDDED).whole.state == "shifted"
+        assert (found.state, np.isnan(found.embedding_distance)) == ("stable", True)

@@ -102,7 +102,7 @@ def new() -> Tiles:
 
 def test_another_slide_of_the_same_laboratory_is_steady(trained: Trained, new: Tiles) -> None:
     found = trained.compare(new)
-    assert found.state == "steady"
+    assert found.state == "stable"
     assert found.embedding_distance < 0.15
 
 
@@ -117,8 +117,8 @@ def test_what_scores_take_for_strange_images_or_for_nothing_embeddings_tell(
     trained: Trained, new: Tiles
 ) -> None:
     for batch, state in (
-        (stain(new, (1.1, 0.95, 1.05)), "stranger"),
-        (change_contrast(new, 1.1), "steady"),
+        (stain(new, (1.1, 0.95, 1.05)), "more_anomalies"),
+        (change_contrast(new, 1.1), "stable"),
     ):
         assert trained.compare(batch, by_scores_alone=True).state == state
         assert trained.compare(batch).state == "shifted"
@@ -136,6 +136,6 @@ def test_thirty_per_cent_more_lesions_are_a_rise_of_the_strange(
     ill = int(0.3 * COUNT)
     assert len(lesions) >= ill
     found = trained.compare(np.concatenate([new[ill:], lesions[:ill]]))
-    assert found.state == "stranger"
+    assert found.state == "more_anomalies"
     assert found.embedding_distance < 0.2
     assert found.share_over > 0.15 > found.expected_over

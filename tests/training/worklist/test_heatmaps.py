@@ -49,6 +49,6 @@ def test_the_same_map_gives_the_same_bytes() -> None:
 
 
 def test_an_empty_scale_is_refused_and_the_legend_has_its_ends() -> None:
-    with pytest.raises(ValueError, match=r"high 0\.5 does not lie above low 0\.5"):
+    with pytest.raises(ValueError, match=r"high 0\.5 does not exceed low 0\.5"):
         encode_heatmap(np.zeros((2, 3)), low=0.5, high=0.5)
     assert legend_colors(3)[::2] == ("#440154", "#fde725")
