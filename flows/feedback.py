@@ -7,7 +7,7 @@ from prefect import flow
 import flows.shared.environment  # noqa: F401 -- sets variables, before the rest
 from flows.shared.reports import publish
 from flows.shared.tasks import resumable
-from training.worklist.verdicts import FeedbackReport, take_feedback
+from training.worklist.verdicts import FeedbackReport, import_verdicts
 
 
 @flow(name="feedback")
@@ -20,4 +20,4 @@ def feedback(verdicts: list[str], *, table: str) -> FeedbackReport:
         verdicts: Exported JSON files, paths or `s3://`.
         table: The CSV table: made if absent, and added to. `ingest images --labels` reads it.
     """
-    return publish(resumable(take_feedback)(verdicts, table))
+    return publish(resumable(import_verdicts)(verdicts, table))

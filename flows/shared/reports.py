@@ -189,7 +189,7 @@ def _(report: FeedbackReport) -> str:
     lines = [
         f"**Labels** `{report.table_url}`: {counts}.",
         "",
-        f"- {report.taken} verdicts taken in; of {len(report.revised)} images something else "
+        f"- {report.imported} verdicts taken in; of {len(report.revised)} images something else "
         "had been said",
         f"- next: `normscope ingest images FOLDER DATASET --labels {report.table_url}`",
     ]

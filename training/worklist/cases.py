@@ -1,4 +1,4 @@
-"""The strangest images as cases of the worklist: heatmap, reconstruction, nearest usual images."""
+"""The most anomalous images as cases of the worklist, with pictures and similar typical images."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from training.worklist.page import (
     LISTED_CASES,
     Case,
     CasePictures,
-    UsualImage,
+    TypicalImage,
     data_uri,
     picture_uri,
 )
 
 HEATMAPS: Final = "heatmaps"
 CAPTURES: Final = "dicom"
-# How `heatmap_name` ends, and what a killed writer leaves of one.
+# Ends of names by `heatmap_name`, also of what a killed writer left.
 _OF_IMAGE: Final = re.compile(r"-[0-9a-f]{10}(\.png|\.dcm)?$")
-_EMBEDDED_SIDE_PX: Final = 128  # of heatmaps in the page, which the browser enlarges smoothly
+_EMBEDDED_SIDE_PX: Final = 128  # of heatmaps in the page; the browser enlarges them smoothly
 _HEATMAP_BATCH: Final = 64
-_USUAL_PERCENTILE: Final = 50.0
-_USUAL_IMAGES: Final = 256
+_TYPICAL_PERCENTILE: Final = 50.0
+_TYPICAL_IMAGES: Final = 256
 _NEAREST: Final = 3
 _SMALL_PX: Final = 96
 
@@ -49,19 +49,20 @@ def write_cases(
     top_heatmaps: int,
     batch_images: int,
 ) -> list[Case]:
-    """Write heatmaps of the strangest under names of their own, and list the cases.
+    """Write heatmaps of the most anomalous images, and list the cases.
 
     Args:
-        output_url: Heatmaps go to `heatmaps/` in it, those of DICOM radiographs to `dicom/` too.
-        dataset: That was scored.
-        model: That scored it.
-        scored: Ranked.
-        top_heatmaps: So many of the strangest get a heatmap and pictures.
-        batch_images: Images at once, at most.
+        output_url: Folder or prefix of the results; heatmaps go to `heatmaps/` in it, for DICOM
+            radiographs also to `dicom/`.
+        dataset: Dataset that was scored.
+        model: Version that scored it.
+        scored: Ranked scores of the dataset's images.
+        top_heatmaps: Number of images, the most anomalous first, that get heatmaps and pictures.
+        batch_images: Maximum number of images read and passed through the network at once.
     """
     batch = min(batch_images, _HEATMAP_BATCH)
-    pictures, nearest = _look_at_top(output_url, dataset, model, scored, top_heatmaps, batch)
-    shown = _show_usual(dataset, scored, list(nearest.values()), batch)
+    pictures, nearest = _picture_top(output_url, dataset, model, scored, top_heatmaps, batch)
+    shown = _show_typical(dataset, scored, list(nearest.values()), batch)
     marks = _mark(dataset, scored)
     return [
         Case(
@@ -79,7 +80,7 @@ def write_cases(
     ]
 
 
-def _look_at_top(
+def _picture_top(
     output_url: str,
     dataset: Dataset,
     model: ScoringModel,
@@ -87,11 +88,11 @@ def _look_at_top(
     count: int,
     batch: int,
 ) -> tuple[dict[int, CasePictures], dict[int, Rows]]:
-    """Pictures of the strangest and the rows of their nearest usual images, by place."""
-    usual = _choose_usual(scored, count)
+    """Pictures of the top images and the rows of the most similar typical images, by rank."""
+    typical = _choose_typical(scored, count)
     reconstruct = model.detector.reconstruct
-    latents = [reconstruct(images).latents for _, images in read_batches(dataset, usual, batch)]
-    # Read in the order of the dataset, named by the place in the ranking.
+    latents = [reconstruct(images).latents for _, images in read_batches(dataset, typical, batch)]
+    # Read in the order of the dataset, identified by the place in the ranking.
     place_of = {int(row): place for place, row in enumerate(scored.rows[:count])}
     pictures: dict[int, CasePictures] = {}
     nearest: dict[int, Rows] = {}
@@ -99,35 +100,35 @@ def _look_at_top(
         places = [place_of[int(row)] for row in rows]
         heats = _write_heatmaps(output_url, dataset, model, scored, places, images)
         made = reconstruct(images)
-        for place, image, heat, seen in zip(places, images, heats, made.pictures, strict=True):
-            pictures[place] = CasePictures(picture_uri(image), heat, picture_uri(seen))
-        if len(usual):
+        for place, image, heat, picture in zip(places, images, heats, made.pictures, strict=True):
+            pictures[place] = CasePictures(picture_uri(image), heat, picture_uri(picture))
+        if len(typical):
             found = find_nearest(made.latents, np.concatenate(latents), _NEAREST)
-            nearest.update(zip(places, usual[found], strict=True))
+            nearest.update(zip(places, typical[found], strict=True))
     return pictures, nearest
 
 
-def _choose_usual(scored: RankedScores, beyond: int) -> Rows:
-    """Rows of usual images to compare with, ascending; none of them among the strangest."""
+def _choose_typical(scored: RankedScores, beyond: int) -> Rows:
+    """Ascending rows of typical images to compare with, none of them among the top."""
     if not beyond:
         return np.empty(0, np.int64)
-    is_usual = scored.prediction.percentile <= _USUAL_PERCENTILE
-    is_usual &= scored.label != Label.ANOMALOUS
-    is_usual[:beyond] = False
-    places = np.flatnonzero(is_usual)
-    if len(places) > _USUAL_IMAGES:
-        places = places[np.linspace(0, len(places) - 1, _USUAL_IMAGES).astype(int)]
+    is_typical = scored.prediction.percentile <= _TYPICAL_PERCENTILE
+    is_typical &= scored.label != Label.ANOMALOUS
+    is_typical[:beyond] = False
+    places = np.flatnonzero(is_typical)
+    if len(places) > _TYPICAL_IMAGES:
+        places = places[np.linspace(0, len(places) - 1, _TYPICAL_IMAGES).astype(int)]
     return np.sort(scored.rows[places])
 
 
-def _show_usual(
+def _show_typical(
     dataset: Dataset, scored: RankedScores, nearest: list[Rows], batch: int
-) -> dict[int, UsualImage]:
-    """Pictures of those that are near to any case, each once."""
+) -> dict[int, TypicalImage]:
+    """Typical images that are similar to any case, by row."""
     needed = np.unique(np.concatenate(nearest)) if nearest else np.empty(0, np.int64)
     names = dict(zip(scored.rows.tolist(), scored.image_id.tolist(), strict=True))
     return {
-        int(row): UsualImage(str(names[int(row)]), picture_uri(image, max_side_px=_SMALL_PX))
+        int(row): TypicalImage(str(names[int(row)]), picture_uri(image, max_side_px=_SMALL_PX))
         for rows, images in read_batches(dataset, needed, batch)
         for row, image in zip(rows, images, strict=True)
     }
@@ -147,13 +148,13 @@ def _write_heatmaps(
     places: list[int],
     images: NDArray[np.uint8],
 ) -> list[str]:
-    """Write heatmaps, and give small ones as data URIs."""
+    """Write heatmaps, and return small ones as data URIs."""
     low, high = model.calibration.heatmap_low, model.calibration.heatmap_high
     heatmaps = model.predict(images, heatmaps=True).heatmap
     assert heatmaps is not None  # noqa: S101 -- they were asked for
     small = []
     for place, image, heatmap in zip(places, images, heatmaps, strict=True):
-        name = name_heatmap(scored, place, model)
+        name = _name_heatmap(scored, place, model)
         url = storage.join(output_url, HEATMAPS, name)
         storage.write_bytes(url, encode_heatmap(heatmap, low=low, high=high))
         if is_of_dicom(dataset):
@@ -169,7 +170,7 @@ def remove_stale_heatmaps(
 ) -> None:
     """Remove heatmaps of earlier results, once these ones are visible."""
     count = min(top_heatmaps, len(scored.rows))
-    kept = {PurePosixPath(name_heatmap(scored, place, model)).stem for place in range(count)}
+    kept = {PurePosixPath(_name_heatmap(scored, place, model)).stem for place in range(count)}
     for folder in (HEATMAPS, CAPTURES):
         for info in storage.list_objects(storage.join(output_url, folder) + "/"):
             stem = PurePosixPath(storage.name_of(info.url)).stem
@@ -177,19 +178,19 @@ def remove_stale_heatmaps(
                 storage.delete(info.url)
 
 
-def name_heatmap(scored: RankedScores, place: int, model: ScoringModel) -> str:
-    """File name of the heatmap at a place of the ranking; other bytes or versions have others."""
+def _name_heatmap(scored: RankedScores, place: int, model: ScoringModel) -> str:
+    """Name the heatmap at a place of the ranking; other bytes or versions have other names."""
     return heatmap_name(
         str(scored.image_id[place]), str(scored.source_digest[place]), model.name, model.version
     )
 
 
 def heatmap_name(image_id: str, *facts: str) -> str:
-    """File name of an image's heatmap: readable, safe on every store, and unique.
+    """Name an image's heatmap file: readable, safe on every store, and unique.
 
     Args:
-        image_id: Of the image.
-        *facts: What else tells it apart: the source's digest, the model and its version.
+        image_id: Name of the image in the dataset.
+        *facts: Further facts that identify it: the source's digest, the model and its version.
     """
     readable = re.sub(r"[^A-Za-z0-9._-]+", "_", image_id).strip("._")[-80:]
     digest = sha256("\n".join((image_id, *facts)).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""The strangest radiographs for DICOM archives: image and heatmap in one secondary capture."""
+"""DICOM secondary captures of the most anomalous radiographs, with their heatmaps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from training.scoring.loaded_model import ScoringModel
 from training.scoring.table import RankedScores
 from training.worklist.heatmaps import encode_heatmap
 
-_LEAST_SIDE_PX: Final = 512  # a thumbnail in a viewer is of no use to anybody
+_LEAST_SIDE_PX: Final = 512  # a viewer shows smaller images as thumbnails
 
 
 def is_of_dicom(dataset: Dataset) -> bool:
@@ -38,13 +38,13 @@ def write_capture(
     """Write the secondary capture of one image.
 
     Args:
-        url: Of the file.
-        dataset: Of DICOM radiographs.
-        model: That scored it.
-        scored: Ranked.
-        place: Of the image in the ranking.
-        image: uint8 (H, W, C).
-        heatmap: float32 (H, W).
+        url: Path or URL of the file to write.
+        dataset: Dataset of DICOM radiographs.
+        model: Version that scored it.
+        scored: Ranked scores of the dataset's images.
+        place: Position of the image in the ranking, from 0.
+        image: uint8 (H, W, C), pixels of the image.
+        heatmap: float32 (H, W), anomaly of each pixel.
     """
     row, found = int(scored.rows[place]), scored.prediction
     facts = CaptureFacts(
@@ -62,23 +62,25 @@ def write_capture(
         made_at=scored.scored_at[place].astype("datetime64[s]").item().replace(tzinfo=UTC),
     )
     calibration = model.calibration
-    picture = lay_over(image, heatmap, low=calibration.heatmap_low, high=calibration.heatmap_high)
+    picture = overlay_heatmap(
+        image, heatmap, low=calibration.heatmap_low, high=calibration.heatmap_high
+    )
     storage.write_bytes(url, encode_capture(picture, facts))
 
 
-def lay_over(
+def overlay_heatmap(
     image: NDArray[np.uint8], heatmap: NDArray[np.float32], *, low: float, high: float
 ) -> NDArray[np.uint8]:
-    """An image with its heatmap over it, enlarged by a whole number to at least 512 px.
+    """Draw an image with its heatmap over it, enlarged by a whole number to at least 512 px.
 
     Args:
-        image: uint8 (H, W, 1 or 3).
-        heatmap: float32 (H, W).
-        low: As for `heatmaps.encode_heatmap`.
-        high: Likewise.
+        image: uint8 (H, W, 1 or 3), pixels of the image.
+        heatmap: float32 (H, W), anomaly of each pixel.
+        low: Heatmap value drawn transparent.
+        high: Heatmap value drawn brightest.
 
     Returns:
-        uint8 (k H, k W, 3).
+        uint8 (k H, k W, 3), with the smallest k that suffices.
     """
     height, width = image.shape[:2]
     factor = math.ceil(_LEAST_SIDE_PX / min(height, width))

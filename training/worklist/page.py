@@ -1,4 +1,4 @@
-"""The worklist: one self-contained HTML page, ranked by strangeness, that works offline."""
+"""The worklist: one self-contained HTML page of ranked cases, which works offline."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ _LABELS: Final = {Label.NORMAL: "normal", Label.ANOMALOUS: "anomalous", Label.UN
 
 @dataclass(frozen=True)
 class WorklistFacts:
-    """What the page says of itself.
+    """Facts about the model and the dataset that a page shows.
 
     Args:
-        source: What was scored, in the dataset's own word.
-        dataset_fingerprint: Of it.
-        model_name: Registered name.
-        model_version: Its version.
-        run_id: The run that made it.
-        scored_at: UTC, for reading.
-        threshold: Scores above it are called anomalous.
-        threshold_words: Where it comes from.
-        normal_count: Normal images that percentiles compare with.
-        reference: Ascending scores of them, or quantiles.
-        scored_count: Images scored, listed or not.
-        notes: What a reader must know first, e.g. that the features are random.
+        source: Name of the dataset's source.
+        dataset_fingerprint: Fingerprint of the dataset.
+        model_name: Registered name of the model.
+        model_version: Number of the model's version.
+        run_id: MLflow run that trained the version.
+        scored_at: Time of the last scoring in UTC, formatted for readers.
+        threshold: Score above which an image is called anomalous.
+        threshold_words: Sentence that says how the threshold was chosen.
+        normal_count: Number of normal images that percentiles compare with.
+        reference: Ascending scores of these normal images, or quantiles of them.
+        scored_count: Number of images scored, listed or not.
+        notes: Caveats shown first, e.g. that the features are random.
     """
 
     source: str
@@ -66,9 +66,9 @@ class CasePictures:
     """Pictures of a case, as data URIs.
 
     Args:
-        image: The image.
-        heatmap: To be laid over it.
-        reconstruction: What the network makes of the crop that it looks at.
+        image: Data URI of the image.
+        heatmap: Data URI of the heatmap to overlay on the image.
+        reconstruction: Data URI of the network's reconstruction of the centre crop.
     """
 
     image: str
@@ -77,12 +77,12 @@ class CasePictures:
 
 
 @dataclass(frozen=True)
-class UsualImage:
-    """A usual image of the same batch, to compare with.
+class TypicalImage:
+    """A typical image of the same batch, to compare with.
 
     Args:
-        image_id: In the dataset.
-        picture: Data URI.
+        image_id: Name of the image in the dataset.
+        picture: Data URI of the image.
     """
 
     image_id: str
@@ -91,18 +91,18 @@ class UsualImage:
 
 @dataclass(frozen=True)
 class Case:
-    """One image, in the order of rank.
+    """One ranked image.
 
     Args:
-        image_id: In the dataset.
-        group_id: Its patient or slide.
-        anomaly_score: Higher = stranger.
-        percentile: Against the normals, 0 to 100.
+        image_id: Name of the image in the dataset.
+        group_id: Patient or slide of the image.
+        anomaly_score: Raw score, higher is more anomalous.
+        percentile: Percentage of normal validation images that score lower.
         is_anomalous: Whether the score exceeds the threshold.
-        label: What is known of it.
-        pictures: Of the strangest, else None.
-        nearest: Usual images that the network sees as its nearest, nearest first.
-        marks: Artefacts that it looks like.
+        label: Known label of the image, if any.
+        pictures: Pictures of the most anomalous images, None for the others.
+        nearest: Typical images with the most similar latents, most similar first.
+        marks: Artefacts that the image looks like.
     """
 
     image_id: str
@@ -112,7 +112,7 @@ class Case:
     is_anomalous: bool
     label: Label
     pictures: CasePictures | None = None
-    nearest: tuple[UsualImage, ...] = ()
+    nearest: tuple[TypicalImage, ...] = ()
     marks: tuple[str, ...] = ()
 
 
@@ -154,11 +154,11 @@ def render_worklist(facts: WorklistFacts, cases: Sequence[Case]) -> str:
     """Render the page.
 
     Args:
-        facts: What it says of itself.
-        cases: Ranked, the strangest first, at most `LISTED_CASES`; pictures for the first ones.
+        facts: Facts about the model and the dataset.
+        cases: At most `LISTED_CASES` cases in the order of rank; the first ones have pictures.
 
     Returns:
-        HTML that loads nothing from anywhere; its security policy forbids it to.
+        HTML whose security policy forbids it to load anything.
     """
     style, script = (_read_part(f"worklist.{kind}") for kind in ("css", "js"))
     return (
@@ -179,11 +179,11 @@ def render_worklist(facts: WorklistFacts, cases: Sequence[Case]) -> str:
 
 
 def picture_uri(image: NDArray[np.uint8], *, max_side_px: int = 256) -> str:
-    """An image as a JPEG in a data URI.
+    """Encode an image as a JPEG in a data URI.
 
     Args:
         image: uint8 (H, W, 1 or 3).
-        max_side_px: Length of the longer side at most; a smaller image keeps its size.
+        max_side_px: Maximum length of the longer side in px; a smaller image keeps its size.
     """
     pixels = image[..., 0] if image.shape[-1] == 1 else image
     picture = Image.fromarray(pixels)
@@ -194,17 +194,17 @@ def picture_uri(image: NDArray[np.uint8], *, max_side_px: int = 256) -> str:
 
 
 def data_uri(media_type: str, data: bytes) -> str:
-    """Bytes as a data URI."""
+    """Encode bytes as a data URI."""
     return f"data:{media_type};base64,{b64encode(data).decode()}"
 
 
 def _content(facts: WorklistFacts, cases: Sequence[Case]) -> Mapping[str, Any]:
-    """What the script shows: columns rather than records, as they take half the space."""
+    """Collect what the script shows, in columns, which take half the space of records."""
     at = np.linspace(0, 1, min(len(facts.reference), _REFERENCE_SIZE))
     pictured = [case.pictures for case in cases if case.pictures is not None]
-    # A usual image is near to many cases, and is embedded once.
-    usual = sorted({near for case in cases for near in case.nearest}, key=lambda it: it.image_id)
-    place_of = {near: place for place, near in enumerate(usual)}
+    # A typical image is similar to many cases, and is embedded once.
+    typical = sorted({near for case in cases for near in case.nearest}, key=lambda it: it.image_id)
+    place_of = {near: place for place, near in enumerate(typical)}
     return {
         "model_name": facts.model_name,
         "model_version": facts.model_version,
@@ -225,8 +225,8 @@ def _content(facts: WorklistFacts, cases: Sequence[Case]) -> Mapping[str, Any]:
         "heatmap": [pictures.heatmap for pictures in pictured],
         "reconstruction": [pictures.reconstruction for pictures in pictured],
         "nearest": [[place_of[near] for near in case.nearest] for case in cases if case.pictures],
-        "usual_id": [near.image_id for near in usual],
-        "usual_picture": [near.picture for near in usual],
+        "typical_id": [near.image_id for near in typical],
+        "typical_picture": [near.picture for near in typical],
     }
 
 

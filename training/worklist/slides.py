@@ -1,9 +1,9 @@
-"""Scores of tiles to scores of slides, and to GeoJSON that QuPath opens over the slide."""
+"""Scores of slides from those of their tiles, and GeoJSON that QuPath opens over the slide."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -16,10 +16,11 @@ from training.scoring.table import RankedScores, encode_csv
 from training.worklist.cases import heatmap_name
 from training.worklist.heatmaps import encode_heatmap
 
-STRONGEST_SHARE: Final = 0.01
-"""Of a slide's tiles, those whose mean is its score: a small lesion counts, one odd tile less."""
+TOP_SHARE: Final = 0.01
+"""Share of a slide's tiles, the highest first, whose mean is its score: a small lesion counts, a
+single outlier less."""
 _LISTED_TILES: Final = 2000
-_HEATMAP_PX: Final = 1024  # of the longer side, about
+_HEATMAP_PX: Final = 1024  # approximate length of the longer side
 _COLOR: Final = [230, 159, 0]  # orange of a palette that reads without colour vision
 
 
@@ -29,21 +30,19 @@ def is_of_slides(dataset: Dataset) -> bool:
 
 
 def tabulate_slides(scored: RankedScores) -> pa.Table:
-    """A row a slide, the strangest first.
+    """Make a table with one row per slide, the most anomalous first.
 
     Returns:
-        `group_id`; `slide_score`, the mean of the strongest hundredth of its tiles and at least
-        of one; `tile_count`, `anomalous_count`.
+        Columns `group_id`; `slide_score`, the mean of the top 1 % of its tiles, at least one;
+        `tile_count`; `anomalous_count`.
     """
     rows: list[dict[str, Any]] = []
-    groups = scored.group_id.astype(str)
-    for group in np.unique(groups):
-        inside = groups == group
-        scores = scored.prediction.anomaly_score[inside]  # ranked: the strongest come first
-        count = max(1, round(STRONGEST_SHARE * len(scores)))
+    for group, inside in _divide(scored):
+        scores = scored.prediction.anomaly_score[inside]  # ranked: the highest come first
+        count = max(1, round(TOP_SHARE * len(scores)))
         rows.append(
             {
-                "group_id": str(group),
+                "group_id": group,
                 "slide_score": float(scores[:count].mean()),
                 "tile_count": len(scores),
                 "anomalous_count": int(scored.prediction.is_anomalous[inside].sum()),
@@ -53,28 +52,33 @@ def tabulate_slides(scored: RankedScores) -> pa.Table:
     return pa.Table.from_pylist(rows)
 
 
+def _divide(scored: RankedScores) -> Iterator[tuple[str, NDArray[np.intp]]]:
+    """Slides and the places of their tiles in the ranking, ascending."""
+    groups = scored.group_id.astype(str)
+    order = np.argsort(groups, kind="stable")
+    names, starts = np.unique(groups[order], return_index=True)
+    return zip(names.tolist(), np.split(order, starts[1:]), strict=True)
+
+
 def draw_slides(
     dataset: Dataset, scored: RankedScores, reference: Sequence[float]
 ) -> dict[str, bytes]:
-    """Files for slides: their table, and for each a heatmap and its tiles over the threshold.
+    """Make the files for slides: a table, and for each a heatmap and its tiles over the threshold.
 
-    QuPath takes the GeoJSON by dragging it onto the slide. Coordinates are (x, y) in level-0
-    pixels of the file.
+    Drag the GeoJSON onto the slide in QuPath. Coordinates are (x, y) in level-0 pixels.
 
     Args:
-        dataset: Of tiles.
-        scored: Ranked.
-        reference: Ascending scores of normal images, which the heatmaps' colours compare with.
+        dataset: Dataset of tiles.
+        scored: Ranked scores of the tiles.
+        reference: Ascending scores of normal images, which set the heatmaps' colours.
 
     Returns:
-        File name -> content: `slides.csv`, `slides/NAME.geojson`, `slides/NAME.png`.
+        Content by file name: `slides.csv`, `slides/NAME.geojson`, `slides/NAME.png`.
     """
     files = {"slides.csv": encode_csv(tabulate_slides(scored))}
     parameters = dataset.attributes["parameters"]
     origins, mpps = dataset.column("origin_yx"), dataset.column("mpp_yx")
-    groups = scored.group_id.astype(str)
-    for group in np.unique(groups):
-        inside = np.flatnonzero(groups == group)
+    for group, inside in _divide(scored):
         rows = scored.rows[inside]
         extent = measure_tile_extent_yx(  # of one slide all are alike
             tuple(mpps[rows[0]].tolist()), parameters["mpp_um"], parameters["tile_size_px"]
@@ -85,7 +89,7 @@ def draw_slides(
             for place in places.tolist()
         ]
         whole = {"type": "FeatureCollection", "features": features}
-        name = heatmap_name(str(group)).removesuffix(".png")
+        name = heatmap_name(group).removesuffix(".png")
         files[f"slides/{name}.geojson"] = (json.dumps(whole, indent=1) + "\n").encode()
         found = scored.prediction.anomaly_score[inside]
         files[f"slides/{name}.png"] = draw_heatmap(origins[rows], extent, found, reference)
@@ -98,14 +102,14 @@ def draw_heatmap(
     scores: NDArray[np.float32],
     reference: Sequence[float],
 ) -> bytes:
-    """A slide's heatmap: a square a tile, transparent where none was scored.
+    """Draw a slide's heatmap: one square per tile, transparent where none was scored.
 
     Args:
-        origins_yx: int (n, 2), level-0 px.
-        extent_yx: Of a tile, level-0 px.
-        scores: float32 (n,); of tiles that overlap within a square the strangest counts.
-        reference: Ascending scores of normal images: their median is drawn transparent, whatever
-            lies beyond all of them brightest.
+        origins_yx: int (n, 2), upper left corners (y, x) of the tiles in level-0 px.
+        extent_yx: Height and width of a tile in level-0 px.
+        scores: float32 (n,), scores of the tiles; the highest counts where tiles overlap.
+        reference: Ascending scores of normal images; their median is drawn transparent, scores
+            above all of them brightest.
 
     Returns:
         PNG from the slide's upper left corner to its last tile.

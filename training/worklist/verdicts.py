@@ -1,4 +1,4 @@
-"""Readers' verdicts, exported from worklists, to a table of labels for the next search."""
+"""Import readers' verdicts, exported from worklists, into a table of labels."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class _Frozen(BaseModel):
 
 
 class Verdict(_Frozen):
-    """What a reader said of an image; scores are those that the reader saw."""
+    """A reader's verdict on an image, with the scores that the page showed."""
 
     image_id: str
     group_id: str
@@ -39,7 +39,7 @@ class Verdict(_Frozen):
 
 
 class VerdictFile(_Frozen):
-    """What a worklist exports."""
+    """File that a worklist exports."""
 
     normscope_verdicts: Literal[1]
     model_name: str
@@ -53,40 +53,40 @@ class VerdictFile(_Frozen):
 
 @dataclass(frozen=True)
 class FeedbackReport:
-    """The outcome of taking verdicts in.
+    """The outcome of importing verdicts.
 
     Args:
-        table_url: The table of labels.
-        taken: Verdicts of the files.
-        revised: Images of which something else had been said.
-        counts: Verdict -> images in the table.
+        table_url: Path or URL of the table of labels.
+        imported: Number of verdicts in the files.
+        revised: Names of the images whose verdict has changed.
+        counts: Number of images in the table by verdict.
     """
 
     table_url: str
-    taken: int
+    imported: int
     revised: tuple[str, ...]
     counts: dict[str, int]
 
 
-def take_feedback(files: Sequence[str], table_url: str) -> FeedbackReport:
-    """Take exported verdicts into a table; of several on one image the latest counts.
+def import_verdicts(files: Sequence[str], table_url: str) -> FeedbackReport:
+    """Import exported verdicts into a table of labels; the latest verdict on an image counts.
 
     The table has `path`, `label` (0, 1, or -1 for artefacts) and `group`, as `ingest images
-    --labels` reads it. Taken in again, the same files change nothing.
+    --labels` reads it. Importing the same files again changes nothing.
 
     Args:
-        files: URLs of exported JSON files.
-        table_url: The table; what it holds already stays.
+        files: Paths or URLs of exported JSON files.
+        table_url: Path or URL of the table; its former rows stay.
 
     Raises:
-        SourceError: A file is no export of a worklist.
+        SourceError: A file is not an export of a worklist.
     """
     rows = _read_table(table_url)
-    revised, taken = set(), 0
+    revised, imported = set(), 0
     for url in files:
         whole = _read_verdicts(url)
         for verdict in whole.verdicts:
-            taken += 1
+            imported += 1
             before = rows.get(verdict.image_id)
             if before is not None and before["decided_at"] > verdict.decided_at:
                 continue
@@ -105,9 +105,9 @@ def take_feedback(files: Sequence[str], table_url: str) -> FeedbackReport:
     writer.writeheader()
     writer.writerows(rows[name] for name in sorted(rows))
     storage.write_bytes(table_url, text.getvalue().encode())
-    said = [row["verdict"] for row in rows.values()]
-    counts = {verdict: said.count(verdict) for verdict in _LABELS}
-    return FeedbackReport(table_url, taken, tuple(sorted(revised)), counts)
+    found = [row["verdict"] for row in rows.values()]
+    counts = {verdict: found.count(verdict) for verdict in _LABELS}
+    return FeedbackReport(table_url, imported, tuple(sorted(revised)), counts)
 
 
 def _read_verdicts(url: str) -> VerdictFile:
@@ -118,8 +118,8 @@ def _read_verdicts(url: str) -> VerdictFile:
         place = ".".join(str(part) for part in first["loc"]) or "the file"
         raise SourceError(
             url,
-            f"no verdicts of a worklist ({place}: {first['msg']})",
-            "Export them by the page's button `Export verdicts`",
+            f"not a file of verdicts ({place}: {first['msg']})",
+            "Export them with the button `Export verdicts` of a worklist",
         ) from error
 
 
@@ -131,6 +131,6 @@ def _read_table(url: str) -> dict[str, dict[str, str]]:
         raise SourceError(
             url,
             f"has the columns {reader.fieldnames}, not {list(_FIELDS)}",
-            "Name a table that `normscope feedback` has made, or a new one",
+            "Name a table made by `normscope feedback`, or a new one",
         )
     return {row["path"]: row for row in reader}

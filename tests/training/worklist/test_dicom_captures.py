@@ -13,14 +13,14 @@ from tests.support.registered import NAME, own_mlflow, register
 from tests.support.toys import make_dataset
 from training.registry.versions import load_version
 from training.score import score_dataset
-from training.worklist.dicom_captures import lay_over
+from training.worklist.dicom_captures import overlay_heatmap
 
 
 def test_the_heatmap_lies_over_its_place() -> None:
     image = np.full((40, 34, 1), 90, np.uint8)
     heatmap = np.zeros((40, 34), np.float32)
     heatmap[30:38, 2:8] = 1.0
-    drawn = lay_over(image, heatmap, low=0.0, high=1.0)
+    drawn = overlay_heatmap(image, heatmap, low=0.0, high=1.0)
     assert drawn.shape == (16 * 40, 16 * 34, 3)
     assert (drawn[16 * 33, 16 * 5] > (200, 180, 30)).all()  # the scale's end, over grey
     assert (drawn[16 * 5, 16 * 30] == 90).all()

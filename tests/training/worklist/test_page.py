@@ -22,7 +22,7 @@ from training.worklist.heatmaps import encode_heatmap
 from training.worklist.page import (
     Case,
     CasePictures,
-    UsualImage,
+    TypicalImage,
     WorklistFacts,
     data_uri,
     picture_uri,
@@ -76,7 +76,7 @@ def make_cases(count: int, pictures: int) -> list[Case]:
             bool(scores[place] > 0.5),
             Label.ANOMALOUS if place == 0 else Label.UNKNOWN,
             CasePictures(picture, heat, small) if place < pictures else None,
-            (UsualImage(HOSTILE, small), UsualImage("usual-2.png", picture)),
+            (TypicalImage(HOSTILE, small), TypicalImage("typical-2.png", picture)),
             ("blurred", "pen") if place == 2 else (),
         )
         for place in range(count)
@@ -109,12 +109,12 @@ def test_what_it_says_is_escaped_and_complete() -> None:
     assert "Mind &lt;i&gt;this&lt;/i&gt;." in page
     assert HOSTILE not in page
     assert 'onerror="' not in page
-    assert "embedded for the 5 strangest images" in page
+    assert "embedded for the 5 most anomalous images" in page
     assert "version 7" in page
     assert render_worklist(FACTS, make_cases(30, 5)) == page
     assert "scores.parquet" not in page  # all are listed
     shortened = render_worklist(replace(FACTS, scored_count=31), make_cases(30, 5))
-    assert "lists the 30 strangest of 31 scored images" in shortened
+    assert "lists the 30 most anomalous of 31 scored images" in shortened
 
 
 def test_pictures_are_small_and_keep_their_colours() -> None:
@@ -177,7 +177,7 @@ def test_cases_are_ranked_and_keys_walk_through_them(page: Page) -> None:
     assert page.inner_text("#rank") == "Rank 30 of 30"
     assert "undefined" not in page.inner_text("body")
     assert page.inner_text("#threshold-words").endswith("not over the threshold")
-    assert "only the 5 strangest" in page.inner_text("#no-picture")
+    assert "only the 5 most anomalous" in page.inner_text("#no-picture")
     assert page.locator(".case[aria-selected=true]").get_attribute("aria-posinset") == "30"
 
 
@@ -207,7 +207,7 @@ def test_a_hostile_name_is_text(page: Page) -> None:
 def test_filters_and_order(page: Page) -> None:
     page.keyboard.press("/")
     page.keyboard.type("patient-1")
-    assert page.inner_text("#count") == "10 of 30 listed, 0 read"
+    assert page.inner_text("#count") == "10 of 30 listed, 0 with verdict"
     assert page.inner_text("#image-id") == HOSTILE  # the first of those left
     page.keyboard.press("Escape")
     page.fill("#text", "")
@@ -261,9 +261,9 @@ def test_verdicts_are_kept_and_exported(page: Page) -> None:
     assert first["anomaly_score"] == pytest.approx(0.9)
 
 
-def test_reconstruction_and_usual_images_stand_beside(page: Page) -> None:
+def test_reconstruction_and_typical_images_stand_beside(page: Page) -> None:
     words = page.locator("#beside figcaption").all_inner_texts()
-    assert words == ["reconstruction", "usual", "usual"]
+    assert words == ["reconstruction", "typical", "typical"]
     assert page.locator("#beside img").nth(1).get_attribute("title") == HOSTILE
     sides = "images => images.map(image => [image.naturalWidth, image.naturalHeight])"
     assert page.eval_on_selector_all("#beside img", sides) == [[20, 10], [20, 10], [20, 30]]
@@ -283,7 +283,7 @@ def test_likely_artefacts_are_marked_and_can_be_left_out(page: Page) -> None:
 
 def test_ten_thousand_cases_are_drawn_a_few_at_a_time(browser: Browser, tmp_path: Path) -> None:
     for page in open_page(browser, tmp_path, make_cases(10_000, 5)):
-        assert page.inner_text("#count") == "10000 of 10000 listed, 0 read"
+        assert page.inner_text("#count") == "10000 of 10000 listed, 0 with verdict"
         assert page.locator(".case").count() < 40
         page.eval_on_selector("#list", "list => { list.scrollTop = 5000 * 68; }")
         # The page forbids `eval`, which waiting for an expression would need.

@@ -11,7 +11,7 @@ import pytest
 from pipeline.errors import SourceError
 from pipeline.records import Label
 from pipeline.sources.images import list_images
-from training.worklist.verdicts import take_feedback
+from training.worklist.verdicts import import_verdicts
 
 
 def write_export(path: Path, *said: tuple[str, str, str], **changes: Any) -> str:
@@ -54,11 +54,11 @@ def test_the_latest_verdict_counts_and_the_ingest_reads_the_table(tmp_path: Path
         ("c.png", "normal", "2026-05-03T09:00"),  # older: does not count
     )
     table = tmp_path / "images" / "verdicts.csv"
-    report = take_feedback([one, two], str(table))
-    assert (report.taken, report.revised) == (5, ("d.png",))
+    report = import_verdicts([one, two], str(table))
+    assert (report.imported, report.revised) == (5, ("d.png",))
     assert report.counts == {"normal": 0, "abnormal": 2, "artefact": 1}
     written = table.read_bytes()
-    take_feedback([two, one], str(table))
+    import_verdicts([two, one], str(table))
     assert table.read_bytes() == written
     for name in ("sub/a,b.png", "c.png", "d.png", "unread.png"):
         (table.parent / name).parent.mkdir(exist_ok=True)
@@ -78,8 +78,8 @@ def test_the_latest_verdict_counts_and_the_ingest_reads_the_table(tmp_path: Path
 
 @pytest.mark.parametrize("changes", [{"normscope_verdicts": 2}, {"verdicts": [{"image_id": "a"}]}])
 def test_other_files_are_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
-    with pytest.raises(SourceError, match="no verdicts of a worklist"):
-        take_feedback([write_export(tmp_path / "x.json", **changes)], str(tmp_path / "t.csv"))
+    with pytest.raises(SourceError, match="not a file of verdicts"):
+        import_verdicts([write_export(tmp_path / "x.json", **changes)], str(tmp_path / "t.csv"))
     assert not (tmp_path / "t.csv").exists()
 
 
@@ -87,4 +87,4 @@ def test_a_table_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("path,label\na.png,1\n")
     export = write_export(tmp_path / "x.json", ("a.png", "normal", "1"))
     with pytest.raises(SourceError, match="has the columns"):
-        take_feedback([export], str(tmp_path / "labels.csv"))
+        import_verdicts([export], str(tmp_path / "labels.csv"))

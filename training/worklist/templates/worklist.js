@@ -37,7 +37,7 @@
   const verdictOf = (i) => verdicts[content.image_id[i]]?.verdict ?? "";
   const byText = (column) => (a, b) => column[a].localeCompare(column[b], undefined, { numeric: true }) || a - b;
   const ORDERS = {
-    strangest: (a, b) => a - b,
+    most: (a, b) => a - b,
     least: (a, b) => b - a,
     image: byText(content.image_id),
     group: byText(content.group_id),
@@ -65,7 +65,7 @@
 
   function showCounts() {
     const read = Object.keys(verdicts).length;
-    at("count").textContent = `${shown.length} of ${count} listed, ${read} read`;
+    at("count").textContent = `${shown.length} of ${count} listed, ${read} with verdict`;
     at("verdict-count").textContent = read;
   }
 
@@ -119,7 +119,7 @@
     list.setAttribute("aria-activedescendant", shown.length ? `case-${selected}` : "");
   }
 
-  // Rounded down: 100 is kept for those stranger than every normal image.
+  // Rounded down: 100 is kept for images above every normal image.
   const formatPercentile = (i) => String(Math.floor(10 * content.percentile[i]) / 10);
 
   function showCase() {
@@ -151,15 +151,15 @@
     at("no-picture").hidden = hasPicture;
     at("beside").hidden = !hasPicture;
     if (!hasPicture) {
-      at("no-picture").textContent = `No picture is embedded for rank ${i + 1}: only the ${content.thumbnail.length} strangest have one. Look it up by its name.`;
+      at("no-picture").textContent = `No picture is embedded for rank ${i + 1}: only the ${content.thumbnail.length} most anomalous have one. Look the image up by its name.`;
       return;
     }
     at("picture").src = content.thumbnail[i];
     at("picture").alt = `Image ${content.image_id[i]}`;
     at("heat").src = content.heatmap[i];
     showHeat();
-    const usual = content.nearest[i].map((near) => makeFigure(content.usual_picture[near], "usual", content.usual_id[near]));
-    at("beside").replaceChildren(makeFigure(content.reconstruction[i], "reconstruction", `What the network makes of ${content.image_id[i]}`), ...usual);
+    const typical = content.nearest[i].map((near) => makeFigure(content.typical_picture[near], "typical", content.typical_id[near]));
+    at("beside").replaceChildren(makeFigure(content.reconstruction[i], "reconstruction", `Reconstruction of ${content.image_id[i]} by the network`), ...typical);
   }
 
   function makeFigure(source, words, title) {
