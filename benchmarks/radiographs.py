@@ -16,7 +16,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -59,13 +59,13 @@ OURS, REFERENCE, LIMIT = "Normscope, sealed dataset", "the reference's way", "de
 
 @dataclass(frozen=True)
 class Workplace:
-    """What all methods work on.
+    """Inputs and output folder that all methods share.
 
     Args:
-        folder: Where results go.
-        files: The radiographs.
-        settings: Of the dataset.
-        repeats: How often ours takes each file, so that there are several shards.
+        folder: Folder in which each run makes its own `out`.
+        files: Paths of the radiographs.
+        settings: Settings of the dataset that Normscope makes.
+        repeats: Number of times that Normscope takes each file, so that there are several shards.
     """
 
     folder: Path
@@ -74,11 +74,11 @@ class Workplace:
     repeats: int = 1
 
     def clear(self) -> None:
-        """Undo a run."""
+        """Delete what a run has made."""
         shutil.rmtree(self.folder / "out", ignore_errors=True)
 
     def ingest(self, map_work: MapWork) -> None:
-        """Ours: every file to the sealed dataset."""
+        """Normscope: ingest every file into a sealed dataset."""
         images = [
             SourceImage(f"{turn}-{path.name}", path.name, str(path), version, split="train")
             for path in self.files
@@ -87,11 +87,11 @@ class Workplace:
         ]
         plan = plan_images(images, self.settings, source="benchmark")
         report = ingest(str(self.folder / "out"), plan, make_reader(plan), map_work)
-        if failed := report.failures:
-            raise RuntimeError(f"{len(failed)} files failed: {failed[0].reason}")
+        if report.failures:
+            raise RuntimeError(f"{len(report.failures)} files failed: {report.failures[0].reason}")
 
-    def refer(self, decode: Callable[[Path], Image.Image]) -> None:
-        """The reference's: every file to a grey PNG of 300 px."""
+    def convert(self, decode: Callable[[Path], Image.Image]) -> None:
+        """The reference: convert every file to a grey PNG of 300 px."""
         target = self.folder / "out"
         target.mkdir()
         for path in self.files:
@@ -100,7 +100,7 @@ class Workplace:
             small.save(target / f"{path.stem}.png")
 
     def decode(self, decode: Callable[[bytes], object]) -> None:
-        """The limit: every file decoded."""
+        """The limit: decode every file."""
         for path in self.files:
             decode(path.read_bytes())
 
@@ -183,7 +183,7 @@ def compare_on_one_core(
     """Ours, the reference's and the limit, in turns."""
     count = len(place.files)
     methods = [
-        Method(REFERENCE, partial(place.refer, decode_theirs), count, place.clear),
+        Method(REFERENCE, partial(place.convert, decode_theirs), count, place.clear),
         Method(OURS, partial(place.ingest, map_serially), count, place.clear),
         Method(LIMIT, partial(place.decode, decode_bare), count),
     ]
@@ -202,49 +202,50 @@ def compare_workers(place: Workplace, rounds: int) -> Comparison:
         return compare("PNG to a sealed dataset by Dask", methods, unit="images/s", rounds=rounds)
 
 
-def measure(quick: bool) -> Outcome:
-    """PNG and DICOM on one core, then PNG on two."""
-    count, film_count, rounds = (128, 16, 3) if quick else (256, 32, 5)
+def write_inputs(folder: Path, count: int, film_count: int) -> tuple[list[tuple[Path, ...]], str]:
+    """Write PNGs, and the first of them as DICOM files too, uncompressed and as JPEG 2000.
+
+    Returns:
+        The paths of the PNGs, of the uncompressed and of the compressed films; what they show.
+    """
     originals, name = read_originals()
+    files: list[list[Path]] = [[], [], []]
+    for number, pixels in enumerate(vary(originals, count)):
+        files[0].append(folder / f"{number:05}.png")
+        Image.fromarray(pixels).save(files[0][-1])
+        if number < film_count:
+            for is_compressed in (False, True):
+                path = folder / f"{number:05}-{is_compressed:d}.dcm"
+                film = make_film(pixels, number, is_compressed=is_compressed)
+                film.save_as(path, enforce_file_format=True)
+                files[1 + is_compressed].append(path)
+    return [tuple(paths) for paths in files], name
+
+
+def measure(quick: bool) -> Outcome:
+    """Measure PNG and DICOM on one core, then PNG on two."""
+    count, film_count, rounds = (128, 16, 3) if quick else (256, 32, 5)
     settings = ImageSettings(modality="radiograph", size_px=64, colour="grey")
     with tempfile.TemporaryDirectory(prefix="normscope-benchmark-") as folder:
         root = Path(folder)
-        pngs, films, packed = [], [], []
-        for number, pixels in enumerate(vary(originals, count)):
-            pngs.append(root / f"{number:05}.png")
-            Image.fromarray(pixels).save(pngs[-1])
-            if number < film_count:
-                films.append(root / f"{number:05}.dcm")
-                make_film(pixels, number, is_compressed=False).save_as(
-                    films[-1], enforce_file_format=True
-                )
-                packed.append(root / f"{number:05}-packed.dcm")
-                make_film(pixels, number, is_compressed=True).save_as(
-                    packed[-1], enforce_file_format=True
-                )
+        files, name = write_inputs(root, count, film_count)
+        pngs, films, packed = (Workplace(root, paths, settings) for paths in files)
         png = compare_on_one_core(
-            "PNG of 1024 px", Workplace(root, tuple(pngs), settings), Image.open,
-            imagecodecs.png_decode, rounds,
-        )  # fmt: skip
+            "PNG of 1024 px", pngs, Image.open, imagecodecs.png_decode, rounds
+        )
         dicom, jpeg2000 = (
             compare_on_one_core(
-                f"DICOM of 1024 px, 12 bits, {kind}", Workplace(root, tuple(files), settings),
-                decode_by_pydicom, decode_frame, rounds,
+                f"DICOM of 1024 px, 12 bits, {kind}", place, decode_by_pydicom, decode_frame, rounds
             )
-            for kind, files in (("uncompressed", films), ("JPEG 2000", packed))
-        )  # fmt: skip
-        shards = Workplace(root, tuple(pngs), settings, repeats=512 // count)
-        workers = compare_workers(shards, rounds)
+            for kind, place in (("uncompressed", films), ("JPEG 2000", packed))
+        )
+        workers = compare_workers(replace(pngs, repeats=512 // count), rounds)
     inputs = f"{count} PNGs and {film_count} DICOM files made from {name}"
     return _conclude(png, dicom, jpeg2000, workers, inputs)
 
 
 def _conclude(
-    png: Comparison,
-    dicom: Comparison,
-    jpeg2000: Comparison,
-    workers: Comparison,
-    inputs: str,
+    png: Comparison, dicom: Comparison, jpeg2000: Comparison, workers: Comparison, inputs: str
 ) -> Outcome:
     metrics = {
         "vs_reference": png.ratio(OURS),
