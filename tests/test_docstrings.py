@@ -19,6 +19,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 HELD: Final[tuple[str, ...]] = (
     "training/evaluation",
+    "training/registry",
     "training/scoring",
     "training/worklist",
 )

@@ -26,7 +26,7 @@ from training.learning.perceptual_features import read_features
 from training.learning.run_folder import FitResult, claim_run
 from training.learning.validation import summarise
 from training.registry.runs import RUN_NAME, TrackedRun, tracked_run, training_version
-from training.registry.versions import VersionInfo, find_version, log_and_register
+from training.registry.versions import VersionInfo, log_and_register, recover_version
 from training.scoring.detector import Detector, DetectorDescription
 from training.scoring.loaded_model import IngestRecord
 from training.settings import TrainSettings
@@ -121,7 +121,7 @@ def train_and_register(
             run.log_report(report)
             on_progress(report.step, report.total_steps)
 
-        made = find_version(name, run.run_id)
+        made = recover_version(name, run.run_id)
         if made is None:
             fitted = fit(
                 settings,

@@ -261,8 +261,7 @@ def _read_verified(name: str, ledgers_url: str) -> tuple[str, tuple[Entry, ...]]
     tags = model_tags(name)
     url = tags.get(LEDGER_TAG) or storage.join(ledgers_url, name)
     entries = read_entries(url)
-    known = tags.get(ENTRY_TAG)
-    require_known(url, entries, [known] if known else [])
+    require_known(url, entries, tags.get(ENTRY_TAG, ""))
     return url, entries
 
 

@@ -1,4 +1,4 @@
-"""Whether a registered version still gives its scores where nothing of ours is loaded yet."""
+"""Scores of a registered version in a fresh process, by the code that the version carries."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pipeline.errors import RegistryError
 
 _TIMEOUT_S: Final = 300
-# Imports nothing of ours, so that the version's own code is what loads.
+# Imports none of our packages, so that the version's own code is what loads.
 _SCRIPT: Final = """
 import sys, mlflow, numpy
 uri, tracking_uri, images, scores = sys.argv[1:]
@@ -27,24 +27,24 @@ numpy.save(scores, found["anomaly_score"])
 def score_in_fresh_process(
     model_uri: str, tracking_uri: str, images: NDArray[np.uint8]
 ) -> NDArray[np.float32]:
-    """Load a version in a process of its own, with the version's own code, and score images.
+    """Load a version in a fresh process, with the code that it carries, and score images.
 
     Args:
-        model_uri: The version, as MLflow finds it.
-        tracking_uri: Of the MLflow server or database.
+        model_uri: MLflow's URI of the version, `models:/NAME/VERSION`.
+        tracking_uri: URL of the MLflow server, or `sqlite:///file`.
         images: uint8 (N, H, W, C), a few.
 
     Returns:
         float32 (N,), its scores.
 
     Raises:
-        RegistryError: It does not load there, or does not answer.
+        RegistryError: It does not load there, or takes too long.
     """
     with tempfile.TemporaryDirectory() as folder:
         given, answer = Path(folder, "images.npy"), Path(folder, "scores.npy")
         np.save(given, images)
         try:
-            subprocess.run(  # noqa: S603 -- our own interpreter and script
+            subprocess.run(  # noqa: S603 -- this interpreter and our script
                 [sys.executable, "-P", "-c", _SCRIPT, model_uri, tracking_uri, given, answer],
                 cwd=folder,
                 check=True,

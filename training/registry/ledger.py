@@ -1,9 +1,9 @@
-"""The ledger of a model: who became champion and why, what was scored; appended to, never edited.
+"""The ledger of a model, append-only: which version became champion and why, and what was scored.
 
-Entry n is one object, `00000012.json`, created on condition that there is none: of many writers
-exactly one makes it, and the others go on with n + 1. Each entry holds the SHA-256 of the bytes of
-the one before, so that whoever changes, removes or inserts one breaks every later link. A digest
-that is kept elsewhere (tags of the registry) also shows an end that was cut off.
+Entry n is one object, such as `00000012.json`, created only if it does not exist: of many writers
+exactly one succeeds, and the others continue with n + 1. Each entry holds the SHA-256 of the bytes
+of the entry before, so that changing, removing or inserting one breaks every later link. A digest
+kept elsewhere, in the registry's tags, also reveals a ledger whose end was cut off.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ class Entry:
     """One record of a ledger.
 
     Args:
-        sequence: Its number, from 1.
-        kind: What happened. `found`: an alias that something else had moved.
-        at: When, ISO 8601 in UTC.
-        content: What is to be known of it.
+        sequence: Number of the entry, from 1.
+        kind: The event; `found` is an alias that something else had moved.
+        at: Time of the event, ISO 8601 in UTC.
+        content: Facts of the event, by name.
         before: SHA-256 of the entry before; zeros for the first.
         digest: SHA-256 of this entry's bytes.
-        url: Where it lies.
+        url: Path or URL of the entry.
     """
 
     sequence: int
@@ -52,85 +52,72 @@ class Entry:
 
     @property
     def reference(self) -> str:
-        """What others keep to point here: URL and digest."""
+        """URL and digest, which others keep to refer to this entry."""
         return f"{self.url}#{self.digest}"
 
     @property
     def summary(self) -> str:
-        """What happened, in a line."""
+        """Describe the event in one line."""
         known = self.content
         if self.kind == "scored":
             ends = "".join(f", {end} {known[end]}" for end in ("since", "until") if end in known)
             return f"version {known['model_version']}, {known['scored_count']} images{ends}"
         if self.kind in {"refused", "held"}:
-            return f"version {known['challenger_version']}{self._words_of_answer}"
+            return f"version {known['challenger_version']}{self._answer}"
         if self.kind == "rolled_back":
             return f"version {known['champion']} for {known['withdrawn']}: {known['reason']}"
-        return f"version {known['champion']}{self._words_of_answer}"
+        return f"version {known['champion']}{self._answer}"
 
     @property
-    def _words_of_answer(self) -> str:
-        """Who decided and why, where a person did."""
+    def _answer(self) -> str:
+        """Say who decided and why, if a person did."""
         answer = self.content.get("answer")
         if not isinstance(answer, dict) or not answer:
             return ""
         return f", by {answer['name']}: {answer['reason']}"
 
 
-def append(
-    url: str,
-    kind: Kind,
-    content: Mapping[str, JSON],
-    *,
-    at: datetime | None = None,
-) -> Entry:
-    """Append an entry, whatever others append meanwhile.
+def append(url: str, kind: Kind, content: Mapping[str, JSON]) -> Entry:
+    """Append an entry, whatever other writers append meanwhile.
 
     Args:
         url: Folder or prefix of the ledger; made if absent.
-        kind: What happened.
-        content: Figures must be finite: JSON knows no others.
-        at: When; now if None.
+        kind: The event that the entry records.
+        content: Facts of the event; numbers must be finite, as JSON has no others.
 
     Raises:
         StorageError: It cannot be written.
     """
     head = read_head(url)
     while True:
-        made = append_after(url, head, kind, content, at=at)
+        made = append_after(url, head, kind, content)
         if made is not None:
             return made
         head = _read(url, head.sequence + 1 if head else 1)
 
 
 def append_after(
-    url: str,
-    head: Entry | None,
-    kind: Kind,
-    content: Mapping[str, JSON],
-    *,
-    at: datetime | None = None,
+    url: str, head: Entry | None, kind: Kind, content: Mapping[str, JSON]
 ) -> Entry | None:
-    """Append an entry only if a given one is still the last: the ledger as a lock.
+    """Append an entry only if a given one is still the last, so that the ledger acts as a lock.
 
     Args:
-        url: Of the ledger.
+        url: Folder or prefix of the ledger; made if absent.
         head: The entry that must be the last; None for an empty ledger.
-        kind: What happened.
-        content: As for `append`, and so is `at`.
-        at: When.
+        kind: The event that the entry records.
+        content: Facts of the event; numbers must be finite, as JSON has no others.
 
     Returns:
-        The entry, or None where somebody else appended first.
+        The entry, or None if another writer appended first.
     """
     sequence = head.sequence + 1 if head else 1
     record = {
         "sequence": sequence,
         "kind": kind,
-        "at": (at or datetime.now(UTC)).astimezone(UTC).isoformat(timespec="seconds"),
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "before": head.digest if head else NO_DIGEST,
         "content": content,
-        # Tells our own write from another's where the answer to it was lost.
+        # Identifies our own write if the store's answer to it was lost.
         "writer": uuid.uuid4().hex,
     }
     text = json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
@@ -142,7 +129,7 @@ def append_after(
 
 
 def read_head(url: str) -> Entry | None:
-    """The last entry, or None for a ledger that is empty or absent."""
+    """Read the last entry; None for a ledger that is empty or absent."""
     names = _list(url)
     return _read(url, int(names[-1][:8])) if names else None
 
@@ -169,23 +156,21 @@ def read_entries(url: str) -> tuple[Entry, ...]:
     return tuple(entries)
 
 
-def require_known(url: str, entries: Sequence[Entry], references: Sequence[str]) -> None:
-    """Check that entries which others point at are there, as they were.
+def require_known(url: str, entries: Sequence[Entry], reference: str) -> None:
+    """Check that an entry is there which the registry refers to.
 
     Args:
-        url: Of the ledger.
-        entries: All of it.
-        references: Each an `Entry.reference`.
+        url: Folder or prefix of the ledger.
+        entries: All entries of the ledger.
+        reference: The registry's `Entry.reference`; empty if it has none.
 
     Raises:
-        RegistryError: One is missing or another; the chain alone cannot show an end cut off.
+        RegistryError: It is missing or differs. The chain alone cannot reveal a lost end.
     """
-    digests = {entry.digest for entry in entries}
-    for reference in references:
-        place, _, digest = reference.rpartition("#")
-        if digest not in digests:
-            problem = f"the registry points at {place}, which is not there as it was written"
-            raise RegistryError(url, problem, _REMEDY)
+    target, _, digest = reference.rpartition("#")
+    if reference and digest not in {entry.digest for entry in entries}:
+        problem = f"the registry refers to {target}, which is not there as it was written"
+        raise RegistryError(url, problem, _REMEDY)
 
 
 def _url_of(url: str, sequence: int) -> str:
@@ -202,7 +187,7 @@ def _read(url: str, sequence: int) -> Entry:
     try:
         return _parse(target, storage.read_bytes(target))
     except AbsentError as error:
-        raise RegistryError(target, "this entry is gone", _REMEDY) from error
+        raise RegistryError(target, "this entry is missing", _REMEDY) from error
 
 
 def _parse(url: str, data: bytes) -> Entry:
@@ -218,4 +203,4 @@ def _parse(url: str, data: bytes) -> Entry:
             url,
         )
     except (ValueError, KeyError, TypeError) as error:
-        raise RegistryError(url, f"is no entry of a ledger ({error})", _REMEDY) from error
+        raise RegistryError(url, f"is not an entry of a ledger ({error})", _REMEDY) from error

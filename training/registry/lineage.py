@@ -1,4 +1,4 @@
-"""From a score back to all that it came from: model, run, datasets, source bytes, code."""
+"""Lineage of a score: the model, run, datasets, source bytes and code behind it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.io import storage
 from pipeline.store.dataset import open_dataset
 from training.registry.champion import LEDGER_TAG
 from training.registry.ledger import Entry, read_entries
-from training.registry.versions import load_version, model_tags, resolve, run_tags
+from training.registry.versions import model_tags, read_ingest, resolve, run_tags
 from training.scoring.outputs import read_facts
 
 _CODE_TAGS: Final = ("code_version", "dataset_code_version", "mlflow.source.git.commit")
@@ -24,15 +24,15 @@ _CODE_TAGS: Final = ("code_version", "dataset_code_version", "mlflow.source.git.
 
 @dataclass(frozen=True)
 class Lineage:
-    """What a score came from.
+    """The origin of a score.
 
     Args:
-        image_id: Of the image.
-        score: The row of `scores.parquet`.
-        scored_dataset: URL and fingerprint of what was scored, and the code that made it.
-        model: Version, run, fingerprint of the dataset that it learned from, and the code of both.
-        entries: Of the ledger, that speak of this version or of these results.
-        gaps: What could not be found any more, in words.
+        image_id: Identifier of the scored image.
+        score: The image's row of `scores.parquet`.
+        scored_dataset: URL and fingerprint of the scored dataset, and the code that made it.
+        model: Version, run, fingerprint of the training dataset, and the code of both.
+        entries: Entries of the ledger about this version or these results.
+        gaps: Facts that can no longer be found, in words.
     """
 
     image_id: str
@@ -44,11 +44,11 @@ class Lineage:
 
 
 def trace(scores_url: str, image_id: str) -> Lineage:
-    """Trace a score.
+    """Trace a score to what it was made from.
 
     Args:
-        scores_url: The output of a scoring, or its `scores.parquet`.
-        image_id: Of the image.
+        scores_url: Output folder of a scoring, or its `scores.parquet`.
+        image_id: Identifier of the image, as the table has it.
 
     Raises:
         SourceError: It has no such image.
@@ -66,7 +66,8 @@ def trace(scores_url: str, image_id: str) -> Lineage:
         "code_version": _find_code(facts, gaps),
     }
     name, version = score["model_name"], score["model_version"]
-    ingest = load_version(name, version).ingest
+    found = resolve(name, version)
+    ingest = read_ingest(found)
     tags = run_tags(score["run_id"])
     model: dict[str, str] = {
         "version": f"{name} version {version}",
@@ -74,15 +75,15 @@ def trace(scores_url: str, image_id: str) -> Lineage:
         "training_dataset": ingest.fingerprint,
         "parameters": json.dumps(ingest.parameters, sort_keys=True),
         **{tag: tags[tag] for tag in _CODE_TAGS if tag in tags},
-        **{key: tag for key, tag in resolve(name, version).tags.items() if "promotion" in key},
+        **{key: tag for key, tag in found.tags.items() if "promotion" in key},
     }
     ledger_url = model_tags(name).get(LEDGER_TAG)
     entries = read_entries(ledger_url) if ledger_url else ()
     if not entries:
         gaps.append("the model has no ledger")
     results = str(facts.get("results", "")).rpartition("/")[2]
-    speaking = tuple(entry for entry in entries if _speaks_of(entry, version, results))
-    return Lineage(image_id, score, scored_dataset, model, speaking, tuple(gaps))
+    related = tuple(entry for entry in entries if _is_about(entry, version, results))
+    return Lineage(image_id, score, scored_dataset, model, related, tuple(gaps))
 
 
 def _find_row(url: str, image_id: str) -> dict[str, Any]:
@@ -102,11 +103,11 @@ def _find_code(facts: Mapping[str, Any], gaps: list[str]) -> str:
         gaps.append(f"the scored dataset cannot be opened any more ({error.problem})")
         return ""
     if dataset.fingerprint != facts.get("dataset_fingerprint"):
-        gaps.append("the scored dataset has changed since; its fingerprint is now another")
+        gaps.append("the scored dataset has changed since: its fingerprint differs")
     return str(dataset.attributes["code_version"])
 
 
-def _speaks_of(entry: Entry, version: str, results: str) -> bool:
+def _is_about(entry: Entry, version: str, results: str) -> bool:
     known = entry.content
     if entry.kind == "scored":
         return known.get("results") == results

@@ -1,4 +1,4 @@
-"""Trainings as MLflow runs: parameters, inputs, metrics and pictures, all under one run."""
+"""Trainings and searches as MLflow runs: parameters, input dataset, metrics and pictures."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ class TrackedRun:
     """An MLflow run that is being written.
 
     Attributes:
-        run_id: MLflow's.
-        last_step: The last step whose metrics it holds; a continued training repeats some.
+        run_id: MLflow's identifier of the run.
+        last_step: The last step whose metrics the run has; a resumed training repeats some.
     """
 
     run_id: str
     last_step: int = 0
 
     def log_report(self, report: Report) -> None:
-        """Keep what a training says of itself."""
+        """Log metrics, reconstructions and score distributions of a training step."""
         if report.step > self.last_step:
             self.log_metrics(report.metrics, step=report.step)
             self.last_step = report.step
@@ -57,27 +57,27 @@ class TrackedRun:
             self.log_png(path, draw_distribution(report.scores))
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int = 0) -> None:
-        """Keep figures, in one request."""
+        """Log metrics in one request."""
         now = int(time.time() * 1000)
         entities = [Metric(name, value, now, step) for name, value in metrics.items()]
         MlflowClient().log_batch(self.run_id, metrics=entities)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Keep facts that runs are found by."""
+        """Set tags that runs are found by."""
         for name, value in tags.items():
             MlflowClient().set_tag(self.run_id, name, value)
 
     def read_record(self) -> tuple[dict[str, float], dict[str, str]]:
-        """The latest value of every metric, and the tags."""
+        """Read the latest value of every metric, and the tags."""
         data = MlflowClient().get_run(self.run_id).data
         return data.metrics, data.tags
 
     def log_json(self, path: str, content: Mapping[str, object]) -> None:
-        """Keep a record as an artifact."""
+        """Log a record as an artifact."""
         MlflowClient().log_text(self.run_id, json.dumps(content, indent=1) + "\n", path)
 
     def log_png(self, path: str, png: bytes) -> None:
-        """Keep a picture as an artifact."""
+        """Log a picture as an artifact."""
         with tempfile.TemporaryDirectory() as folder:
             local = Path(folder, Path(path).name)
             local.write_bytes(png)
@@ -85,7 +85,7 @@ class TrackedRun:
             MlflowClient().log_artifact(self.run_id, str(local), None if parent == "." else parent)
 
     def log_curves(self) -> None:
-        """Draw the metrics that the run holds, those of its earlier parts included."""
+        """Log a plot of the run's metrics since its first step."""
         client = MlflowClient()
         curves = {
             name: [(m.step, m.value) for m in client.get_metric_history(self.run_id, name)]
@@ -108,15 +108,15 @@ def tracked_run(
     dataset: Dataset,
     tags: Mapping[str, str] | None = None,
 ) -> Iterator[TrackedRun]:
-    """Write a run, or go on with the one of this name.
+    """Start a run, or resume the one of this name.
 
     Args:
-        tracking_uri: A server, or `sqlite:///file`.
-        experiment: Made if there is none of this name.
-        run_name: Names the run within its experiment.
-        settings: Its parameters, flattened, and an artifact.
-        dataset: Its logged input.
-        tags: Further facts.
+        tracking_uri: URL of an MLflow server, or `sqlite:///file`.
+        experiment: Name of the experiment, which is made if there is none.
+        run_name: Name of the run, unique in its experiment.
+        settings: Settings to log, flattened as parameters and whole as an artifact.
+        dataset: Sealed dataset to log as the run's input.
+        tags: Further tags of the run.
     """
     mlflow.set_tracking_uri(tracking_uri)
     mlflow.set_experiment(experiment)
@@ -128,7 +128,7 @@ def tracked_run(
         run_id=before.info.run_id if before else None,
         run_name=None if before else run_name,
         nested=mlflow.active_run() is not None,
-        # Made with the run, so that no kill leaves a run that cannot be found by its name.
+        # Set on creation, so that no kill leaves a run that cannot be found by its name.
         tags={**facts, **versions, **(tags or {})},
         log_system_metrics=True,
     ) as active:
@@ -138,12 +138,12 @@ def tracked_run(
 
 
 def find_run(*, experiment: str, run_name: str) -> Run | None:
-    """The latest run of this name in an experiment, at the tracking URI in use."""
+    """Find the latest run of this name in an experiment, at the tracking URI in use."""
     client = MlflowClient()
     found = client.get_experiment_by_name(experiment)
     if found is None:
         return None
-    check_run_name(run_name)  # it needs no quoting then
+    check_run_name(run_name)  # such a name needs no quoting
     runs = client.search_runs(
         [found.experiment_id], filter_string=f"tags.`{RUN_NAME}` = '{run_name}'", max_results=1
     )

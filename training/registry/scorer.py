@@ -1,4 +1,4 @@
-"""The MLflow model as code: what a registered version runs when it is loaded.
+"""The MLflow model as code, which a registered version runs when it is loaded.
 
 MLflow keeps this file and the modules that it imports next to the weights, and runs it on
 loading. Nothing is unpickled.
@@ -18,7 +18,7 @@ from training.scoring.detector import Detector
 
 
 class AnomalyScorer(PythonModel):
-    """Scores images: raw score, percentile against normals, verdict by threshold."""
+    """Scores images: raw score, percentile among normals, decision by threshold."""
 
     def load_context(self, context: PythonModelContext) -> None:
         """Read weights, calibration and threshold."""

@@ -1,4 +1,4 @@
-"""Registered models: versions, aliases, and what a loaded version answers."""
+"""Versions of registered models: register, load, find by alias, tag."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _FILES: Final = {
     "threshold": "threshold.json",
 }
 _RECORDS: Final = ("ingest", "calibration", "threshold")
-# What the model's code imports where it is loaded without this package.
+# Libraries that the model's code imports where it is loaded without this package.
 _REQUIREMENTS: Final = ("mlflow", "numpy", "torch", "safetensors", "pydantic")
 # The modules that score, which each version keeps a copy of.
 _CODE: Final = (
@@ -65,10 +65,10 @@ class VersionInfo:
     """One registered version.
 
     Args:
-        name: Registered name.
-        version: Its version.
-        run_id: The run that made it.
-        tags: Of the version.
+        name: Name of the registered model.
+        version: Number of the version.
+        run_id: Identifier of the MLflow run that made the version.
+        tags: Tags of the version, by key.
     """
 
     name: str
@@ -78,7 +78,7 @@ class VersionInfo:
 
     @property
     def uri(self) -> str:
-        """Where MLflow finds it."""
+        """MLflow's URI of the version."""
         return f"models:/{self.name}/{self.version}"
 
 
@@ -94,22 +94,17 @@ def log_and_register(
     """Log a detector to its run, register it, and give it the alias `challenger`.
 
     Args:
-        detector: Trained.
-        name: To register it under, `<source>-anomaly`.
-        run_id: Of the training.
-        ingest: Of the dataset that it was trained on.
-        calibration: By the dataset's validation split.
-        threshold: Likewise.
+        detector: Trained detector with its weights.
+        name: Name of the registered model, `<source>-anomaly`.
+        run_id: Identifier of the training's MLflow run.
+        ingest: Record of how the training images were prepared.
+        calibration: Scores of the validation split's normal images.
+        threshold: Score above which an image counts as anomalous.
     """
     with tempfile.TemporaryDirectory() as folder:
         detector.save(Path(folder))
-        for key, record in (
-            ("ingest", ingest),
-            ("calibration", calibration),
-            ("threshold", threshold),
-        ):
-            text = record.model_dump_json(indent=1) + "\n"
-            Path(folder, _FILES[key]).write_text(text)
+        for key, record in zip(_RECORDS, (ingest, calibration, threshold), strict=True):
+            Path(folder, _FILES[key]).write_text(record.model_dump_json(indent=1) + "\n")
         with _within_run(run_id), warnings.catch_warnings():
             # The signature says it all, and an example would be a page of zeros.
             warnings.filterwarnings("ignore", message=".*input example was not provided")
@@ -121,17 +116,14 @@ def log_and_register(
                 signature=_sign(detector.description.image_shape),
                 pip_requirements=[f"{name}=={installed_version(name)}" for name in _REQUIREMENTS],
             )
-    client = MlflowClient()
+    tags = {
+        "dataset_fingerprint": ingest.fingerprint,
+        "modality": ingest.modality,
+        "feature_weights": detector.description.settings.loss.vgg_weights,
+    }
     with _translated(name):
-        registered = mlflow.register_model(logged.model_uri, name)
-        version = str(registered.version)
-        for key, value in {
-            "dataset_fingerprint": ingest.fingerprint,
-            "modality": ingest.modality,
-            "feature_weights": detector.description.settings.loss.vgg_weights,
-        }.items():
-            client.set_model_version_tag(name, version, key, value)
-        set_alias(name, CHALLENGER, version)
+        version = str(mlflow.register_model(logged.model_uri, name, tags=tags).version)
+    set_alias(name, CHALLENGER, version)
     return resolve(name, version)
 
 
@@ -151,25 +143,29 @@ def load_version(name: str, version_or_alias: str) -> ScoringModel:
         RegistryError: There is none, or it does not load.
     """
     found = resolve(name, version_or_alias)
-    with tempfile.TemporaryDirectory() as folder, _translated(found.uri):
+    with tempfile.TemporaryDirectory() as folder, _translated(found.uri), _of_this_release(found):
         local = Path(mlflow.artifacts.download_artifacts(found.uri, dst_path=folder), "artifacts")
         texts = {key: Path(local, _FILES[key]).read_text() for key in _RECORDS}
-        try:
-            return ScoringModel(
-                found.name,
-                found.version,
-                found.run_id,
-                Detector.load(local),
-                IngestRecord.model_validate_json(texts["ingest"]),
-                Calibration.model_validate_json(texts["calibration"]),
-                Threshold.model_validate_json(texts["threshold"]),
-            )
-        except ValidationError as error:
-            raise RegistryError(
-                found.uri,
-                "was registered by another release, whose settings or records differ",
-                "Train and register it again with `normscope train`",
-            ) from error
+        return ScoringModel(
+            found.name,
+            found.version,
+            found.run_id,
+            Detector.load(local),
+            IngestRecord.model_validate_json(texts["ingest"]),
+            Calibration.model_validate_json(texts["calibration"]),
+            Threshold.model_validate_json(texts["threshold"]),
+        )
+
+
+def read_ingest(found: VersionInfo) -> IngestRecord:
+    """Read how a version's training images were prepared, without loading its weights.
+
+    Raises:
+        RegistryError: There is no such record, or another release wrote it.
+    """
+    with _translated(found.uri), _of_this_release(found):
+        text = mlflow.artifacts.load_text(f"{found.uri}/artifacts/{_FILES['ingest']}")
+        return IngestRecord.model_validate_json(text)
 
 
 def resolve(name: str, version_or_alias: str) -> VersionInfo:
@@ -193,14 +189,26 @@ def resolve(name: str, version_or_alias: str) -> VersionInfo:
     return VersionInfo(name, str(found.version), str(found.run_id), dict(found.tags))
 
 
-def find_version(name: str, run_id: str) -> VersionInfo | None:
-    """The version that a run has registered, or None."""
+def recover_version(name: str, run_id: str) -> VersionInfo | None:
+    """Find the version that a run has registered, and finish its registration.
+
+    A version newer than the challenger was registered by a run that was killed before it set the
+    alias; it becomes the challenger now.
+
+    Returns:
+        The version, or None if the run has registered none.
+    """
     found = MlflowClient().search_model_versions(f"name='{name}' and run_id='{run_id}'")
-    return resolve(name, str(found[0].version)) if found else None
+    if not found:
+        return None
+    version = str(found[0].version)
+    if int(version) > int(aliases(name).get(CHALLENGER, 0)):
+        set_alias(name, CHALLENGER, version)
+    return resolve(name, version)
 
 
 def aliases(name: str) -> dict[str, str]:
-    """Every alias of a model and the version that it names.
+    """List every alias of a model with the version that it names.
 
     Raises:
         RegistryError: There is no such model.
@@ -211,30 +219,30 @@ def aliases(name: str) -> dict[str, str]:
 
 
 def tracking_uri() -> str:
-    """The MLflow server or database in use."""
+    """URL of the MLflow server or database in use."""
     return str(mlflow.get_tracking_uri())
 
 
 def set_alias(name: str, alias: str, version: str) -> None:
-    """Let an alias name a version."""
+    """Point an alias to a version."""
     with _translated(name):
         MlflowClient().set_registered_model_alias(name, alias, version)
 
 
 def delete_alias(name: str, alias: str) -> None:
-    """Let an alias name nothing; one that names nothing is no error."""
+    """Remove an alias, if it is there."""
     with _translated(name):
         MlflowClient().delete_registered_model_alias(name, alias)
 
 
 def model_tags(name: str) -> dict[str, str]:
-    """Tags of a registered model."""
+    """Read the tags of a registered model."""
     with _translated(name):
         return dict(MlflowClient().get_registered_model(name).tags)
 
 
 def run_tags(run_id: str) -> dict[str, str]:
-    """Tags of a run: what it was made by."""
+    """Read the tags of a run."""
     with _translated(run_id):
         return dict(MlflowClient().get_run(run_id).data.tags)
 
@@ -253,7 +261,7 @@ def tag_version(found: VersionInfo, tags: Mapping[str, str]) -> None:
 
 
 def log_record(run_id: str, path: str, content: str | Mapping[str, JSON]) -> None:
-    """Keep a text, or a mapping as JSON, among the artifacts of a run."""
+    """Log a text, or a mapping as JSON, as an artifact of a run."""
     text = content if isinstance(content, str) else json.dumps(content, indent=1) + "\n"
     with _translated(run_id):
         MlflowClient().log_text(run_id, text, path)
@@ -288,13 +296,33 @@ def _copy_code(folder: Path) -> list[str]:
 
 @contextmanager
 def _within_run(run_id: str) -> Iterator[None]:
-    """Log to a run, whether it is the active one or has ended."""
+    """Make a run the active one, whether it is active already or has ended."""
     active = mlflow.active_run()
     if active is not None and active.info.run_id == run_id:
         yield
         return
     with mlflow.start_run(run_id=run_id, nested=active is not None):
         yield
+
+
+@contextmanager
+def _of_this_release(found: VersionInfo) -> Iterator[None]:
+    """Refuse a version whose files this release cannot read."""
+    try:
+        yield
+    except (ValidationError, FileNotFoundError, RuntimeError) as error:
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            detail = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        elif isinstance(error, RuntimeError) and "state_dict" not in str(error):
+            raise  # not a network with other parameters, but e.g. a lack of memory
+        else:
+            detail = str(error).splitlines()[0]
+        raise RegistryError(
+            found.uri,
+            f"was registered by another release of Normscope ({detail})",
+            "Train and register it again with `normscope train`",
+        ) from error
 
 
 @contextmanager

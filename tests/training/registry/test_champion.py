@@ -143,7 +143,7 @@ def test_an_alias_moved_by_hand_is_written_down(ledgers: str) -> None:
 def test_a_ledger_that_lost_its_end_stops_everything(ledgers: str) -> None:
     promote_to(ledgers, "1")
     storage.delete(f"{ledgers}/ledger/00000001.json")
-    with pytest.raises(RegistryError, match="the registry points at"):
+    with pytest.raises(RegistryError, match="the registry refers to"):
         rollback(NAME, ledgers, reason="")
 
 
@@ -151,7 +151,7 @@ def test_a_scoring_starts_no_second_ledger_where_the_first_is_lost(ledgers: str)
     promote_to(ledgers, "1")
     storage.delete(f"{ledgers}/ledger/00000001.json")
     facts: dict[str, JSON] = {"output_url": "scores", "results": "results/1"}
-    with pytest.raises(RegistryError, match="the registry points at"):
+    with pytest.raises(RegistryError, match="the registry refers to"):
         record_scoring(NAME, facts, ledgers_url=ledgers)
     assert not list(Path(ledgers).rglob("*.json"))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, datetime, tzinfo
 from pathlib import Path
 from threading import Barrier
 
@@ -12,6 +12,7 @@ import pytest
 
 from pipeline.errors import RegistryError
 from pipeline.io import storage
+from training.registry import ledger
 from training.registry.ledger import (
     NO_DIGEST,
     Entry,
@@ -27,7 +28,7 @@ WRITERS, EACH = 6, 4
 
 
 def fill(url: str, count: int = 4) -> tuple[Entry, ...]:
-    return tuple(append(url, "scored", {"number": number}, at=AT) for number in range(count))
+    return tuple(append(url, "scored", {"number": number}) for number in range(count))
 
 
 def test_writers_race_and_none_is_lost(store_url: str) -> None:
@@ -62,7 +63,13 @@ def test_of_many_that_follow_one_entry_one_wins(store_url: str) -> None:
     assert len(read_entries(url)) == 3
 
 
-def test_entries_are_chained_and_dated(tmp_path: Path) -> None:
+def test_entries_are_chained_and_dated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
+            return AT.astimezone(tz)
+
+    monkeypatch.setattr(ledger, "datetime", Clock)
     url = str(tmp_path / "ledger")
     assert read_entries(url) == ()
     assert read_head(url) is None
@@ -70,7 +77,7 @@ def test_entries_are_chained_and_dated(tmp_path: Path) -> None:
     assert (first.before, second.before) == (NO_DIGEST, first.digest)
     assert second.at == "2026-05-04T03:02:01+00:00"
     assert read_entries(url) == (first, second)
-    require_known(url, (first, second), [first.reference])
+    require_known(url, (first, second), first.reference)
 
 
 def change(url: str) -> None:
@@ -98,7 +105,7 @@ def empty(url: str) -> None:
         (change, "entry 2 is not the one that entry 3 follows"),
         (remove, "entry 3 is missing"),
         (swap, "says that it is entry 3"),
-        (empty, "is no entry of a ledger"),
+        (empty, "is not an entry of a ledger"),
     ],
 )
 def test_tampering_is_found(tmp_path: Path, tamper: object, found: str) -> None:
@@ -115,8 +122,8 @@ def test_an_end_that_was_cut_off_is_found_by_what_points_at_it(tmp_path: Path) -
     last = fill(url)[-1]
     storage.delete(last.url)
     entries = read_entries(url)  # the chain by itself is whole
-    with pytest.raises(RegistryError, match=r"points at .*00000004\.json"):
-        require_known(url, entries, [last.reference])
+    with pytest.raises(RegistryError, match=r"refers to .*00000004\.json"):
+        require_known(url, entries, last.reference)
 
 
 def test_a_lost_answer_is_no_second_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

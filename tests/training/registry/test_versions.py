@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -22,11 +24,14 @@ from training.registry.versions import (
     load_champion,
     load_version,
     log_record,
+    read_ingest,
+    recover_version,
     resolve,
     set_alias,
     tag_version,
     tracking_uri,
 )
+from training.scoring.detector import Detector
 from training.scoring.loaded_model import IngestRecord
 
 
@@ -80,12 +85,61 @@ def test_a_version_holds_its_code_and_nothing_to_unpickle(version: VersionInfo) 
     assert not [name for name in names if name.endswith((".pkl", ".pt", ".pth", ".pickle"))]
 
 
-def test_a_version_of_another_release_is_refused(
-    version: VersionInfo, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("file", "edit", "detail"),
+    [
+        ("model.json", {"settings": {"gone": 1}}, "settings.gone: Extra inputs"),
+        ("model.json", {"settings": {"network": {"latent_channels": 7}}}, "loading state_dict"),
+        ("threshold.json", None, "threshold.json"),
+    ],
+)
+def test_a_version_of_another_release_is_refused_in_one_line(
+    dataset: Dataset, tmp_path: Path, file: str, edit: dict[str, Any] | None, detail: str
 ) -> None:
-    monkeypatch.setitem(versions._FILES, "threshold", "ingest.json")  # has other fields
-    with pytest.raises(RegistryError, match=r"another release.*`normscope train`"):
-        load_version(NAME, version.version)
+    with own_mlflow(tmp_path):
+        version = register(dataset)
+        (path,) = tmp_path.rglob(f"artifacts/{file}")
+        if edit is None:
+            path.unlink()
+        else:
+            path.write_text(json.dumps(merge(json.loads(path.read_text()), edit)))
+        with pytest.raises(RegistryError, match=rf"another release.*{detail}.*`normscope train`"):
+            load_version(NAME, version.version)
+
+
+def merge(known: dict[str, Any], edit: dict[str, Any]) -> dict[str, Any]:
+    """A record with some values replaced, however deep."""
+    changed = {
+        key: merge(known[key], value) if isinstance(value, dict) else value
+        for key, value in edit.items()
+    }
+    return {**known, **changed}
+
+
+def test_the_training_images_of_a_version_are_known_without_its_weights(
+    version: VersionInfo, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(Detector, "load")
+    assert read_ingest(version) == IngestRecord.of(dataset)
+
+
+def test_a_kill_between_version_and_alias_is_mended_by_the_next_run(
+    tmp_path: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with own_mlflow(tmp_path):
+        first = register(dataset)
+        with monkeypatch.context() as killed:
+            killed.delattr(versions, "set_alias")
+            with pytest.raises(NameError):
+                register(dataset)
+        assert aliases(NAME) == {"challenger": "1"}
+        run_id = resolve(NAME, "2").run_id
+        assert recover_version(NAME, run_id) == resolve(NAME, "2")
+        assert resolve(NAME, "2").tags["feature_weights"] == "random"
+        assert aliases(NAME) == {"challenger": "2"}
+        assert recover_version(NAME, first.run_id) == first
+        assert aliases(NAME) == {"challenger": "2"}, "an older run takes nothing back"
+        assert recover_version(NAME, "0" * 32) is None
 
 
 def test_a_fresh_process_gives_the_same_scores(version: VersionInfo, dataset: Dataset) -> None:
