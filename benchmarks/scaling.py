@@ -39,7 +39,7 @@ from benchmarks.harness import Comparison, Outcome, run_benchmark
 from benchmarks.training import Case, count_flops, make_step
 from training.learning.loop import train_step
 from training.learning.speed import TargetCache
-from training.learning.state import Team, begin_training, make_recipe
+from training.learning.state import Workers, begin_training, make_recipe
 
 WORKERS: Final = (1, 2, 4)
 CPU: Final = torch.device("cpu")
@@ -120,12 +120,14 @@ def prepare(
     """A worker's step, what averages its gradients, and their bytes."""
     case = Case(resolution, LOCAL_BATCH * workers, CPU)
     settings, images = case.settings({}), case.draw_images()[rank::workers]
-    team = Team(rank, workers, wrap=DistributedDataParallel)
-    recipe = make_recipe(settings, case.make_features(), image_channels=1, device=CPU, team=team)
+    group = Workers(rank, workers, wrap=DistributedDataParallel)
+    recipe = make_recipe(
+        settings, case.make_features(), image_channels=1, device=CPU, workers=group
+    )
     state, targets = begin_training(recipe), TargetCache(settings, LOCAL_BATCH)
     network = state.network
     if not isinstance(network, DistributedDataParallel):
-        raise TypeError("the team did not wrap the network")
+        raise TypeError("the workers did not wrap the network")
     step = partial(
         train_step, recipe, state, images, places=np.arange(LOCAL_BATCH), targets=targets
     )

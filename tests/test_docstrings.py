@@ -18,7 +18,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 HELD: Final[tuple[str, ...]] = (
+    "training/cluster",
+    "training/data",
     "training/evaluation",
+    "training/learning",
+    "training/networks",
     "training/registry",
     "training/scoring",
     "training/worklist",

@@ -1,4 +1,4 @@
-"""From a dataset to a registered challenger: train, score the validation split, register."""
+"""Train on a dataset, score its validation split and register the result as challenger."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from pipeline.store.dataset import Dataset, open_dataset
 from training.cluster.connection import ONE_CORE, Share
 from training.cluster.train import fit
 from training.data.batches import check_trainable, choose_rows
-from training.data.image_cache import open_images
 from training.evaluation.calibration import Calibration, calibrate, choose_threshold
 from training.learning.loop import Report
 from training.learning.perceptual_features import read_features
@@ -28,11 +27,12 @@ from training.learning.validation import summarise
 from training.registry.runs import RUN_NAME, TrackedRun, tracked_run, training_version
 from training.registry.versions import VersionInfo, log_and_register, recover_version
 from training.scoring.detector import Detector, DetectorDescription
+from training.scoring.kept_scores import read_batches
 from training.scoring.loaded_model import IngestRecord
 from training.settings import TrainSettings
 
-# Heatmaps of so many normals say how strange a normal pixel can be.
-_HEATMAPS: Final = 256
+_HEATMAPS: Final = 256  # of normal images, to calibrate the scale of heatmaps
+_BATCH_IMAGES: Final = 1024
 CHECKPOINT: Final = "normscope.checkpoint_url"
 BEST_CHECKPOINT: Final = "normscope.best_checkpoint_url"
 RESUMED_FROM: Final = "normscope.resumed_from"
@@ -40,16 +40,16 @@ RESUMED_FROM: Final = "normscope.resumed_from"
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """What a training has registered.
+    """The model version that a training has registered.
 
     Attributes:
-        name: Of the registered model.
-        version: Its new version, which is the challenger.
-        run_id: MLflow's.
-        run_name: Under which the training goes on if interrupted.
-        validation_auroc: On the validation split; None if that has no anomalies.
-        threshold: Above which score an image is called anomalous.
-        checkpoint_url: The last checkpoint.
+        name: Name of the registered model.
+        version: New version, which is the challenger.
+        run_id: MLflow's identifier of the run.
+        run_name: Name by which an interrupted training is continued.
+        validation_auroc: AUROC on the validation split; None if that has no anomalies.
+        threshold: Score above which an image is called anomalous.
+        checkpoint_url: URL of the last checkpoint.
     """
 
     name: str
@@ -77,30 +77,30 @@ def train_and_register(
 ) -> TrainedModel:
     """Train on a dataset's normal images and register the result as challenger.
 
-    Started again by its run's name after an interruption, it goes on from the last checkpoint
-    and in the same MLflow run; a run that has registered its version gives that one.
+    Started again under the same run name after an interruption, it continues from the last
+    checkpoint and in the same MLflow run. A run that has registered a version returns that one.
 
     Args:
-        settings: Of the training.
-        dataset_url: Sealed dataset.
-        storage_url: Where checkpoints are kept: a path, `file://` or `s3://`.
-        tracking_uri: MLflow's server, or `sqlite:///file`.
-        run_name: Of the run, in storage and in MLflow; made from model, settings, data and code
-            by default.
-        model_name: To register under; `<source of the dataset>-anomaly` by default.
-        workers: How many processes train together; a run may go on with another number.
-        min_workers: With how many to go on while there is no room for more.
-        share: What each takes of the cluster.
-        ray_address: Of a cluster; None starts Ray on this machine and stops it again.
-        on_progress: Called from another thread with steps made and in all.
+        settings: Settings of the training.
+        dataset_url: Path or URL of a sealed dataset.
+        storage_url: Storage of checkpoints: a path, `file://` or `s3://`.
+        tracking_uri: MLflow server, or `sqlite:///file`.
+        run_name: Name of the run in storage and in MLflow; made from model, settings, data and
+            code by default.
+        model_name: Name to register the model under; `<source of the dataset>-anomaly` by default.
+        workers: Number of processes that train together; a run may continue with another number.
+        min_workers: Smallest number of workers to continue with while there is no room for more.
+        share: Cores and GPUs that each worker takes of the cluster.
+        ray_address: Address of a Ray cluster; None starts Ray on this machine and stops it again.
+        on_progress: Function that gets steps made and steps in all, called from another thread.
 
     Raises:
         SchemaError: The dataset cannot be trained on, or has no normals to calibrate by.
         SettingsError: The settings do not fit the dataset, or the run's earlier settings.
-        WeightsError: The weights of VGG19 cannot be had.
-        DivergenceError: The loss has left all bounds.
+        WeightsError: The weights of VGG19 are missing or unusable.
+        DivergenceError: The loss has become NaN, infinite or very large.
         StorageError: Checkpoints cannot be written.
-        WorkersError: The workers failed again and again without getting further.
+        WorkersError: The workers failed repeatedly without progress.
     """
     dataset = open_dataset(dataset_url)
     check_trainable(dataset, settings)
@@ -117,7 +117,7 @@ def train_and_register(
         tags={"vgg_weights": settings.loss.vgg_weights},
     ) as run:
 
-        def take(report: Report) -> None:
+        def track(report: Report) -> None:
             run.log_report(report)
             on_progress(report.step, report.total_steps)
 
@@ -132,14 +132,14 @@ def train_and_register(
                 min_workers=min_workers,
                 share=share,
                 ray_address=ray_address,
-                on_report=take,
+                on_report=track,
             )
             made = _register(run, name, settings, dataset, fitted)
         return _recall(run, made)
 
 
 def name_run(model_name: str, settings: TrainSettings, dataset: Dataset) -> str:
-    """A name that says what a run trains: the same for equal settings, data and code."""
+    """Name a run by what it trains: equal settings, data and code give the same name."""
     facts = [settings.model_dump(mode="json"), dataset.fingerprint, training_version()]
     digest = sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     return f"{model_name}-{digest[:12]}"
@@ -156,10 +156,10 @@ def _register(
     run.log_curves()
     run.set_tags({CHECKPOINT: fitted.checkpoint_url, BEST_CHECKPOINT: fitted.best_checkpoint_url})
     if fitted.resumptions:
-        taken = [
+        resumed = [
             f"{each.checkpoint_url} with {each.workers} workers" for each in fitted.resumptions
         ]
-        run.set_tags({RESUMED_FROM: ", ".join(taken)})
+        run.set_tags({RESUMED_FROM: ", ".join(resumed)})
     detector = _assemble(settings, dataset, fitted)
     with _using_threads(settings.cpu_threads):
         normals, anomalies, calibration = score_validation(detector, dataset)
@@ -179,7 +179,7 @@ def _register(
 
 
 def _recall(run: TrackedRun, made: VersionInfo) -> TrainedModel:
-    """What an earlier call of this run has registered."""
+    """Read what a call of this run has registered."""
     metrics, tags = run.read_record()
     return TrainedModel(
         name=made.name,
@@ -195,21 +195,30 @@ def _recall(run: TrackedRun, made: VersionInfo) -> TrainedModel:
 def score_validation(
     detector: Detector, dataset: Dataset
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], Calibration]:
-    """Score the whole validation split with the very detector that is to be registered.
+    """Score the whole validation split with the detector that is to be registered.
 
     Returns:
         Scores of the normals, scores of the anomalies, and the calibration by the normals.
     """
-    normals, anomalies = (
-        detector.detect(_read(dataset, choose_rows(dataset, "validation", label)))
-        for label in (Label.NORMAL, Label.ANOMALOUS)
-    )
+    normals, embeddings = _detect(detector, dataset, Label.NORMAL)
+    anomalies, _ = _detect(detector, dataset, Label.ANOMALOUS)
     shown = choose_rows(dataset, "validation", Label.NORMAL, _HEATMAPS)
-    heatmaps = detector.detect(_read(dataset, shown), heatmaps=True).heatmap
+    _, images = next(read_batches(dataset, shown, _HEATMAPS))
+    heatmaps = detector.detect(images, heatmaps=True).heatmap
     if heatmaps is None:
         raise RuntimeError("the detector made no heatmaps though asked to")
-    calibration = calibrate(normals.anomaly_score, heatmaps, normals.embedding)
-    return normals.anomaly_score, anomalies.anomaly_score, calibration
+    return normals, anomalies, calibrate(normals, heatmaps, embeddings)
+
+
+def _detect(
+    detector: Detector, dataset: Dataset, label: Label
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Score the validation images of a label, of which two batches are in memory at a time."""
+    batches = read_batches(dataset, choose_rows(dataset, "validation", label), _BATCH_IMAGES)
+    found = [detector.detect(images) for _, images in batches]
+    found = found or [detector.detect(np.empty((0, *dataset.image_shape), np.uint8))]
+    scores, embeddings = zip(*((part.anomaly_score, part.embedding) for part in found), strict=True)
+    return np.concatenate(scores), np.concatenate(embeddings)
 
 
 @contextmanager
@@ -229,10 +238,6 @@ def _require_calibration(dataset: Dataset) -> None:
             "no readable normal image (label 0) in split `validation` to calibrate by",
             "Ingest with a larger validation share",
         )
-
-
-def _read(dataset: Dataset, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-    return open_images(dataset, rows, cache_bytes=2**63, cached_chunks=1).read_rows(rows)
 
 
 def _assemble(settings: TrainSettings, dataset: Dataset, fitted: FitResult) -> Detector:

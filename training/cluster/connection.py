@@ -1,4 +1,4 @@
-"""A Ray cluster to work on: the one that runs, one at an address, or one started here."""
+"""A Ray cluster: the one in use, one at an address, or one started on this machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import ray
 from pipeline.errors import NormscopeError
 
 Placement: TypeAlias = Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"]
-_ANSWER_S: Final = 10  # in which a cluster must answer
+_ANSWER_S: Final = 10  # time limit of a cluster's answer
 
 logger: Final = logging.getLogger(__name__)
 
@@ -26,9 +26,10 @@ class Share:
     """What each worker takes of a cluster.
 
     Attributes:
-        cpus: Cores.
-        gpus: GPUs, 0 to 1; several workers share one that each takes a part of.
-        placement: Whether workers lie on as few nodes as they can or on many, as Ray names it.
+        cpus: Number of cores.
+        gpus: Number of GPUs, 0 to 1; with a fraction several workers share one GPU.
+        placement: Ray's placement strategy: few nodes (`PACK`) or many (`SPREAD`), as far as
+            possible or `STRICT`ly.
     """
 
     cpus: float = 1.0
@@ -36,7 +37,7 @@ class Share:
     placement: Placement = "PACK"
 
     def resources(self) -> dict[str, float]:
-        """As Ray counts them."""
+        """Return the resources by the names that Ray uses."""
         return {"CPU": self.cpus, **({"GPU": self.gpus} if self.gpus else {})}
 
 
@@ -44,20 +45,21 @@ ONE_CORE: Final = Share()
 
 
 class WorkersError(NormscopeError):
-    """No workers, or such as failed again and again without getting further."""
+    """There are no workers, or they failed repeatedly without progress."""
 
 
 @contextmanager
 def running_ray(
     address: str | None, workers: int, share: Share = ONE_CORE, *, fewest: int | None = None
 ) -> Iterator[None]:
-    """Use the Ray that runs, connect to a cluster, or start one here; stop what was begun.
+    """Use the Ray in use, connect to a cluster, or start one here; stop what was started.
 
     Args:
-        address: Of a cluster: `host:port`, `ray://host:port` or `auto`; None starts one here.
-        workers: Processes that a Ray which is started here has cores for.
-        share: Of each.
-        fewest: For how many of them there must be room; all by default.
+        address: Address of a cluster: `host:port`, `ray://host:port` or `auto`; None starts Ray
+            on this machine.
+        workers: Number of processes that need resources.
+        share: Cores and GPUs that each process takes.
+        fewest: Smallest number of processes that must find resources; all by default.
 
     Raises:
         WorkersError: No cluster answers at the address, or this machine lacks GPUs.
@@ -71,7 +73,7 @@ def running_ray(
     else:
         _connect(address)
     try:
-        _require_room(fewest or workers, share, may_grow=address is not None)
+        _require_resources(fewest or workers, share, may_grow=address is not None)
         yield
     finally:
         ray.shutdown()
@@ -80,7 +82,7 @@ def running_ray(
 def _connect(address: str) -> None:
     host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
-        if port.isdecimal():  # Ray itself would go on asking for minutes
+        if port.isdecimal():  # Ray itself would retry for minutes
             socket.create_connection((host, int(port)), _ANSWER_S).close()
         ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
     except OSError as error:
@@ -88,15 +90,15 @@ def _connect(address: str) -> None:
         raise WorkersError(address, "no Ray cluster answers", remedy) from error
 
 
-def _require_room(workers: int, share: Share, *, may_grow: bool) -> None:
-    """Say what is not there, which Ray would wait for in silence."""
-    there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray's own
+def _require_resources(workers: int, share: Share, *, may_grow: bool) -> None:
+    """Report missing resources, which Ray would wait for silently."""
+    available: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray's own
     for name, each in share.resources().items():
-        wanted, has = workers * each, there.get(name, 0.0)
+        wanted, has = workers * each, available.get(name, 0.0)
         if has >= wanted:
             continue
-        problem = f"{wanted:g} {name} wanted, {has:g} there"
+        problem = f"{wanted:g} {name} needed, {has:g} available"
         if not may_grow:
             remedy = f"Ask for less, e.g. leave out {name.lower()}s_per_worker"
             raise WorkersError("Ray on this machine", problem, remedy)
-        logger.warning("Ray: %s; what has no room waits until nodes join", problem)
+        logger.warning("Ray: %s; the rest waits until nodes join", problem)

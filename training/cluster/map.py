@@ -1,4 +1,4 @@
-"""Ray as an engine: the same work as on one machine, handed out over a cluster's workers."""
+"""Ray as an engine of `pipeline`: maps a function over items on a cluster's workers."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from training.cluster.connection import ONE_CORE, Share, WorkersError, running_r
 T = TypeVar("T")
 R = TypeVar("R")
 
-_RESTARTS: Final = 3  # of a worker that dies; the item at hand is begun again
+_RESTARTS: Final = 3  # of a worker that dies; its item is started again
 
 
 @contextmanager
 def ray_engine(address: str | None, *, workers: int, share: Share = ONE_CORE) -> Iterator[MapWork]:
-    """Workers of a Ray cluster, or of one that is started here and stopped again.
+    """Provide workers of a Ray cluster, or of one that is started here and stopped again.
 
     Args:
-        address: Of a cluster; None starts Ray on this machine.
-        workers: Processes that work at once.
-        share: What each takes of the cluster; Ray places them as it likes.
+        address: Address of a Ray cluster; None starts Ray on this machine.
+        workers: Number of processes that work at once.
+        share: Cores and GPUs that each worker takes; its placement is left to Ray.
     """
     with running_ray(address, workers, share):
         yield RayMap(workers, share)
@@ -36,7 +36,7 @@ def ray_engine(address: str | None, *, workers: int, share: Share = ONE_CORE) ->
 
 @dataclass(frozen=True)
 class RayMap:
-    """`MapWork` on Ray: the function travels to each worker once, then items one by one."""
+    """`MapWork` on Ray: the function is sent to each worker once, then items one by one."""
 
     workers: int
     share: Share
@@ -48,14 +48,13 @@ class RayMap:
         *,
         give_up: Callable[[T], R] | None = None,  # noqa: ARG002 - the protocol's
     ) -> Iterator[R]:
-        """Hand out every item.
+        """Call the function with every item and yield the results as they come.
 
-        Nothing stands in for an item whose workers die, whatever `give_up` says: files that kill
-        their readers are met by ingest, on the engines of `pipeline`. What is handed out here
-        reads arrays that ingest has written, and its workers die of too little memory.
+        `give_up` is ignored. Files that kill their readers are met by ingest, on the engines of
+        `pipeline`; here workers read arrays that ingest has written, and die of too little memory.
 
         Raises:
-            WorkersError: A worker has died again and again.
+            WorkersError: A worker has died repeatedly.
         """
         make: Any = ray.remote(
             num_cpus=self.share.cpus,
@@ -63,7 +62,7 @@ class RayMap:
             max_restarts=_RESTARTS,
             max_task_retries=_RESTARTS,
         )(_Worker)
-        sent = [ray.put(function)]  # within a list it travels as a reference
+        sent = [ray.put(function)]  # within a list it is passed as a reference
         pool: Any = ActorPool([make.remote() for _ in range(min(self.workers, len(items)))])
         try:
             yield from pool.map_unordered(lambda each, item: each.work.remote(sent, item), items)
@@ -73,7 +72,7 @@ class RayMap:
             raise
         except RayError as error:
             raise WorkersError(
-                "Ray", "a worker has died again and again", "Give it more memory; see its logs"
+                "Ray", "a worker has died repeatedly", "Give it more memory; see its logs"
             ) from error
 
 

@@ -27,7 +27,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pipeline.io import storage
 from training.learning.loop import Report
 from training.learning.run_folder import Resumption
-from training.learning.state import Team
+from training.learning.state import Workers
 from training.learning.validation import pack_validation, unpack_validation
 
 # Ray Train fetches reports every two seconds; a worker that reports sooner waits for it.
@@ -47,29 +47,29 @@ class ReportSender:
 
     Attributes:
         run_url: Folder or prefix of the run.
-        team: The workers; all must call the same methods in the same order.
+        workers: The workers; all must call the same methods in the same order.
         pending: Reports that were not sent yet; only rank 0 has any.
         checkpoint_url: Latest checkpoint, shown among the metrics.
     """
 
     run_url: str
-    team: Team
+    workers: Workers
     pending: list[Message] = field(default_factory=list)
     checkpoint_url: str | None = None
     _sent_at: float = field(default_factory=time.monotonic)
 
     def add(self, report: Report) -> None:
         """Send a report, at once after a validation or at the end, otherwise with later ones."""
-        if self.team.rank == 0:
+        if self.workers.rank == 0:
             self.pending.append(_describe(report, self.run_url))
-        seconds = self.team.gather(np.array(time.monotonic() - self._sent_at))[0]
+        seconds = self.workers.gather(np.array(time.monotonic() - self._sent_at))[0]
         is_last = report.step == report.total_steps
         if report.scores is not None or is_last or seconds >= _REPORT_EVERY_S:
             self.send()
 
     def resend(self, reports: Iterable[Report], resumption: Resumption) -> None:
         """Send the reports of a checkpoint, as those before an interruption may be lost."""
-        if self.team.rank == 0:
+        if self.workers.rank == 0:
             self.pending = [_describe(report, self.run_url) for report in reports]
         self.send(resumption)
 

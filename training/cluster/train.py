@@ -51,7 +51,14 @@ from training.learning.run_folder import (
     make_absolute,
     open_checkpoints,
 )
-from training.learning.state import Array, Recipe, Team, TrainingState, begin_training, make_recipe
+from training.learning.state import (
+    Array,
+    Recipe,
+    TrainingState,
+    Workers,
+    begin_training,
+    make_recipe,
+)
 from training.learning.validation import read_validation
 from training.settings import TrainSettings
 
@@ -91,8 +98,8 @@ def fit(
 
     Args:
         settings: Settings of the training.
-        dataset_url: Sealed dataset.
-        storage_url: Where runs are kept: a path, `file://` or `s3://`.
+        dataset_url: Path or URL of a sealed dataset.
+        storage_url: Storage of all runs: a path, `file://` or `s3://`.
         run_name: Name of the run's folder below `storage_url`.
         workers: Number of processes that train together; batches and their order do not depend
             on it.
@@ -143,7 +150,7 @@ def fit(
                 _fit_to_the_end(trainer, checkpoints)
         latest = checkpoints.read_latest()
     if latest is None or not latest.is_last:
-        raise WorkersError(run_url, "the workers ended before the training", "Run it again")
+        raise WorkersError(run_url, "the workers ended too early", "Run it again")
     return conclude(run_url, settings, latest, tracker.resumptions)
 
 
@@ -159,7 +166,7 @@ def _fit_to_the_end(trainer: TorchTrainer, checkpoints: Checkpoints) -> None:
             failures = failures + 1 if checkpoints.find_steps()[-1:] == before else 0
             if failures > _MAX_FAILURES:
                 last = str(error).strip().splitlines()[-1]
-                remedy = "Run it again under its name: it goes on from its last checkpoint"
+                remedy = "Run it again under its name: it continues from its last checkpoint"
                 raise WorkersError(
                     checkpoints.url, f"the workers failed ({last})", remedy
                 ) from error
@@ -211,7 +218,7 @@ def _work(config: dict[str, Any]) -> None:
     job: Job = config["job"]
     torch.set_num_threads(job.settings.cpu_threads or _count_threads())
     context = ray.train.get_context()
-    team = Team(context.get_world_rank(), context.get_world_size(), prepare_model, _gather)
+    workers = Workers(context.get_world_rank(), context.get_world_size(), prepare_model, _gather)
     dataset = open_dataset(job.dataset_url)
     features = read_features(storage.join(job.run_url, FEATURES), job.settings)
     recipe = make_recipe(
@@ -219,10 +226,10 @@ def _work(config: dict[str, Any]) -> None:
         features,
         image_channels=dataset.image_shape[2],
         device=get_device(),
-        team=team,
+        workers=workers,
     )
     checkpoints = open_checkpoints(job.run_url, job.settings)
-    sender = ReportSender(job.run_url, team)
+    sender = ReportSender(job.run_url, workers)
     state, reports = _begin_or_continue(recipe, checkpoints, sender)
 
     def publish(report: Report) -> None:
@@ -231,7 +238,7 @@ def _work(config: dict[str, Any]) -> None:
 
     def save(state: TrainingState, _metrics: Mapping[str, float]) -> str:
         url = checkpoints.url_at(state.step)
-        sender.checkpoint_url = url if team.rank else checkpoints.save(recipe, state, reports)
+        sender.checkpoint_url = url if workers.rank else checkpoints.save(recipe, state, reports)
         return url
 
     train(
@@ -249,7 +256,7 @@ def _begin_or_continue(
 ) -> tuple[TrainingState, list[Report]]:
     latest = checkpoints.read_latest()
     step = 0 if latest is None else latest.step
-    found = [int(other) for other in recipe.team.gather(np.array(step))]
+    found = [int(other) for other in recipe.workers.gather(np.array(step))]
     if len(set(found)) > 1:  # workers of an earlier attempt may still be writing
         raise StorageError(
             checkpoints.url, f"the workers found different checkpoints, of steps {found}", "Wait"
@@ -258,7 +265,7 @@ def _begin_or_continue(
         return begin_training(recipe), []
     state = latest.restore(recipe)
     sender.checkpoint_url = latest.url
-    sender.resend(latest.reports, Resumption(latest.url, latest.step, recipe.team.size))
+    sender.resend(latest.reports, Resumption(latest.url, latest.step, recipe.workers.size))
     return state, list(latest.reports)
 
 

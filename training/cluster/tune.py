@@ -92,7 +92,7 @@ def run_trials(
         settings: Settings that all trials share.
         space: Values that the trials draw from, with the settings' seed.
         dataset_url: Sealed dataset that can be trained on.
-        storage_url: Where Ray Tune keeps its record: a path, `file://` or `s3://`.
+        storage_url: Storage of Ray Tune's record: a path, `file://` or `s3://`.
         run_name: Name of the search's folder in the storage.
         trials: Number of trials.
         share: Cores and GPUs that each trial takes of the cluster.

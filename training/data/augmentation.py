@@ -1,7 +1,7 @@
-"""Which part of an image is looked at, and whether mirrored: drawn for each sample by itself.
+"""Random crops and flips, drawn for each sample by itself.
 
-What is drawn for a sample depends on the seed and the sample's number alone, so neither the
-number of workers nor an interruption changes it.
+The draw depends on the seed and the sample's number alone, so neither the number of workers nor an
+interruption changes it.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ _MIXING: Final = 2**32  # the purposes of views are 0 to 3, and four times the s
 def draw_views(
     samples: NDArray[np.int64], *, size_yx: tuple[int, int], settings: ImageSettings, seed: int
 ) -> Views:
-    """Draw what training sees of each sample.
+    """Draw a crop and flips for each sample.
 
     Args:
-        samples: (n,) numbers of the samples, counted over the whole training.
+        samples: int64 (n,), numbers of the samples, counted over the whole training.
         size_yx: Height and width of the images in px.
-        settings: Whether crops and flips are drawn; without, it is the unmirrored centre.
-        seed: Same seed and number, same view.
+        settings: Crop side, and whether crops and flips are drawn; otherwise the view is the
+            unmirrored centre.
+        seed: Seed of the draw; same seed and number, same view.
     """
     views = centre_views(len(samples), size_yx=size_yx, crop_px=settings.crop_px)
     origins_yx, flips_yx = views.origins_yx, views.flips_yx
@@ -45,13 +46,13 @@ def draw_views(
 
 
 def draw_shares(samples: NDArray[np.int64], *, seed: int) -> NDArray[np.float32]:
-    """Draw for each sample how much of it is in a mixture: (n,) evenly from [0, 1)."""
+    """Draw each sample's share of a mixture: float32 (n,), uniform in [0, 1)."""
     drawn = _draw(samples, seed=seed, purpose=_MIXING) >> np.uint64(40)
     return drawn.astype(np.float32) / np.float32(2**24)
 
 
 def locate_pixels(views: Views, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Where views lie in their images: y and x of their pixels, each (n, side) on a device."""
+    """Compute the y and x of the views' pixels in their images, each (n, side) on a device."""
     origins = torch.from_numpy(views.origins_yx).to(device, non_blocking=True)
     flips = torch.from_numpy(views.flips_yx).to(device, non_blocking=True)
     steps = torch.arange(views.side_px, device=device)

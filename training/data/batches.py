@@ -1,7 +1,7 @@
-"""Dataset -> batches of images, in an order that only the seed decides.
+"""Batches of a dataset's images, in an order that only the seed decides.
 
-Batches depend neither on how many workers share them, nor on whether images are held in memory,
-the host's or the device's, or read as they come.
+Batches depend neither on the number of workers that share them, nor on whether images are kept in
+the memory of the host or the device, or read as needed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from training.data.sample_order import BUFFER_CHUNKS, SampleOrder, divide_batch
 from training.networks.inputs import Images, centre_views, cut_views
 from training.settings import ImageSettings, TrainSettings
 
-# The window in use and one read ahead, each perhaps astride two epochs.
+# The window in use and one read ahead, each of which may span two epochs.
 _CACHED_CHUNKS: Final = 4 * BUFFER_CHUNKS
 
 logger = logging.getLogger(__name__)
@@ -42,12 +42,13 @@ Samples = NDArray[np.int64]
 
 
 def check_trainable(dataset: Dataset, settings: TrainSettings) -> None:
-    """Refuse a dataset that these settings cannot be trained on.
+    """Refuse a dataset that cannot be trained on with these settings.
 
     Raises:
-        SchemaError: A group is in two splits, there is no normal image to train on, or no column
-            of a quality that is limited.
-        SettingsError: Its images are smaller than the settings ask for, or none is good enough.
+        SchemaError: A group is in two splits, there is no normal image to train on, or a quality
+            column that the settings limit is missing.
+        SettingsError: Its images are smaller than the settings ask for, or no image passes the
+            quality limits.
     """
     prove_disjoint(dataset.column("group_id"), dataset.column("split"), item=dataset.url)
     normals = choose_rows(dataset, "train", Label.NORMAL)
@@ -55,11 +56,11 @@ def check_trainable(dataset: Dataset, settings: TrainSettings) -> None:
         raise SchemaError(
             dataset.url,
             "no readable normal image (label 0) in split `train`",
-            "Ingest a source that has some, or divide it otherwise",
+            "Ingest a source that has some, or change the split",
         )
     count, kept = len(normals), len(_keep_good(dataset, normals, settings))
     if kept < count:
-        logger.info("quality: %d of %d normal images are learnt from", kept, count)
+        logger.info("quality: training uses %d of %d normal images", kept, count)
     if not kept:
         limits = ", ".join(f"{name} {limit}" for name, limit in settings.quality if limit)
         raise SettingsError(
@@ -79,19 +80,19 @@ def check_trainable(dataset: Dataset, settings: TrainSettings) -> None:
 
 
 def choose_training_rows(dataset: Dataset, settings: TrainSettings) -> Rows:
-    """Rows that are learnt from, ascending: normals of split `train`, as good as is asked for."""
+    """Choose the rows to train on, ascending: good normals of split `train`."""
     return _keep_good(dataset, choose_rows(dataset, "train", Label.NORMAL), settings)
 
 
 def _keep_good(dataset: Dataset, rows: Rows, settings: TrainSettings) -> Rows:
     for column, (least, greatest) in settings.quality.ranges().items():
         values = dataset.column(column)[rows]
-        rows = rows[~((values < least) | (values > greatest))]  # what is unknown stays
+        rows = rows[~((values < least) | (values > greatest))]  # unknown (NaN) values stay
     return rows
 
 
 def choose_rows(dataset: Dataset, split: Split, label: Label, limit: int | None = None) -> Rows:
-    """Readable rows of a split with a label, ascending; evenly spaced if more than `limit`."""
+    """Choose readable rows of a split and label, ascending; evenly spaced if over `limit`."""
     chosen = np.flatnonzero(
         (dataset.column("split") == split)
         & (dataset.column("label") == label)
@@ -101,14 +102,14 @@ def choose_rows(dataset: Dataset, split: Split, label: Label, limit: int | None 
 
 
 def space_evenly(rows: Rows, limit: int | None) -> Rows:
-    """As many of the rows as the limit says, the first and the last among them."""
+    """Choose up to `limit` rows at even distances, the first and the last among them."""
     if limit is None or len(rows) <= limit:
         return rows
     return rows[np.linspace(0, len(rows) - 1, limit).round().astype(np.int64)]
 
 
-class _Share(NamedTuple):
-    """What one worker reads at once; see `TrainingImages.read_batch`."""
+class _Part(NamedTuple):
+    """One worker's part of a batch; see `TrainingImages.read_batch`."""
 
     start: int
     batch_size: int
@@ -117,15 +118,15 @@ class _Share(NamedTuple):
 
 
 class TrainingImages:
-    """What a training draws its batches from: the normal images of split `train`.
+    """The images that a training draws its batches from: normals of split `train`.
 
-    While a batch is in use, the next one is made by another thread; or by the device, which needs
-    none to be ahead, where that holds the images.
+    While a batch is in use, another thread prepares the next one. A device that holds the images
+    cuts its batches when they are asked for.
 
     Args:
-        dataset: A dataset that `check_trainable` accepts.
-        settings: Seed, views and memory.
-        device: The training's.
+        dataset: Dataset that `check_trainable` accepts.
+        settings: Seed, crops and flips, and limits of memory.
+        device: Device that trains.
     """
 
     def __init__(
@@ -149,23 +150,23 @@ class TrainingImages:
         self._window = BUFFER_CHUNKS * dataset.chunk_images
         self._settings = settings
         self._maker = ThreadPoolExecutor(1, thread_name_prefix="batch-maker")
-        self._begun: dict[_Share, Future[Tensor]] = {}
-        self._expected: _Share | None = None  # the share that goes on where the last one ended
+        self._begun: dict[_Part, Future[Tensor]] = {}
+        self._expected: _Part | None = None  # the part that continues where the last one ended
 
     def read_batch(self, start: int, batch_size: int, *, rank: int = 0, world: int = 1) -> Tensor:
-        """One worker's share of a batch.
+        """Read one worker's part of a batch.
 
         Args:
-            start: Samples drawn before, over the whole training.
-            batch_size: Images in the batch of all workers together.
-            rank: This worker takes its part by `divide_batch`.
+            start: Number of samples drawn before, over the whole training.
+            batch_size: Number of images in the batch, over all workers.
+            rank: Number of this worker, from 0.
             world: Number of workers.
 
         Returns:
             (n, side, side, C) uint8, cropped and mirrored as the settings say; on the device if
             that holds the images.
         """
-        share = _Share(start, batch_size, rank, world)
+        share = _Part(start, batch_size, rank, world)
         if self._is_on_device:
             return self._make(share)
         batch = self._begun.pop(share, None) or self._begin(share)
@@ -173,10 +174,10 @@ class TrainingImages:
         self._begun = {following: self._begin(following)}
         return batch.result()
 
-    def _begin(self, share: _Share) -> Future[Tensor]:
+    def _begin(self, share: _Part) -> Future[Tensor]:
         return self._maker.submit(self._make, share)
 
-    def _make(self, share: _Share) -> Tensor:
+    def _make(self, share: _Part) -> Tensor:
         rows, samples = self._find(share, batches=1)
         views = draw_views(
             samples,
@@ -188,8 +189,8 @@ class TrainingImages:
         self._expect_after(share)
         return batch
 
-    def _expect_after(self, share: _Share) -> None:
-        """Have a window's rows read that come after a batch, but for those that are expected."""
+    def _expect_after(self, share: _Part) -> None:
+        """Start reading the rows of the window that follows a batch."""
         batches = -(-self._window // share.batch_size)
         following = share._replace(start=share.start + share.batch_size)
         goes_on = self._expected == following
@@ -202,17 +203,17 @@ class TrainingImages:
     def members_at(
         self, start: int, batch_size: int, *, rank: int = 0, world: int = 1
     ) -> tuple[Rows, Samples]:
-        """What `read_batch` reads with the same arguments.
+        """Find which images `read_batch` reads with the same arguments.
 
         Returns:
             Which of the training images they are, from 0; and their numbers as samples, counted
             over the whole training.
         """
-        rows, samples = self._find(_Share(start, batch_size, rank, world), batches=1)
+        rows, samples = self._find(_Part(start, batch_size, rank, world), batches=1)
         return np.searchsorted(self._rows, rows), samples
 
-    def _find(self, share: _Share, *, batches: int) -> tuple[Rows, Samples]:
-        """The rows that a worker takes of this batch and the next ones; their samples' numbers."""
+    def _find(self, share: _Part, *, batches: int) -> tuple[Rows, Samples]:
+        """Find a worker's rows of this batch and the next ones, and their sample numbers."""
         start, batch_size, rank, world = share
         samples = np.arange(start, start + batches * batch_size).reshape(batches, batch_size)
         rows = self._order.rows_at(start, samples.size).reshape(samples.shape)
@@ -222,11 +223,11 @@ class TrainingImages:
 
 
 def read_centres(dataset: Dataset, rows: Rows, settings: ImageSettings) -> Images:
-    """Read images as validation and scoring see them.
+    """Read the centres of images, as validation and scoring see them.
 
     Args:
-        dataset: Where they lie.
-        rows: Ascending rows.
+        dataset: Dataset to read from.
+        rows: Ascending rows to read.
         settings: Side of the crop.
 
     Returns:

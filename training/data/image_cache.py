@@ -1,8 +1,7 @@
-"""The images of a dataset by row: held in memory, or read chunk by chunk as they are needed.
+"""Images of a dataset by row: kept in memory, or read chunk by chunk as needed.
 
-Memory is the host's or, where they leave enough of it free, the training device's own.
-
-Chunks are read whole and by several threads; single rows are never fetched from the store.
+Memory is the host's, or the training device's where they leave enough of it free. Chunks are read
+whole, by several threads; single rows are never fetched from the store.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from training.networks.inputs import Images, Views, cut_views
 from training.settings import WhereHeld
 
 _READERS: Final = 4
-# Of a device's free memory, what images may take at most: the rest is for steps and features.
+# Largest share of a device's free memory for images: the rest is for steps and features.
 _DEVICE_SHARE: Final = 0.5
 HOST: Final = torch.device("cpu")
 
@@ -33,51 +32,51 @@ Rows = NDArray[np.int64]
 
 
 class ImageCache(Protocol):
-    """Where a training gets its images from."""
+    """Reads images by row."""
 
     def read_rows(self, rows: Rows) -> Images:
-        """Images (n, H, W, C) of these rows, in their order."""
+        """Read the images (n, H, W, C) of these rows, in their order."""
         ...
 
     def expect(self, rows: Rows) -> None:
-        """Take notice that these rows will be read soon."""
+        """Prepare for these rows to be read soon."""
         ...
 
 
 class ViewReader(Protocol):
-    """Where a training gets its views from."""
+    """Reads views of images by row."""
 
     def read_views(self, rows: Rows, views: Views) -> Tensor:
-        """The view of each of these rows: (n, side, side, C) uint8."""
+        """Read the view of each of these rows: uint8 (n, side, side, C)."""
         ...
 
     def expect(self, rows: Rows) -> None:
-        """Take notice that these rows will be read soon."""
+        """Prepare for these rows to be read soon."""
         ...
 
 
 def open_images(
     dataset: Dataset, rows: Rows, *, cache_bytes: int, cached_chunks: int
 ) -> ImageCache:
-    """Hold the images in memory if they fit, else read them as they come.
+    """Keep the images in memory if they fit, otherwise read them as needed.
 
     Args:
-        dataset: Where they lie.
+        dataset: Dataset to read from.
         rows: Ascending rows that may be asked for.
-        cache_bytes: What images in memory may take.
-        cached_chunks: How many chunks are kept while reading as they come.
+        cache_bytes: Largest size of the images in memory, in bytes.
+        cached_chunks: Number of chunks kept where images are read as needed.
     """
     if len(rows) * int(np.prod(dataset.image_shape)) <= cache_bytes:
-        return HeldImages(dataset, rows)
+        return ImagesInMemory(dataset, rows)
     return StreamedImages(dataset, cached_chunks=cached_chunks)
 
 
-class HeldImages:
+class ImagesInMemory:
     """Images in memory, as bytes.
 
     Args:
-        dataset: Read once, here.
-        rows: Ascending rows to hold; no others can be asked for.
+        dataset: Dataset, read once, here.
+        rows: Ascending rows to keep; no others can be asked for.
     """
 
     def __init__(self, dataset: Dataset, rows: Rows) -> None:
@@ -86,7 +85,7 @@ class HeldImages:
         _read_all(dataset, rows, self._images.__setitem__)
 
     def read_rows(self, rows: Rows) -> Images:
-        """Images (n, H, W, C) of these rows, in their order."""
+        """Read the images (n, H, W, C) of these rows, in their order."""
         return self._images[np.searchsorted(self._rows, rows)]
 
     def expect(self, rows: Rows) -> None:
@@ -97,8 +96,9 @@ class HostImages:
     """Views that the host cuts out of images.
 
     Args:
-        images: Where it gets them from.
-        device: Where they go next: a GPU fetches from pinned memory while the host goes on.
+        images: Source of the whole images.
+        device: Device that uses the views; for a GPU they are put into pinned memory, which it
+            copies while the host continues.
     """
 
     def __init__(self, images: ImageCache, device: torch.device = HOST) -> None:
@@ -106,12 +106,12 @@ class HostImages:
         self._is_pinned = device.type == "cuda"
 
     def read_views(self, rows: Rows, views: Views) -> Tensor:
-        """The view of each of these rows: (n, side, side, C) uint8."""
+        """Read the view of each of these rows: uint8 (n, side, side, C)."""
         taken = torch.from_numpy(cut_views(self.images.read_rows(rows), views))
         return taken.pin_memory() if self._is_pinned else taken
 
     def expect(self, rows: Rows) -> None:
-        """Take notice that these rows will be read soon."""
+        """Prepare for these rows to be read soon."""
         self.images.expect(rows)
 
 
@@ -119,9 +119,9 @@ class DeviceImages:
     """Images in the memory of a device, as bytes; views are cut out there too.
 
     Args:
-        dataset: Read once, here.
-        rows: Ascending rows to hold; no others can be asked for.
-        device: Where.
+        dataset: Dataset, read once, here.
+        rows: Ascending rows to keep; no others can be asked for.
+        device: Device whose memory keeps them.
     """
 
     def __init__(self, dataset: Dataset, rows: Rows, device: torch.device) -> None:
@@ -129,10 +129,10 @@ class DeviceImages:
         self._images = torch.empty(
             (len(rows), *dataset.image_shape), dtype=torch.uint8, device=device
         )
-        _read_all(dataset, rows, self._put)
+        _read_all(dataset, rows, self._store)
 
     def read_views(self, rows: Rows, views: Views) -> Tensor:
-        """The view of each of these rows: (n, side, side, C) uint8, on the device."""
+        """Cut the view of each of these rows: uint8 (n, side, side, C), on the device."""
         device = self._images.device
         places = torch.from_numpy(np.searchsorted(self._rows, rows)).to(device, non_blocking=True)
         y, x = locate_pixels(views, device)
@@ -141,7 +141,7 @@ class DeviceImages:
     def expect(self, rows: Rows) -> None:
         """Everything is here already."""
 
-    def _put(self, places: slice, images: Images) -> None:
+    def _store(self, places: slice, images: Images) -> None:
         self._images[places] = torch.from_numpy(images).to(self._images.device)
 
 
@@ -149,8 +149,8 @@ class StreamedImages:
     """Images read chunk by chunk; the chunks used last are kept.
 
     Args:
-        dataset: Where they lie.
-        cached_chunks: How many chunks are kept.
+        dataset: Dataset to read from.
+        cached_chunks: Number of chunks kept.
     """
 
     def __init__(self, dataset: Dataset, *, cached_chunks: int) -> None:
@@ -162,7 +162,7 @@ class StreamedImages:
         self._lock = Lock()
 
     def read_rows(self, rows: Rows) -> Images:
-        """Images (n, H, W, C) of these rows, in their order."""
+        """Read the images (n, H, W, C) of these rows, in their order."""
         images = np.empty((len(rows), *self._image_shape), np.uint8)
         chunks, within = np.divmod(rows, self._chunk_images)
         by_chunk = np.argsort(chunks, kind="stable")
@@ -173,7 +173,7 @@ class StreamedImages:
         return images
 
     def expect(self, rows: Rows) -> None:
-        """Begin to read the chunks of these rows."""
+        """Start reading the chunks of these rows."""
         for chunk in _chunks_of(rows, self._chunk_images):
             self._request(chunk)
 
@@ -188,13 +188,13 @@ class StreamedImages:
 
 
 def fits_on_device(dataset: Dataset, rows: Rows, device: torch.device, *, where: WhereHeld) -> bool:
-    """Whether a training's images are held on its device.
+    """Decide whether a training's images are kept in its device's memory.
 
     Args:
-        dataset: Where they lie.
-        rows: Which.
-        device: The training's; `auto` asks what a GPU has free at this moment.
-        where: The setting.
+        dataset: Dataset that holds the images.
+        rows: Rows of the images.
+        device: Device that trains.
+        where: `always`, `never`, or `auto`: on a GPU that has enough memory free now.
     """
     if where != "auto" or device.type != "cuda":
         return where == "always"
@@ -202,20 +202,20 @@ def fits_on_device(dataset: Dataset, rows: Rows, device: torch.device, *, where:
     return len(rows) * int(np.prod(dataset.image_shape)) <= _DEVICE_SHARE * free_bytes
 
 
-def _read_all(dataset: Dataset, rows: Rows, put: Callable[[slice, Images], None]) -> None:
-    """Hand over the images of ascending rows chunk by chunk, each with its place among them."""
+def _read_all(dataset: Dataset, rows: Rows, store: Callable[[slice, Images], None]) -> None:
+    """Store the images of ascending rows chunk by chunk, with their places among the rows."""
     read = open_chunks(dataset)
 
-    def hand_over(chunk: int) -> None:
+    def read_chunk(chunk: int) -> None:
         start = chunk * dataset.chunk_images
         images = read(chunk)
         first, last = np.searchsorted(rows, [start, start + len(images)])
-        put(slice(first, last), images[rows[first:last] - start])
+        store(slice(first, last), images[rows[first:last] - start])
 
     with ThreadPoolExecutor(_READERS) as readers:
-        list(readers.map(hand_over, _chunks_of(rows, dataset.chunk_images)))
+        list(readers.map(read_chunk, _chunks_of(rows, dataset.chunk_images)))
 
 
 def _chunks_of(rows: Rows, chunk_images: int) -> list[int]:
-    """The chunks that rows lie in, in the order of their first use."""
+    """List the chunks of rows, in the order of their first use."""
     return list(dict.fromkeys((rows // chunk_images).tolist()))

@@ -1,8 +1,8 @@
-"""The order that samples are drawn in, and who takes which: the seed decides alone.
+"""The order in which samples are drawn, and how workers divide a batch.
 
-The order is a fixed, endless sequence of rows: epoch after epoch, chunks are shuffled, then the
-rows of a few chunks together. Whoever knows how many samples were drawn knows what comes next.
-Workers divide a batch by chunk, so that most chunks are read by one alone.
+The seed fixes an endless sequence of rows: in each epoch chunks are shuffled, then the rows of a
+few chunks together. The number of samples drawn tells which come next. Workers divide a batch by
+chunk, so that most chunks are read by one worker.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def order_rows(rows: Rows, *, chunk_images: int, seed: int, epoch: int) -> Rows:
     Args:
         rows: Ascending rows of the dataset, at least one.
         chunk_images: Rows in a chunk of the dataset.
-        seed: Same seed, same order.
-        epoch: Each has an order of its own.
+        seed: Seed of the shuffling.
+        epoch: Number of the epoch; each has its own order.
 
     Returns:
         The same rows in the epoch's order.
@@ -42,14 +42,14 @@ def order_rows(rows: Rows, *, chunk_images: int, seed: int, epoch: int) -> Rows:
 
 
 class SampleOrder:
-    """The endless sequence of rows that a training draws.
+    """Endless sequence of the rows that a training draws.
 
     Args:
         rows: Ascending rows of the dataset, at least one.
         chunk_images: Rows in a chunk of the dataset.
-        seed: Same seed, same sequence.
+        seed: Seed of the sequence.
 
-    Any number of threads may ask at once.
+    It is safe to use from several threads.
     """
 
     def __init__(self, rows: Rows, *, chunk_images: int, seed: int) -> None:
@@ -58,7 +58,7 @@ class SampleOrder:
         self._lock = Lock()
 
     def rows_at(self, start: int, count: int) -> Rows:
-        """Rows of samples `start` to `start + count`, counted from 0 over all epochs."""
+        """Find the rows of samples `start` to `start + count`, counted from 0 over all epochs."""
         parts, stop = [], start + count
         while start < stop:
             epoch, place = divmod(start, len(self._rows))
@@ -78,12 +78,12 @@ class SampleOrder:
 
 
 def divide_batch(rows: Rows, *, chunk_images: int, rank: int, world: int) -> Rows:
-    """Give a worker those of a batch's rows that lie next to each other in the dataset.
+    """Choose a worker's part of a batch: rows that are close together in the dataset.
 
     Args:
         rows: (..., batch size) rows of one batch, or of several.
         chunk_images: Rows in a chunk of the dataset.
-        rank: The worker; higher ranks take rows further on in the dataset.
+        rank: Number of the worker; higher ranks get rows further on in the dataset.
         world: Number of workers; their parts differ by one row at most.
 
     Returns:

@@ -1,32 +1,29 @@
-"""The adversary of a training with an adversarial term: a discriminator, and how it learns.
+"""The discriminator of an adversarial training, and its loss.
 
-As in the public code of Shvetsova et al. 2021: before each step of the autoencoder the
-discriminator makes a few of its own, with Adam of the same settings, begun anew in every stage.
+As in the public code of Shvetsova et al. 2021 the discriminator makes a few steps before each step
+of the autoencoder, with an Adam optimiser of the same settings that starts afresh in every stage.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from training.learning.optimiser import make_optimiser
 from training.learning.speed import Alpha
 from training.networks.discriminator import Discriminator
-from training.networks.growth import GrowthState
 from training.networks.losses import adversarial_loss, critic_loss
 from training.settings import AdversarialSettings, TrainSettings
 
 
 class Critic(nn.Module):
-    """The discriminator's loss as one call, so that a team's wrapper meets one for each step.
+    """The discriminator's loss as one module, so that DDP sees one forward pass per step.
 
     Args:
-        discriminator: Whose loss it is.
-        settings: Weights of its terms.
+        discriminator: Network that is trained.
+        settings: Weights of the loss terms.
     """
 
     def __init__(self, discriminator: Discriminator, settings: AdversarialSettings) -> None:
@@ -37,7 +34,7 @@ class Critic(nn.Module):
     def forward(
         self, real: Tensor, made: Tensor, shares: Tensor, *, resolution: int, alpha: Alpha
     ) -> Tensor:
-        """The loss of (N, C, resolution, resolution) images; see `losses.critic_loss`."""
+        """Compute the loss of (N, C, resolution, resolution) images; see `critic_loss`."""
         return critic_loss(
             partial(self.discriminator, resolution=resolution, alpha=alpha),
             real,
@@ -50,13 +47,13 @@ class Critic(nn.Module):
 
 @dataclass(frozen=True)
 class Adversary:
-    """What plays against the autoencoder in one stage.
+    """The discriminator of one stage and what trains it.
 
     Attributes:
-        discriminator: All resolutions of it.
-        critic: Its loss, wrapped for the team.
-        optimiser: Adam over the stage's parameters.
-        weight: Of the adversarial term.
+        discriminator: Discriminator with all its resolutions.
+        critic: Module that computes its loss, wrapped for data-parallel training.
+        optimiser: Adam over the parameters that the stage uses.
+        weight: Weight of the adversarial term in the autoencoder's loss.
     """
 
     discriminator: Discriminator
@@ -65,13 +62,13 @@ class Adversary:
     weight: float
 
     def measure(self, made: Tensor, *, resolution: int, alpha: Alpha) -> Tensor:
-        """The weighted term by which the autoencoder learns from it."""
+        """Compute the weighted adversarial term of the autoencoder's loss."""
         judge = partial(self.discriminator.judge_frozen, resolution=resolution, alpha=alpha)
         return self.weight * adversarial_loss(judge, made)
 
 
 def build_discriminator(settings: TrainSettings, *, image_channels: int) -> Discriminator | None:
-    """Make the discriminator, its weights drawn by the settings' seed; None where it has none."""
+    """Make the discriminator with weights drawn by the seed; None without an adversarial term."""
     if not settings.adversarial.weight:
         return None
     with torch.random.fork_rng(devices=[]):
@@ -82,23 +79,3 @@ def build_discriminator(settings: TrainSettings, *, image_channels: int) -> Disc
             channels=settings.network.channels,
             form=settings.network.form,
         )
-
-
-def make_adversary(
-    discriminator: Discriminator,
-    growth: GrowthState,
-    settings: TrainSettings,
-    *,
-    wrap: Callable[[nn.Module], nn.Module],
-) -> Adversary:
-    """Make what plays in a stage.
-
-    Args:
-        discriminator: Its weights stay as they are.
-        growth: A point of the stage.
-        settings: Of the training.
-        wrap: Makes a network average its gradients over the team.
-    """
-    optimiser = make_optimiser(discriminator, growth, settings)
-    critic = wrap(Critic(discriminator, settings.adversarial))
-    return Adversary(discriminator, critic, optimiser, settings.adversarial.weight)

@@ -1,10 +1,9 @@
-"""The whole state of a training <-> one object of storage; loading unpickles nothing.
+"""Checkpoints: the whole state of a training as one file; loading unpickles nothing.
 
-A checkpoint is one safetensors file, `step-00000026.safetensors`, written in one piece: it is
-there whole or not at all. It holds the autoencoder, the discriminator if there is one, the
-states of Adam and of the random number generators, and as text the counts, the settings and all
-that the training has reported. The order of samples and the augmentation follow from the count of
-samples and need no state.
+A checkpoint is one safetensors file, `step-00000026.safetensors`, written in one piece: it exists
+whole or not at all. It holds the autoencoder, the discriminator if there is one, the states of Adam
+and of the random number generators, and as text the counts, the settings and all earlier reports.
+The order of samples and the augmentation follow from the number of samples and need no state.
 """
 
 from __future__ import annotations
@@ -42,13 +41,13 @@ logger: Final = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint holds.
+    """The content of a checkpoint.
 
     Attributes:
-        url: Where it was read.
-        facts: Counts and settings.
-        reports: All until then, in figures alone.
-        tensors: Everything else, by name.
+        url: URL that it was read from.
+        facts: Counts and settings, by name.
+        reports: All reports up to its step, without images and scores.
+        tensors: Weights, optimiser states and random states, by name.
     """
 
     url: str
@@ -58,12 +57,12 @@ class Checkpoint:
 
     @property
     def step(self) -> int:
-        """Steps made until then."""
+        """Number of steps made."""
         return int(self.facts["step"])
 
     @property
     def is_last(self) -> bool:
-        """Whether no steps are left."""
+        """Whether no steps are left to make."""
         return self.step == int(self.facts["total_steps"])
 
     @property
@@ -72,10 +71,10 @@ class Checkpoint:
         return _below(_NETWORK, self.tensors)
 
     def restore(self, recipe: Recipe) -> TrainingState:
-        """Continue from here.
+        """Rebuild the state to continue from.
 
         Args:
-            recipe: The same settings as then; the team may be another.
+            recipe: Recipe with the same settings; the number of workers may differ.
 
         Raises:
             SettingsError: The checkpoint was made with other settings.
@@ -104,43 +103,43 @@ class Checkpoints:
     """The checkpoints of one run: the last few, and the best of the latest stage.
 
     Args:
-        url: A folder or prefix, theirs alone.
-        kept: How many of the last are kept.
+        url: Folder or prefix that holds nothing else.
+        kept: Number of latest checkpoints to keep.
     """
 
     def __init__(self, url: str, *, kept: int) -> None:
         self.url, self._kept = url, kept
 
     def url_at(self, step: int) -> str:
-        """Where the checkpoint of a step lies."""
+        """Return the URL of the checkpoint of a step."""
         return storage.join(self.url, f"step-{step:08d}.safetensors")
 
     def find_steps(self) -> list[int]:
-        """The steps that there are checkpoints of, ascending."""
+        """List the steps that have a checkpoint, ascending."""
         matches = [re.fullmatch(r"step-(\d{8,})\.safetensors", name) for name in self._names()]
         return sorted(int(match[1]) for match in matches if match)
 
     def save(self, recipe: Recipe, state: TrainingState, reports: Sequence[Report]) -> str:
-        """Write a state, then delete what need not be kept any more.
+        """Write a state, then delete checkpoints that are not kept any longer.
 
         Returns:
-            Where it lies.
+            URL of the checkpoint.
         """
         url = self.url_at(state.step)
         storage.write_bytes(url, pack(recipe, state, reports))
-        # Later ones, of a run that went on elsewhere or that cannot be read, are left alone.
+        # Later ones are of a run that continued elsewhere, or cannot be read: leave them alone.
         steps = [step for step in self.find_steps() if step <= state.step]
         best = choose_best(steps, reports, recipe.stages)
         for step in steps[: -self._kept]:
             if step != best:
                 storage.delete(self.url_at(step))
         for name in self._names():
-            if name.startswith("."):  # what a write that was interrupted has left
+            if name.startswith("."):  # left by an interrupted write
                 storage.delete(storage.join(self.url, name))
         return url
 
     def read_latest(self) -> Checkpoint | None:
-        """The latest checkpoint that can be read, or None.
+        """Read the latest checkpoint that is not damaged; None if there is none.
 
         Raises:
             StorageError: The storage does not answer.
@@ -150,7 +149,7 @@ class Checkpoints:
             try:
                 return unpack(url, storage.read_bytes(url))
             except SafetensorError as error:
-                logger.warning("%s is damaged (%s): falling back on the one before", url, error)
+                logger.warning("%s is damaged (%s): using the one before", url, error)
         return None
 
     def _names(self) -> list[str]:
@@ -160,9 +159,9 @@ class Checkpoints:
 def choose_best(
     steps: Collection[int], reports: Sequence[Report], stages: Sequence[Stage]
 ) -> int | None:
-    """The step of lowest validation loss, of those in the latest stage that was validated.
+    """Choose the step of lowest validation loss in the latest stage that was validated.
 
-    Stages are not weighed against each other, as each compares other features.
+    Losses of different stages cannot be compared, as each stage compares other features.
     """
     judged = {
         report.step: (state_at(report.step - 1, stages).stage_index, -report.metrics[JUDGED_BY])
@@ -173,7 +172,7 @@ def choose_best(
 
 
 def pack(recipe: Recipe, state: TrainingState, reports: Sequence[Report]) -> bytes:
-    """A state as the bytes of a safetensors file."""
+    """Write a state as the bytes of a safetensors file."""
     tensors = _above(_NETWORK, state.autoencoder.state_dict())
     tensors |= _above(_OPTIMISER, _moments(state.optimiser))
     if state.adversary is not None:
@@ -189,15 +188,15 @@ def pack(recipe: Recipe, state: TrainingState, reports: Sequence[Report]) -> byt
         "settings": recipe.settings.model_dump(mode="json"),
         "total_steps": recipe.total_steps,
     }
-    told = [[report.step, dict(report.metrics)] for report in reports]
-    text = {"facts": json.dumps(facts), "reports": json.dumps(told)}
+    earlier = [[report.step, dict(report.metrics)] for report in reports]
+    text = {"facts": json.dumps(facts), "reports": json.dumps(earlier)}
     return safetensors.torch.save(
         {name: value.contiguous() for name, value in tensors.items()}, text
     )
 
 
 def unpack(url: str, data: bytes) -> Checkpoint:
-    """Take the bytes of a safetensors file apart.
+    """Read the bytes of a safetensors file.
 
     Raises:
         SafetensorError: They are damaged.
@@ -227,13 +226,13 @@ def _restore_optimiser(optimiser: torch.optim.Optimizer, moments: Mapping[str, T
         own = _below(f"{number}.", moments)
         if own:
             content["state"][number] = {
-                name: _laid_out_like(parameter, value) for name, value in own.items()
+                name: _copy_like(parameter, value) for name, value in own.items()
             }
     optimiser.load_state_dict(content)
 
 
-def _laid_out_like(parameter: Tensor, value: Tensor) -> Tensor:
-    """On its device and with its strides, so that sums are added up in the same order."""
+def _copy_like(parameter: Tensor, value: Tensor) -> Tensor:
+    """Copy a value to a parameter's device and strides, so that sums keep their order."""
     if value.shape != parameter.shape:
         return value  # Adam's count of steps
     return torch.empty_like(parameter, requires_grad=False).copy_(value)

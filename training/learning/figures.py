@@ -1,4 +1,4 @@
-"""Pictures of a training: reconstructions beside their originals, and curves."""
+"""Pictures of a training: reconstructions next to their originals, distributions, curves."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ _BINS: Final = 40
 
 
 def draw_gallery(gallery: Gallery) -> bytes:
-    """Draw a row an image: original, reconstruction, heatmap; normals first.
+    """Draw one row per image: original, reconstruction, heatmap; normals first.
 
-    All heatmaps share one scale, from nothing to the brightest pixels of the gallery.
+    All heatmaps share one scale, from zero to the brightest pixels of the gallery.
 
     Returns:
         PNG.
@@ -76,10 +76,10 @@ def draw_distribution(validation: ValidationScores) -> bytes:
 
 
 def draw_curves(curves: Mapping[str, Curve]) -> bytes:
-    """Draw losses, AUROC and resolution over the steps; a training's further terms apart.
+    """Draw losses, AUROC and resolution over the steps; further terms in a plot of their own.
 
     Args:
-        curves: (step, value) pairs by the metric's name; what is missing is left out.
+        curves: (step, value) pairs by the metric's name; missing metrics are left out.
 
     Returns:
         PNG.

@@ -1,13 +1,13 @@
-"""The training itself: one step, and the round of steps, validations and checkpoints.
+"""The training loop: single steps, and their sequence with validations and checkpoints.
 
-Knows nothing of how workers are started nor of where figures are shown: a team, a place to save
-to and one to publish to are passed in. No step waits for the device; the loss is read every
-`log_every` steps.
+Starting workers, saving and showing figures are left to the functions that are passed in. No step
+waits for the device; the loss is read every `log_every` steps.
 """
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +20,6 @@ from torch import Tensor
 from pipeline.errors import NormscopeError
 from training.data.augmentation import draw_shares
 from training.data.batches import Rows, Samples, TrainingImages
-from training.learning.meter import Meter
 from training.learning.out_of_memory import suggesting_batch
 from training.learning.speed import Losses, TargetCache
 from training.learning.state import Recipe, TrainingState, enter_stage, growth_at
@@ -44,19 +43,19 @@ CRITIC: Final = "discriminator_loss"
 
 
 class DivergenceError(NormscopeError):
-    """A loss that is no number any more, or beyond all bounds."""
+    """The loss has become NaN, infinite or very large."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a training says of itself on the way.
+    """Progress of a training at one step.
 
     Attributes:
-        step: Steps made.
-        total_steps: Of the whole run.
+        step: Number of steps made.
+        total_steps: Number of steps of the whole run.
         metrics: Figures by name.
-        gallery: Reconstructions, with each validation.
-        scores: Of all validation images, with each validation.
+        gallery: Reconstructions, after a validation, on rank 0 alone.
+        scores: Scores of all validation images, after a validation.
     """
 
     step: int
@@ -73,18 +72,18 @@ Save: TypeAlias = Callable[[TrainingState, Mapping[str, float]], str]
 def critic_step(
     recipe: Recipe, state: TrainingState, images: Tensor, *, samples: Samples
 ) -> Tensor:
-    """Make one step of the discriminator on one worker's share of a batch.
+    """Make one step of the discriminator on one worker's part of a batch.
 
     Args:
-        recipe: What stays the same.
-        state: Changed in place, but for the autoencoder; it has an adversary.
-        images: As for `train_step`.
-        samples: (n,) their numbers, counted over the whole training.
+        recipe: Settings, loss and device of the training.
+        state: State with an adversary, changed in place except for the autoencoder.
+        images: float (n, C, final resolution, final resolution) in [-1, 1].
+        samples: int64 (n,), numbers of the samples, counted over the whole training.
 
     Returns:
-        The discriminator's loss, as `train_step` gives those of the autoencoder.
+        The discriminator's loss, a scalar whose mean over the workers is that of the batch.
     """
-    growth, target = _look(recipe, state, images)
+    growth, target = _prepare_target(recipe, state, images)
     if state.adversary is None:
         raise RuntimeError("the settings ask for no discriminator")
     path = {"resolution": growth.resolution, "alpha": growth.alpha}
@@ -94,8 +93,8 @@ def critic_step(
     loss: Tensor = state.adversary.critic(
         target, made, shares.to(target, non_blocking=True), **path
     )
-    loss = loss * _weigh(recipe, growth, len(target))
-    _learn(state.adversary.optimiser, loss)
+    loss = loss * _weigh_part(recipe, growth, len(target))
+    _update(state.adversary.optimiser, loss)
     state.sample += growth.batch_size
     return loss.detach()
 
@@ -108,36 +107,38 @@ def train_step(
     places: Rows | None = None,
     targets: TargetCache | None = None,
 ) -> Losses:
-    """Make one step of the autoencoder on one worker's share of a batch.
+    """Make one step of the autoencoder on one worker's part of a batch.
 
     Args:
-        recipe: What stays the same.
-        state: Changed in place.
-        images: (n, C, final resolution, final resolution) float in [-1, 1].
-        places: (n,) which of the training images they are.
-        targets: Knows their features, if they were computed before.
+        recipe: Settings, loss and device of the training.
+        state: State that is changed in place.
+        images: float (n, C, final resolution, final resolution) in [-1, 1].
+        places: int64 (n,), positions of the images among all training images.
+        targets: Cache of the images' features.
 
     Returns:
-        The terms of the loss, scalars on the device. Their means over the team are the means over
-        the batch, however unequal the shares.
+        The terms of the loss, scalars on the device. Their means over the workers are the means
+        over the batch, even if the parts differ in size.
     """
-    growth, target = _look(recipe, state, images)
+    growth, target = _prepare_target(recipe, state, images)
     known = None
     if targets is not None and places is not None:
         extract = partial(recipe.loss.extract_target, target, growth.resolution)
         known = targets.look_up(places, growth, extract)
-    weight = _weigh(recipe, growth, len(images))
+    weight = _weigh_part(recipe, growth, len(images))
     losses = {
         name: loss * weight for name, loss in state.objective(target, growth.alpha, known).items()
     }
-    _learn(state.optimiser, add_up(losses))
+    _update(state.optimiser, add_up(losses))
     state.step += 1
     state.sample += growth.batch_size
     return {name: loss.detach() for name, loss in losses.items()}
 
 
-def _look(recipe: Recipe, state: TrainingState, images: Tensor) -> tuple[GrowthState, Tensor]:
-    """What the networks see at this step, of the stage that begins with it or goes on."""
+def _prepare_target(
+    recipe: Recipe, state: TrainingState, images: Tensor
+) -> tuple[GrowthState, Tensor]:
+    """Enter the step's stage if it is new, and prepare what the networks see."""
     growth = growth_at(recipe, state.step)
     if growth.stage_index != state.stage_index:
         enter_stage(recipe, state)
@@ -145,12 +146,12 @@ def _look(recipe: Recipe, state: TrainingState, images: Tensor) -> tuple[GrowthS
     return growth, target.contiguous(memory_format=recipe.memory_format)
 
 
-def _weigh(recipe: Recipe, growth: GrowthState, images: int) -> float:
-    """How much a worker's share counts in the team's mean."""
-    return images * recipe.team.size / growth.batch_size
+def _weigh_part(recipe: Recipe, growth: GrowthState, images: int) -> float:
+    """Weight of a worker's part in the mean over the workers."""
+    return images * recipe.workers.size / growth.batch_size
 
 
-def _learn(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
+def _update(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
     optimiser.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]  # torch's own is untyped
     optimiser.step()
@@ -168,11 +169,11 @@ def train(
     """Make all steps that are left.
 
     Args:
-        recipe: What stays the same.
-        state: Changed in place.
-        images: What batches are drawn from.
-        validation: What is scored on the way.
-        save: Keeps the state and says where; every worker calls it at the same steps.
+        recipe: Settings, loss and device of the training.
+        state: State that is changed in place.
+        images: Images that batches are drawn from.
+        validation: Images that are scored at each validation.
+        save: Stores the state and returns its URL; every worker calls it at the same steps.
         publish: Shows a report; every worker calls it at the same steps, rank 0 with a gallery.
 
     Raises:
@@ -195,15 +196,17 @@ def train(
         due = _Due.after(recipe, state.step, growth)
         if not due.reading:
             continue
-        metrics = _read(recipe, state, growth, meter)
+        metrics = _read_metrics(recipe, state, growth, meter)
         if due.validation or due.checkpoint:
-            # The loss that was read is that of the weights before: these must be good as well.
-            _judge(recipe, state, growth, _measure(recipe, state, batch.images, growth))
+            # The loss that was read is that of the weights before; check these as well.
+            _require_finite(
+                recipe, state, growth, _measure_loss(recipe, state, batch.images, growth)
+            )
         gallery, scores = None, None
         if due.validation:
             scores = score_validation_images(recipe, state.autoencoder, validation, growth=growth)
             metrics |= summarise(scores.scores, scores.labels)
-            if recipe.team.rank == 0:
+            if recipe.workers.rank == 0:
                 gallery = make_gallery(recipe, state.autoencoder, validation, growth=growth)
         publish(Report(state.step, recipe.total_steps, metrics, gallery, scores))
         if due.checkpoint:
@@ -211,9 +214,33 @@ def train(
         meter.begin()
 
 
+class Meter:
+    """Sums losses on the device; no step waits for a sum."""
+
+    def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Start sums afresh."""
+        self._sums: dict[str, Tensor] = {}
+        self._steps, self._images, self._began = 0, 0, time.perf_counter()
+
+    def add(self, losses: Losses, images: int) -> None:
+        """Add the losses of one step."""
+        for name, loss in losses.items():
+            self._sums[name] = self._sums.get(name, 0.0) + loss
+        self._steps += 1
+        self._images += images
+
+    def read(self) -> tuple[dict[str, float], float]:
+        """Wait for the device and return the mean of each loss, and the images per second."""
+        means = {name: total.item() / self._steps for name, total in self._sums.items()}
+        return means, self._images / (time.perf_counter() - self._began)
+
+
 @dataclass(frozen=True)
 class _Batch:
-    """One worker's share of a batch: the images on the device, and which they are."""
+    """One worker's part of a batch: the images on the device, and which they are."""
 
     images: Tensor
     places: Rows
@@ -221,30 +248,32 @@ class _Batch:
 
 
 def _draw(recipe: Recipe, state: TrainingState, images: TrainingImages) -> _Batch:
-    """This worker's share of the next batch."""
+    """Draw this worker's part of the next batch."""
     at = (state.sample, growth_at(recipe, state.step).batch_size)
-    share = {"rank": recipe.team.rank, "world": recipe.team.size}
+    share = {"rank": recipe.workers.rank, "world": recipe.workers.size}
     read = images.read_batch(*at, **share)
     final = recipe.settings.growth.final_resolution
     tensor = to_tensor(read, resolution=final, device=recipe.device)
     return _Batch(tensor, *images.members_at(*at, **share))
 
 
-def _read(
+def _read_metrics(
     recipe: Recipe, state: TrainingState, growth: GrowthState, meter: Meter
 ) -> dict[str, float]:
-    """Wait for the device, and judge the stretch."""
+    """Wait for the device, and read the means over the steps since the last reading."""
     means, images_per_s = meter.read()
     return {
-        **{name: _judge(recipe, state, growth, mean) for name, mean in means.items()},
+        **{name: _require_finite(recipe, state, growth, mean) for name, mean in means.items()},
         "resolution": float(growth.resolution),
         "alpha": 1.0 if growth.alpha is None else growth.alpha,
         "images_per_s": images_per_s,
     }
 
 
-def _measure(recipe: Recipe, state: TrainingState, images: Tensor, growth: GrowthState) -> float:
-    """The loss of the present weights on a worker's share of a batch."""
+def _measure_loss(
+    recipe: Recipe, state: TrainingState, images: Tensor, growth: GrowthState
+) -> float:
+    """Compute the loss of the present weights on a worker's part of a batch."""
     with torch.inference_mode():
         made = reconstruct(state.autoencoder, images, growth, precision=recipe.mixed_precision())
         loss = made.compare(recipe.loss).reduce("mean")
@@ -255,13 +284,15 @@ def _measure(recipe: Recipe, state: TrainingState, images: Tensor, growth: Growt
         return loss.item()
 
 
-def _judge(recipe: Recipe, state: TrainingState, growth: GrowthState, loss: float) -> float:
-    """The team's mean of a loss.
+def _require_finite(
+    recipe: Recipe, state: TrainingState, growth: GrowthState, loss: float
+) -> float:
+    """Average a loss over the workers.
 
     Raises:
-        DivergenceError: On every worker at once, as all see the same mean.
+        DivergenceError: The mean is not finite or very large; on every worker at once.
     """
-    mean = float(np.mean(recipe.team.gather(np.array([loss]))))
+    mean = float(np.mean(recipe.workers.gather(np.array([loss]))))
     if not math.isfinite(mean) or abs(mean) > LARGEST_LOSS:
         last = state.checkpoint
         where = f"The last good checkpoint is {last}" if last else "No checkpoint was made"
@@ -275,7 +306,7 @@ def _judge(recipe: Recipe, state: TrainingState, growth: GrowthState, loss: floa
 
 @dataclass(frozen=True)
 class _Due:
-    """What has to be done after a step."""
+    """What is due after a step."""
 
     reading: bool
     validation: bool

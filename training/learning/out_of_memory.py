@@ -1,4 +1,4 @@
-"""When a step's memory runs out: which batch would have fitted, found by trying."""
+"""Advice when a step runs out of memory: the largest batch that fits, found by trying."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from training.learning.state import Recipe, TrainingState, growth_at
 from training.networks.autoencoder import mix_input
 from training.networks.losses import add_up
 
-# PyTorch has an error of its own for GPUs; cores and NVIDIA's libraries say it in these words.
+# PyTorch has an error class for GPUs; its CPU allocator and NVIDIA's libraries use these words.
 _SIGNS: Final = (
     "can't allocate memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
@@ -26,7 +26,7 @@ _SIGNS: Final = (
 
 
 def ran_out_of_memory(error: RuntimeError) -> bool:
-    """Whether an error says that memory was wanted and not had."""
+    """Tell whether an error says that memory ran out."""
     return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in _SIGNS)
 
 
@@ -34,11 +34,11 @@ def find_fitting_batch(try_batch: Callable[[int], None], batch_size: int) -> int
     """Halve a batch that does not fit until it does.
 
     Args:
-        try_batch: Does the work of so many images, and throws the result away.
-        batch_size: What did not fit.
+        try_batch: Does the work of a given number of images and drops the result.
+        batch_size: Number of images that did not fit.
 
     Returns:
-        The largest half, quarter, ... that fits; 0 if not even one image does.
+        The largest half, quarter, ... that fits; 0 if not even one image fits.
     """
     size = batch_size // 2
     while size:
@@ -56,22 +56,22 @@ def find_fitting_batch(try_batch: Callable[[int], None], batch_size: int) -> int
 
 @contextmanager
 def suggesting_batch(recipe: Recipe, state: TrainingState, images: Tensor) -> Iterator[None]:
-    """Turn a lack of memory into an error that names a batch size which fits.
+    """Turn running out of memory into an error that names a batch size which fits.
 
     Args:
-        recipe: Of the training.
-        state: As the step found it; trying changes nothing.
-        images: What the step learns from.
+        recipe: Settings, loss and device of the training.
+        state: State before the step; trying smaller batches does not change it.
+        images: Images that the step trains on.
 
     Raises:
-        SettingsError: In place of PyTorch's own.
+        SettingsError: Memory ran out.
     """
     try:
         yield
     except RuntimeError as error:
         if not ran_out_of_memory(error):
             raise
-        # What the step held is held by its frames as long as they can be looked at.
+        # The frames of the traceback keep the step's tensors alive.
         traceback.clear_frames(error.__traceback__)
         raise _explain(recipe, state, images) from error
 
@@ -83,7 +83,7 @@ def _explain(recipe: Recipe, state: TrainingState, images: Tensor) -> SettingsEr
         if recipe.device.type == "cuda":
             torch.cuda.empty_cache()
         target = mix_input(images[:size], resolution=growth.resolution, alpha=growth.alpha)
-        # Not through the team's wrapper: the others do not try.
+        # Without the data-parallel wrapper: the other workers do not take part.
         target = target.contiguous(memory_format=recipe.memory_format)
         objective = recipe.make_objective(state.autoencoder, growth.resolution, state.adversary)
         losses = objective(target, growth.alpha, None)
@@ -96,13 +96,13 @@ def _explain(recipe: Recipe, state: TrainingState, images: Tensor) -> SettingsEr
             loss = critic(target, target, shares, **path)
             torch.autograd.grad(loss, [each for each in critic.parameters() if each.requires_grad])
 
-    fitting = find_fitting_batch(try_batch, len(images)) * recipe.team.size
+    fitting = find_fitting_batch(try_batch, len(images)) * recipe.workers.size
     problem = (
-        f"{growth.batch_size} images of {growth.resolution} px do not fit into the memory of "
-        f"{recipe.team.size} x {recipe.device}"
+        f"{growth.batch_size} images of {growth.resolution} px do not fit in the memory of "
+        f"{recipe.workers.size} x {recipe.device}"
     )
     if fitting:
-        remedy = f"Choose at most {fitting} at {growth.resolution} px: that was tried and fits"
+        remedy = f"Choose at most {fitting} at {growth.resolution} px: tried, and it fits"
     else:
         remedy = "Not even one image fits: choose a lower growth.final_resolution"
     return SettingsError("growth.batch_sizes", problem, remedy)

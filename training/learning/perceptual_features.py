@@ -1,8 +1,7 @@
-"""The eyes of the loss, prepared once for a run and kept beside its checkpoints.
+"""The feature extractor of the loss, prepared once for a run and stored next to its checkpoints.
 
-Weights may come from a file on the driver's disk, from a download or from a seed, and their
-statistics from the training images. All workers, and every later continuation, read the one
-result, so that nothing about it can differ between them.
+Weights come from a file on the driver's disk, a download or a seed, and their statistics from the
+training images. All workers and later continuations read the one result, so it cannot differ.
 """
 
 from __future__ import annotations
@@ -26,10 +25,10 @@ _BATCH: Final = 64
 
 
 def prepare_features(settings: TrainSettings, dataset: Dataset) -> VggFeatures:
-    """Load VGG19 as the settings say, and measure its statistics where they say so.
+    """Load VGG19 and, if the settings ask for it, measure its features' statistics.
 
     Raises:
-        WeightsError: A file cannot be had or read, or lacks what the layers need.
+        WeightsError: A file is missing, cannot be read, or lacks layers.
     """
     loss = settings.loss
     features = load_vgg(
@@ -47,12 +46,12 @@ def prepare_features(settings: TrainSettings, dataset: Dataset) -> VggFeatures:
 
 
 def keep_features(url: str, features: nn.Module) -> None:
-    """Write features as one file, atomically."""
+    """Write a feature extractor as one file, atomically."""
     storage.write_bytes(url, safetensors.torch.save(_contiguous(features.state_dict())))
 
 
 def read_features(url: str, settings: TrainSettings) -> VggFeatures:
-    """Read what `keep_features` wrote."""
+    """Read the feature extractor that `keep_features` wrote."""
     state = safetensors.torch.load(storage.read_bytes(url))
     return VggFeatures.from_state(state, layers=settings.loss.layer_names())
 
@@ -62,7 +61,7 @@ def _contiguous(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _sample_batches(settings: TrainSettings, dataset: Dataset) -> Iterator[Tensor]:
-    """Normal training images at the final resolution, evenly spaced over the dataset."""
+    """Read normal training images at the final resolution, evenly spaced over the dataset."""
     rows = space_evenly(choose_training_rows(dataset, settings), settings.loss.statistics_images)
     final = settings.growth.final_resolution
     for images in split_batches(read_centres(dataset, rows, settings.images), _BATCH):

@@ -1,4 +1,4 @@
-"""A run's folder: whose it is, its checkpoints, and what has come of it."""
+"""The folder of a run: its settings, checkpoints and result."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ class Resumption:
 
 @dataclass(frozen=True)
 class FitResult:
-    """What a training has made.
+    """The result of a training.
 
     Attributes:
-        checkpoint_url: The last checkpoint.
-        best_checkpoint_url: The one of lowest validation loss in the last stage.
-        features_url: The eyes of the loss, as safetensors.
-        networks: The autoencoder's weights in the last checkpoint.
-        reports: All that was reported from the first step on, in figures alone.
-        resumptions: Where this call's workers went on.
+        checkpoint_url: URL of the last checkpoint.
+        best_checkpoint_url: URL of the checkpoint of lowest validation loss in the last stage.
+        features_url: URL of the feature extractor, as safetensors.
+        networks: Weights of the autoencoder in the last checkpoint, by name.
+        reports: All reports from the first step on, without images and scores.
+        resumptions: Continuations from a checkpoint during this call.
     """
 
     checkpoint_url: str
@@ -59,13 +59,13 @@ class FitResult:
 
 
 def claim_run(storage_url: str, run_name: str, settings: TrainSettings, dataset: Dataset) -> str:
-    """Write down what the run of a name is, or make sure that it is the same.
+    """Record settings and dataset of a run, or check that they are those recorded.
 
     Returns:
-        The run's folder or prefix.
+        Folder or prefix of the run.
 
     Raises:
-        SettingsError: The name was given to other settings or another dataset.
+        SettingsError: The name belongs to other settings or another dataset.
     """
     check_run_name(run_name)
     run_url = storage.join(make_absolute(storage_url), run_name)
@@ -77,26 +77,26 @@ def claim_run(storage_url: str, run_name: str, settings: TrainSettings, dataset:
             same_data = before["dataset"] == dataset.fingerprint
             what = "with other settings" if same_data else "on another dataset"
             raise SettingsError(
-                run_url, f"a run of this name was begun {what}", "Choose another run name"
+                run_url, f"a run of this name was started {what}", "Choose another run name"
             )
     return run_url
 
 
 def open_checkpoints(run_url: str, settings: TrainSettings) -> Checkpoints:
-    """The checkpoints of a run."""
+    """Open the checkpoints of a run."""
     return Checkpoints(storage.join(run_url, CHECKPOINTS), kept=settings.checkpoints_kept)
 
 
 def conclude(
     run_url: str, settings: TrainSettings, latest: Checkpoint, resumptions: Sequence[Resumption]
 ) -> FitResult:
-    """Say what has come of a run.
+    """Collect the result of a finished run.
 
     Args:
         run_url: Folder or prefix of the run.
-        settings: Of the training.
-        latest: Its last checkpoint.
-        resumptions: Where workers went on.
+        settings: Settings of the training.
+        latest: Last checkpoint of the run.
+        resumptions: Continuations from a checkpoint during this call.
     """
     checkpoints = open_checkpoints(run_url, settings)
     best = choose_best(checkpoints.find_steps(), latest.reports, settings.growth.plan())
@@ -111,5 +111,5 @@ def conclude(
 
 
 def make_absolute(url: str) -> str:
-    """A plain path as an absolute one, for processes that stand elsewhere."""
+    """Make a plain path absolute, for processes in other working directories."""
     return url if "://" in url else str(Path(url).absolute())

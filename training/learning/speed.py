@@ -1,7 +1,7 @@
-"""The switches that make a step fast: what each of `AccelerationSettings` does, all in one place.
+"""What the switches of `AccelerationSettings` do.
 
-None of them makes a step wait for the device. What each gains, and by how much it moves the
-loss, is measured by `python -m benchmarks.training`.
+None of them makes a step wait for the device. `python -m benchmarks.training` measures what each
+gains and how much it changes the loss.
 """
 
 from __future__ import annotations
@@ -29,33 +29,33 @@ Places: TypeAlias = NDArray[np.int64]
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def lay_out(network: Network, settings: AccelerationSettings) -> Network:
-    """Keep a network's weights as its convolutions read them fastest."""
+def use_channels_last(network: Network, settings: AccelerationSettings) -> Network:
+    """Convert a network's weights to channels-last, if the settings ask for it."""
     if not settings.uses_channels_last:
         return network
-    laid_out: Network = convert_conv2d_weight_memory_format(network, torch.channels_last)
-    return laid_out
+    converted: Network = convert_conv2d_weight_memory_format(network, torch.channels_last)
+    return converted
 
 
 def choose_memory_format(settings: AccelerationSettings) -> torch.memory_format:
-    """How images lie in memory."""
+    """Choose the memory format of images."""
     return torch.channels_last if settings.uses_channels_last else torch.contiguous_format
 
 
-def settle_freed_memory(settings: AccelerationSettings, device: torch.device) -> None:
-    """Say for the whole process whether memory that tensors leave stays, if they lie on the host.
+def keep_freed_memory(settings: AccelerationSettings, device: torch.device) -> None:
+    """Choose for the process whether memory that tensors free is kept, if they are on the host.
 
-    A GPU's memory is PyTorch's own to keep.
+    PyTorch itself keeps the memory of a GPU.
     """
     if device.type == "cpu":
         set_freed_memory(is_kept=settings.keeps_freed_memory)
 
 
 class TargetCache:
-    """Features of training images, kept where nothing moves them from one epoch to the next.
+    """Cache of the training images' features, where they are the same in each epoch.
 
     Args:
-        settings: Of the training.
+        settings: Settings of the training, with the size limit of the cache.
         image_count: Number of training images.
     """
 
@@ -74,12 +74,12 @@ class TargetCache:
     def look_up(
         self, places: Places, growth: GrowthState, compute: Callable[[], Features]
     ) -> Features | None:
-        """Features of a batch; None where an augmentation or a fade moves them, or they are many.
+        """Find a batch's features; None if they change between epochs, or are too large.
 
         Args:
-            places: (n,) which of the training images they are.
-            growth: A new stage has other features.
-            compute: Makes the features of this very batch, each (n, C, H, W).
+            places: int64 (n,), positions of the images among all training images.
+            growth: Stage of the training; each compares other features.
+            compute: Computes the features of this batch, each (n, C, H, W).
         """
         if not self._limit_bytes or self._is_augmented or growth.phase == "fade_in":
             return None
@@ -102,7 +102,7 @@ class TargetCache:
     def _keep(self, places: Places, found: Features) -> None:
         for name, values in found.items():
             if name not in self._kept:
-                # As they lie in memory, so that a sum over them keeps its order, and its bits.
+                # The same memory format, so that a sum over them keeps its order and bits.
                 shape = (self._image_count, *values.shape[1:])
                 self._kept[name] = torch.empty(
                     shape,
@@ -140,7 +140,7 @@ def compile_objective(objective: Objective, device: torch.device) -> Objective:
 
 
 def find_memory_format(values: Tensor) -> torch.memory_format:
-    """How (N, C, H, W) lies in memory."""
+    """Find the memory format of (N, C, H, W)."""
     is_last = values.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if is_last else torch.contiguous_format
 

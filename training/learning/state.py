@@ -1,4 +1,4 @@
-"""Where a training stands: networks, optimiser and the number of steps made."""
+"""The state of a training: networks, optimisers and the number of steps made."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from training.learning.adversary import Adversary, build_discriminator, make_adversary
-from training.learning.optimiser import make_optimiser
+from training.learning.adversary import Adversary, Critic, build_discriminator
 from training.learning.speed import (
     Alpha,
     Features,
@@ -20,8 +19,8 @@ from training.learning.speed import (
     Objective,
     choose_memory_format,
     compile_objective,
-    lay_out,
-    settle_freed_memory,
+    keep_freed_memory,
+    use_channels_last,
 )
 from training.networks.autoencoder import Autoencoder
 from training.networks.discriminator import Discriminator
@@ -46,14 +45,14 @@ def _gather_one(array: Array) -> list[Array]:
 
 
 @dataclass(frozen=True)
-class Team:
-    """The workers that train together; by default one alone.
+class Workers:
+    """The workers that train together; one alone by default.
 
     Attributes:
-        rank: This worker's number, from 0.
-        size: How many there are.
-        wrap: Makes a network average its gradients over the team (DDP).
-        gather: Every worker's array, in the order of ranks.
+        rank: Number of this worker, from 0.
+        size: Number of workers.
+        wrap: Makes a network average its gradients over the workers (DDP).
+        gather: Collects every worker's array, in the order of ranks.
     """
 
     rank: int = 0
@@ -64,21 +63,21 @@ class Team:
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that stays the same throughout a training.
+    """Everything that stays the same throughout a training.
 
     Attributes:
-        settings: Of the training.
-        features: The eyes of the loss, on the device.
+        settings: Settings of the training.
+        features: Feature extractor of the loss, on the device.
         image_channels: 1 for grey, 3 for colour.
-        device: Where the networks are.
-        team: The workers.
+        device: Device that trains.
+        workers: Workers that train together.
     """
 
     settings: TrainSettings
     features: VggFeatures | ReducedFeatures
     image_channels: int
     device: torch.device
-    team: Team = field(default_factory=Team)
+    workers: Workers = field(default_factory=Workers)
 
     @cached_property
     def stages(self) -> tuple[Stage, ...]:
@@ -92,7 +91,7 @@ class Recipe:
 
     @property
     def memory_format(self) -> torch.memory_format:
-        """How images lie in memory."""
+        """Memory format of the images."""
         return choose_memory_format(self.settings.acceleration)
 
     @cached_property
@@ -110,7 +109,7 @@ class Recipe:
     def make_objective(
         self, network: nn.Module, resolution: int, adversary: Adversary | None = None
     ) -> Objective:
-        """What a step at a resolution makes smaller: target -> terms, through the network."""
+        """Make the function that a step minimises: target -> terms of the loss."""
         l1_weight = self.settings.l1_weight
 
         def objective(target: Tensor, alpha: Alpha, target_features: Features | None) -> Losses:
@@ -131,7 +130,7 @@ class Recipe:
         return objective
 
     def mixed_precision(self) -> torch.autocast:
-        """The context that the autoencoder runs in."""
+        """Make the context that the autoencoder runs in."""
         is_on = self.settings.precision == "bf16"
         return torch.autocast(self.device.type, torch.bfloat16, enabled=is_on)
 
@@ -142,30 +141,31 @@ def make_recipe(
     *,
     image_channels: int,
     device: torch.device,
-    team: Team | None = None,
+    workers: Workers | None = None,
 ) -> Recipe:
-    """A recipe with its features on the device, laid out for speed."""
+    """Make a recipe, with the feature extractor on the device in its fastest format."""
     set_tf32(is_allowed=settings.acceleration.allows_tf32)
-    settle_freed_memory(settings.acceleration, device)
-    eyes = lay_out(features.to(device), settings.acceleration)
-    reduced = eyes if settings.precision == "fp32" else ReducedFeatures(eyes)
-    return Recipe(settings, reduced, image_channels, device, team or Team())
+    keep_freed_memory(settings.acceleration, device)
+    whole = use_channels_last(features.to(device), settings.acceleration)
+    extractor = whole if settings.precision == "fp32" else ReducedFeatures(whole)
+    return Recipe(settings, extractor, image_channels, device, workers or Workers())
 
 
 @dataclass
 class TrainingState:
-    """What a step changes.
+    """Everything that a step changes.
 
     Attributes:
-        autoencoder: All resolutions of it.
-        network: The same, wrapped for the team; a stage's parameters are the trainable ones.
-        objective: The stage's loss as a function of the images.
-        optimiser: Adam over the stage's parameters.
-        adversary: The stage's, where the loss has an adversarial term.
-        stage_index: The stage that these were made for.
-        step: Steps made.
-        sample: Samples drawn by all workers together.
-        checkpoint: Where the state was saved last, if ever.
+        autoencoder: Autoencoder with all its resolutions.
+        network: Autoencoder wrapped for data-parallel training; only the parameters that the stage
+            uses are trainable.
+        objective: Loss of the stage as a function of the images.
+        optimiser: Adam over the parameters that the stage uses.
+        adversary: Discriminator of the stage, if the loss has an adversarial term.
+        stage_index: Index of the stage that network, objective and optimiser were made for.
+        step: Number of steps made.
+        sample: Number of samples drawn by all workers together.
+        checkpoint: URL of the last saved checkpoint, if any.
     """
 
     autoencoder: Autoencoder
@@ -180,12 +180,12 @@ class TrainingState:
 
     @property
     def discriminator(self) -> Discriminator | None:
-        """The adversary's, if there is one."""
+        """The discriminator, if there is one."""
         return None if self.adversary is None else self.adversary.discriminator
 
 
 def build_autoencoder(settings: TrainSettings, *, image_channels: int) -> Autoencoder:
-    """Make the networks, their weights drawn by the settings' seed."""
+    """Make the autoencoder with weights drawn by the settings' seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         return Autoencoder(
@@ -196,13 +196,13 @@ def build_autoencoder(settings: TrainSettings, *, image_channels: int) -> Autoen
 
 
 def begin_training(recipe: Recipe) -> TrainingState:
-    """The state before the first step."""
+    """Make the state before the first step."""
     settings, image_channels = recipe.settings, recipe.image_channels
     autoencoder = build_autoencoder(settings, image_channels=image_channels).to(recipe.device)
-    lay_out(autoencoder, settings.acceleration)
+    use_channels_last(autoencoder, settings.acceleration)
     discriminator = build_discriminator(settings, image_channels=image_channels)
     if discriminator is not None:
-        lay_out(discriminator.to(recipe.device), settings.acceleration)
+        use_channels_last(discriminator.to(recipe.device), settings.acceleration)
     return _at_stage(recipe, autoencoder, discriminator, step=0, sample=0)
 
 
@@ -214,7 +214,7 @@ def continue_training(
     step: int,
     sample: int,
 ) -> TrainingState:
-    """The state after some steps, its optimisers still fresh."""
+    """Make the state after some steps, with fresh optimisers."""
     state = begin_training(recipe)
     state.autoencoder.load_state_dict(weights)
     discriminator = state.discriminator
@@ -224,7 +224,7 @@ def continue_training(
 
 
 def enter_stage(recipe: Recipe, state: TrainingState) -> None:
-    """Make all but the weights anew for the stage that the step lies in."""
+    """Make wrapper, objective and optimisers afresh for the stage of the step."""
     fresh = _at_stage(
         recipe, state.autoencoder, state.discriminator, step=state.step, sample=state.sample
     )
@@ -234,8 +234,29 @@ def enter_stage(recipe: Recipe, state: TrainingState) -> None:
 
 
 def growth_at(recipe: Recipe, step: int) -> GrowthState:
-    """What a step trains; beyond the last one, what the last one trained."""
+    """Find what a step trains; beyond the last step, what the last one trained."""
     return state_at(min(step, recipe.total_steps - 1), recipe.stages)
+
+
+def make_optimiser(
+    network: Autoencoder | Discriminator, growth: GrowthState, settings: TrainSettings
+) -> torch.optim.Adam:
+    """Make Adam over the parameters that a stage uses of a network, and freeze all others.
+
+    DDP averages the gradients of what is trainable when it wraps a network. Parameters that a stage
+    does not use are frozen, so that it need not search for them in every step.
+    """
+    used = network.parameters_at(growth.resolution, is_fading=growth.phase == "fade_in")
+    network.requires_grad_(False)
+    for parameter in used:
+        parameter.requires_grad_(True)
+    return torch.optim.Adam(
+        used,
+        lr=settings.optimiser.learning_rate,
+        betas=settings.optimiser.betas,
+        weight_decay=settings.optimiser.weight_decay,
+        fused=settings.acceleration.fuses_optimiser and used[0].device.type == "cuda",
+    )
 
 
 def _at_stage(
@@ -250,8 +271,12 @@ def _at_stage(
     optimiser = make_optimiser(autoencoder, growth, recipe.settings)
     adversary = None
     if discriminator is not None:
-        adversary = make_adversary(discriminator, growth, recipe.settings, wrap=recipe.team.wrap)
-    network = recipe.team.wrap(autoencoder)
+        # Before the wrapper, as it freezes parameters.
+        of_critic = make_optimiser(discriminator, growth, recipe.settings)
+        settings = recipe.settings.adversarial
+        critic = recipe.workers.wrap(Critic(discriminator, settings))
+        adversary = Adversary(discriminator, critic, of_critic, settings.weight)
+    network = recipe.workers.wrap(autoencoder)
     objective = recipe.make_objective(network, growth.resolution, adversary)
     return TrainingState(
         autoencoder, network, objective, optimiser, adversary, growth.stage_index, step, sample

@@ -1,4 +1,4 @@
-"""How a training does on images that it never saw."""
+"""Scores and reconstructions of validation images during a training."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class ValidationImages:
     """Labelled images of the validation split.
 
     Attributes:
-        rows: (n,) int64, rows of the dataset: first the normals, then the anomalies.
-        labels: (n,) int8, 0 or 1.
-        images: (n, side, side, C) uint8.
+        rows: int64 (N,), rows of the dataset: first the normals, then the anomalies.
+        labels: int8 (N,), 0 for normal and 1 for anomalous.
+        images: uint8 (N, side, side, C), centres of the images.
     """
 
     rows: Rows
@@ -43,11 +43,11 @@ class ValidationImages:
 
 @dataclass(frozen=True)
 class ValidationScores:
-    """What those images score.
+    """Scores of the validation images.
 
     Attributes:
-        scores: (n,) float32.
-        labels: (n,) int8, 0 or 1.
+        scores: float32 (N,), anomaly scores.
+        labels: int8 (N,), 0 for normal and 1 for anomalous.
     """
 
     scores: NDArray[np.float32]
@@ -56,15 +56,15 @@ class ValidationScores:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Images beside what the network made of them.
+    """Images and what the network made of them.
 
     Attributes:
-        resolution: Side in px.
-        labels: (n,) int8, 0 or 1.
-        scores: (n,) float32.
-        originals: (n, side, side, C) uint8, as the network saw them.
-        reconstructions: Same shape.
-        heatmaps: (n, side, side) float32.
+        resolution: Side of the images in px.
+        labels: int8 (N,), 0 for normal and 1 for anomalous.
+        scores: float32 (N,), anomaly scores.
+        originals: uint8 (N, side, side, C), as the network saw them.
+        reconstructions: uint8 (N, side, side, C), outputs of the network.
+        heatmaps: float32 (N, side, side), errors of the pixels.
     """
 
     resolution: int
@@ -103,16 +103,16 @@ def score_images(
     Returns:
         float32 (N,).
     """
-    team, size = recipe.team, min(_BATCH, growth.batch_size)
+    workers, size = recipe.workers, min(_BATCH, growth.batch_size)
     with torch.inference_mode():
         parts = [
             _reconstruct(recipe, autoencoder, batch, growth).compare(recipe.loss).reduce("none")
-            for batch in split_batches(images[team.rank :: team.size], size)
+            for batch in split_batches(images[workers.rank :: workers.size], size)
         ]
     own = [part.float().cpu().numpy() for part in parts]
     scores = np.empty(len(images), np.float32)
-    for rank, part in enumerate(team.gather(np.concatenate([np.empty(0, np.float32), *own]))):
-        scores[rank :: team.size] = part
+    for rank, part in enumerate(workers.gather(np.concatenate([np.empty(0, np.float32), *own]))):
+        scores[rank :: workers.size] = part
     return scores
 
 
@@ -146,7 +146,7 @@ def unpack_validation(data: bytes) -> tuple[ValidationScores, Gallery | None]:
 
 
 def summarise(scores: NDArray[Any], labels: NDArray[Any]) -> dict[str, float]:
-    """Validation figures: means and quantiles of the scores, and the AUROC of both kinds."""
+    """Summarise scores: means and percentiles of each label, and the AUROC."""
     found = {}
     normal, anomalous = scores[labels == Label.NORMAL], scores[labels == Label.ANOMALOUS]
     for name, kind in (("validation", normal), ("validation_anomaly", anomalous)):

@@ -1,10 +1,10 @@
 """The progressively growing autoencoder of Shvetsova et al. 2021 (arXiv 2006.13265).
 
 All resolutions exist from the start, so optimisers and process groups see one fixed list of
-parameters; `resolution` and `alpha` choose the path of a call. A call without alpha takes the
-path of one resolution alone (phase `stabilize`); with alpha, also with 1.0, both the new and the
-former resolution are walked and blended (phase `fade_in`), so that the parameters in use stay
-the same throughout a phase.
+parameters; `resolution` and `alpha` choose the path of a call. A call without alpha uses one
+resolution alone (phase `stabilize`). With alpha, even with 1.0, the new and the former resolution
+are both computed and blended (phase `fade_in`), so that the parameters in use stay the same
+throughout a phase.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from typing import Literal, TypeAlias
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.networks.blocks import double, halve
-from training.networks.forms import PlainForm, ResidualForm, Widths
 from training.networks.growth import resolutions_between
+from training.networks.layers import PlainForm, ResidualForm, Widths, double, halve
 
 Form: TypeAlias = Literal["residual18", "residual9", "regular"]
 Alpha: TypeAlias = float | Tensor | None
@@ -156,7 +155,7 @@ class Decoder(nn.Module):
 
 
 def make_form(form: Form, widths: Widths) -> ResidualForm | PlainForm:
-    """What a network of this form and these widths is made of."""
+    """Choose the parts of a network of this form and these widths."""
     return PlainForm(widths) if form == "regular" else ResidualForm(widths, _EXTRA[form])
 
 
@@ -171,7 +170,7 @@ def mix_input(images: Tensor, *, resolution: int, alpha: Alpha = None) -> Tensor
     Args:
         images: (N, C, final resolution, final resolution) float.
         resolution: Side wanted, in px.
-        alpha: As for the network: share of this resolution, None once it stabilizes.
+        alpha: Share of this resolution during its fade-in; None once it stabilizes.
 
     Returns:
         (N, C, resolution, resolution): bilinear, without antialiasing, as published; the former

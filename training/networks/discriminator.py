@@ -1,7 +1,7 @@
-"""The discriminator that grows with the autoencoder, where a training has an adversarial term.
+"""The discriminator of an adversarial training, which grows with the autoencoder.
 
-That of Shvetsova et al. 2021's public code: the encoder's form with a latent of one value, which
-says how real an image looks, on no scale of its own.
+As in Shvetsova et al. 2021's public code it is an encoder whose latent is one value: how real an
+image looks, on an arbitrary scale.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from training.networks.autoencoder import (
     channels_by_resolution,
     make_form,
 )
-from training.networks.forms import Widths
 from training.networks.growth import resolutions_between
+from training.networks.layers import Widths
 
 _SMALLEST_PX: Final = 4
 
 
 class Discriminator(nn.Module):
-    """Images -> how real each looks.
+    """Judges how real images look.
 
     Args:
         final_resolution: Side of the largest image in px.
         image_channels: 1 for grey, 3 for colour.
         channels: The autoencoder's feature channels, finest resolution first; where those end
             above 4 px, the last go on down to there. Or one number for all.
-        form: As the autoencoder's.
+        form: `residual18`, `residual9` or `regular`, the form of the autoencoder.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Discriminator(nn.Module):
         Args:
             images: (N, C, resolution, resolution) float.
             resolution: Side of the images in px.
-            alpha: As for the autoencoder.
+            alpha: Share of this resolution during its fade-in; None once it stabilizes.
 
         Returns:
             (N,), higher is more real.
@@ -71,7 +71,7 @@ class Discriminator(nn.Module):
         return values.flatten()
 
     def judge_frozen(self, images: Tensor, *, resolution: int, alpha: Alpha = None) -> Tensor:
-        """As `forward`, but only the images can be learnt from, not the discriminator."""
+        """Judge images with gradients for them alone, not for the discriminator's parameters."""
         frozen = {name: value.detach() for name, value in self.named_parameters()}
         growth = {"resolution": resolution, "alpha": alpha}
         values: Tensor = functional_call(self, frozen, (images,), growth)

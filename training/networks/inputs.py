@@ -64,7 +64,7 @@ def to_tensor(
     Args:
         images: uint8 (N, side, side, C).
         resolution: Final resolution of the network in px; larger images are averaged down.
-        device: Where the conversion is done and the result lies.
+        device: Device that converts the images and holds the result.
 
     Returns:
         float32 (N, C, resolution, resolution) in [-1, 1].

@@ -22,7 +22,7 @@ Judge: TypeAlias = Callable[[Tensor], Tensor]
 
 
 class Extractor(Protocol):
-    """What turns images into features: `training.networks.vgg.VggFeatures`, or a like."""
+    """Feature extractor, such as `training.networks.vgg.VggFeatures`."""
 
     def __call__(self, images: Tensor, layers: Sequence[str], /) -> Mapping[str, Tensor]:
         """Map (N, 1 or 3, H, W) in [-1, 1] to each layer's (N, C, H', W')."""
@@ -185,7 +185,7 @@ def pixel_loss(
 
     Args:
         target: (N, C, H, W) float in [-1, 1].
-        reconstruction: Same shape.
+        reconstruction: float (N, C, H, W), the network's output.
         norm: `l1` or `l2` (squared).
         reduction: `none` gives (N,), `mean` and `sum` a scalar, `pixelwise` (N, C, H, W).
     """
@@ -194,7 +194,7 @@ def pixel_loss(
 
 
 def adversarial_loss(judge: Judge, reconstruction: Tensor) -> Tensor:
-    """How unreal reconstructions look: Wasserstein's generator loss (Arjovsky et al. 2017).
+    """Measure how unreal reconstructions look: Wasserstein's generator loss (Arjovsky et al. 2017).
 
     Args:
         judge: Discriminator: (N, C, H, W) -> (N,), higher is more real.
@@ -212,19 +212,21 @@ def critic_loss(
     gradient_weight: float,
     drift_weight: float,
 ) -> Tensor:
-    """What a discriminator makes smaller (Gulrajani et al. 2017, arXiv 1704.00028, equation 3).
+    """Compute a discriminator's loss (Gulrajani et al. 2017, arXiv 1704.00028, equation 3).
 
-    Wasserstein's distance, the penalty on gradients of other length than 1 between real and made
-    images, and one that keeps judgements near 0 (Karras et al. 2017, arXiv 1710.10196, A.1), here
-    of made images too, as in the public code.
+    It is Wasserstein's distance, plus a penalty on gradients whose length is not 1 between real
+    and made images, plus one that keeps judgements near 0 (Karras et al. 2017, arXiv 1710.10196,
+    A.1), as in the public code also for made images.
 
     Args:
         judge: Discriminator: (N, C, H, W) -> (N,), higher is more real.
         real: (N, C, H, W) images.
-        made: Same shape, their reconstructions; nothing is differentiated with respect to them.
-        shares: (N,) in [0, 1): how much of the real image is in the mixture whose gradient counts.
-        gradient_weight: Of the gradients' penalty.
-        drift_weight: Of the squared judgements.
+        made: float (N, C, H, W), their reconstructions; nothing is differentiated with respect
+            to them.
+        shares: float (N,) in [0, 1), share of the real image in the mixture whose gradient is
+            penalised.
+        gradient_weight: Weight of the penalty on gradients.
+        drift_weight: Weight of the squared judgements.
     """
     made = made.detach()
     of_real, of_made = judge(real), judge(made)
@@ -237,7 +239,7 @@ def critic_loss(
 
 
 def add_up(terms: Mapping[str, Tensor]) -> Tensor:
-    """The sum of a loss's terms, each a scalar."""
+    """Add up the terms of a loss, each a scalar."""
     return torch.stack(tuple(terms.values())).sum()
 
 

@@ -1,8 +1,8 @@
-"""Frozen VGG19 features (Simonyan and Zisserman 2014), the eyes of the perceptual loss.
+"""Frozen VGG19 (Simonyan and Zisserman 2014), the feature extractor of the perceptual loss.
 
-Layers bear the names `relu1_2`, `relu2_1`, ..., `relu5_4`; `image` names the network's own input,
-the image in ImageNet's normalisation. Nothing here needs torchvision: its weight file is read as
-it is, and so are the normalised and the distilled forms of the style-transfer literature.
+Layers are named `relu1_2`, `relu2_1`, ..., `relu5_4`; `image` names the network's own input,
+the image in ImageNet's normalisation. torchvision is not needed: its weight file is read directly,
+and so are the normalised and the distilled forms of the style-transfer literature.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class VggFeatures(nn.Module):
         return found
 
     def normalize_by(self, statistics: Statistics) -> None:
-        """Normalise the layers that these statistics speak of, by mean and scale.
+        """Normalise the layers that have statistics, by mean and scale.
 
         Raises:
             ValueError: If a layer has another number of channels than its statistics.
@@ -114,7 +114,7 @@ class VggFeatures(nn.Module):
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor], *, layers: Sequence[str]) -> VggFeatures:
-        """Rebuild what `state_dict()` gave, padding and statistics included."""
+        """Rebuild an extractor from its `state_dict()`, padding and statistics included."""
         statistics = {
             layer: (state[f"normalizations.{layer}.mean"], state[f"normalizations.{layer}.scale"])
             for layer in LAYERS
@@ -157,12 +157,12 @@ def convolutions_needed(layers: Iterable[str]) -> tuple[str, ...]:
 
 
 def layer_at(resolution: int) -> str:
-    """The layer to compare images of a resolution by, unless one knows better.
+    """Choose the default layer to compare images of a resolution by.
 
     Every doubling goes one block deeper, so that maps of 8 x 8 px are compared throughout, as in
     the published settings for radiographs: relu1_2 at 8 px, relu2_2 at 16, relu3_2 at 32, relu4_2
     at 64. So relu5_2 at 128 px. VGG19 ends there: 256 px and above are compared by its very last
-    layer, relu5_4, whose values look at 252 px.
+    layer, relu5_4, whose receptive field is 252 px.
 
     Args:
         resolution: Side of the images in px, a power of two from 8 on.
@@ -188,7 +188,7 @@ def measure_statistics(
 
     Returns:
         For each of the extractor's layers two (1, C, 1, 1) tensors for `normalize_by`. A channel
-        that never moves gets the scale 1.
+        that is constant gets the scale 1.
 
     Raises:
         ValueError: If the extractor normalises already, or there is no batch.
@@ -222,7 +222,7 @@ def random_vgg_weights(*, seed: int, layers: Sequence[str], width: int = 64) -> 
     """Draw weights that keep the variance of features from layer to layer (He et al. 2015).
 
     Args:
-        seed: Same seed, same weights.
+        seed: Seed of the random weights.
         layers: Layers to reach.
         width: Channels of the first block; VGG19's own is 64, and later blocks have 2, 4, 8 and
             8 times as many.

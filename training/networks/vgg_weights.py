@@ -1,4 +1,4 @@
-"""VGG19 weights from files, in each form that is about, and the statistics of their features."""
+"""VGG19 weights from files in every published form, and the statistics of their features."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def load_vgg(
         statistics: Path of the mean and scale of each layer's channels, keyed `r42` and so on.
             Without it features stay as the file has them: unnormalised, or by the statistics
             in a `VggFeatures` state. `training.networks.vgg.measure_statistics` measures others.
-        cache_folder: Where `download` keeps its file; torch's own cache if None.
-        seed: Of `random`.
+        cache_folder: Folder that keeps the downloaded file; torch's own cache if None.
+        seed: Seed of the weights that `random` draws.
         width: Channels of the first block of `random`; 64 is VGG19's own.
 
     Raises:

@@ -29,7 +29,7 @@ def test_a_ray_of_our_own_has_cores_for_all_workers_though_fewer_will_do() -> No
 @pytest.mark.slow
 def test_gpus_that_are_not_there_are_not_waited_for() -> None:
     with (
-        pytest.raises(WorkersError, match=r"100 GPU wanted, \d+ there\. Ask for less"),
+        pytest.raises(WorkersError, match=r"100 GPU needed, \d+ available\. Ask for less"),
         running_ray(None, 200, Share(gpus=0.5)),
     ):
         pass

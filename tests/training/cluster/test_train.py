@@ -204,7 +204,7 @@ def test_a_run_name_belongs_to_one_training(tmp_path: Path) -> None:
         claim_run(str(tmp_path), "../mine", settings, dataset)
     url = claim_run(str(tmp_path), "mine", settings, dataset)
     assert claim_run(str(tmp_path), "mine", settings, dataset) == url
-    with pytest.raises(SettingsError, match="begun with other settings"):
+    with pytest.raises(SettingsError, match="started with other settings"):
         claim_run(str(tmp_path), "mine", make_settings(seed=8), dataset)
-    with pytest.raises(SettingsError, match="begun on another dataset"):
+    with pytest.raises(SettingsError, match="started on another dataset"):
         claim_run(str(tmp_path), "mine", settings, other)

@@ -22,8 +22,8 @@ from training.data.batches import (
     choose_training_rows,
 )
 from training.data.image_cache import (
-    HeldImages,
     HostImages,
+    ImagesInMemory,
     StreamedImages,
     fits_on_device,
     open_images,
@@ -208,7 +208,7 @@ def test_streamed_images_equal_held_ones_and_keep_few_chunks() -> None:
     streamed = open_images(dataset, rows, cache_bytes=0, cached_chunks=2)
     held = open_images(dataset, rows, cache_bytes=2**30, cached_chunks=2)
     assert isinstance(streamed, StreamedImages)
-    assert isinstance(held, HeldImages)
+    assert isinstance(held, ImagesInMemory)
     wanted = np.array([54, 0, 21, 3, 54])
     streamed.expect(rows)
     assert np.array_equal(streamed.read_rows(wanted), held.read_rows(wanted))

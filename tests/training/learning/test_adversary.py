@@ -13,10 +13,10 @@ from torch import Tensor
 from tests.support.toy_training import CPU, Bench, steady
 from training.data.augmentation import draw_shares
 from training.learning.loop import DivergenceError, critic_step, train_step
-from training.learning.state import Recipe, Team, begin_training
-from training.networks.blocks import halve
+from training.learning.state import Recipe, Workers, begin_training
 from training.networks.discriminator import Discriminator
 from training.networks.inputs import to_tensor
+from training.networks.layers import halve
 from training.networks.losses import adversarial_loss, critic_loss
 
 Floats = NDArray[np.float64]
@@ -165,7 +165,7 @@ def test_shares_of_a_batch_average_to_the_critics_gradient() -> None:
         return [value.grad for value in parameters if value.grad is not None]
 
     whole = learn(bench.recipe, slice(0, 7))
-    pair = Recipe(bench.settings, bench.recipe.features, 1, CPU, Team(size=2))
+    pair = Recipe(bench.settings, bench.recipe.features, 1, CPU, Workers(size=2))
     for expected, *parts in zip(
         whole, *(learn(pair, part) for part in (slice(0, 5), slice(5, 7))), strict=True
     ):

@@ -13,7 +13,7 @@ import torch
 from tests.support.toy_training import CPU, Bench, steady
 from training.learning.loop import DivergenceError, train_step
 from training.learning.perceptual_features import keep_features, read_features
-from training.learning.state import Recipe, Team, TrainingState, begin_training, growth_at
+from training.learning.state import Recipe, TrainingState, Workers, begin_training, growth_at
 from training.learning.validation import score_images, summarise
 from training.networks.inputs import to_tensor
 from training.networks.reconstruction import reconstruct
@@ -60,7 +60,7 @@ def test_shares_of_a_batch_average_to_its_loss() -> None:
     whole = train_step(bench.recipe, begin_training(bench.recipe), images)["train_loss"]
     losses = []
     for share in (images[:5], images[5:]):
-        recipe = Recipe(bench.settings, bench.recipe.features, 1, CPU, Team(size=2))
+        recipe = Recipe(bench.settings, bench.recipe.features, 1, CPU, Workers(size=2))
         losses.append(train_step(recipe, begin_training(recipe), share)["train_loss"])
     assert torch.allclose(torch.stack(losses).mean(), whole, atol=1e-6)
 
@@ -114,8 +114,8 @@ def test_the_last_good_checkpoint_is_good() -> None:
     assert saved == [f"step-{step}" for step in range(1, 11)]
 
 
-def team_of(rank: int, shares: Callable[[], list[Any]]) -> Team:
-    return Team(rank=rank, size=3, gather=lambda _: shares())
+def team_of(rank: int, shares: Callable[[], list[Any]]) -> Workers:
+    return Workers(rank=rank, size=3, gather=lambda _: shares())
 
 
 def test_scores_of_three_workers_come_back_in_order() -> None:

@@ -54,8 +54,8 @@ def test_what_pytorch_says_on_cores_is_what_we_look_for() -> None:
 @pytest.mark.parametrize(
     ("limit", "weight", "remedy"),
     [
-        (4, 0, "Choose at most 3 at 16 px: that was tried and fits"),
-        (4, 0.1, "Choose at most 3 at 16 px: that was tried and fits"),
+        (4, 0, "Choose at most 3 at 16 px: tried, and it fits"),
+        (4, 0.1, "Choose at most 3 at 16 px: tried, and it fits"),
         (0, 0, "Not even one image fits"),
     ],
 )
@@ -76,7 +76,7 @@ def test_a_training_names_the_batch_that_fits(
     monkeypatch.setattr(nn.Conv2d, "forward", run_out)
     with pytest.raises(SettingsError, match=remedy) as caught:
         bench.run(state)
-    assert "12 images of 16 px do not fit into the memory of 1 x cpu" in str(caught.value)
+    assert "12 images of 16 px do not fit in the memory of 1 x cpu" in str(caught.value)
     assert state.step == 0
     after = state.autoencoder.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())

@@ -1,18 +1,102 @@
-"""The forms a network is made in: residual or plain parts for each resolution.
+"""Layers of the published encoders and decoders, and the two forms that are made of them.
 
-Both know the same six parts, so encoder and decoder need not know the form. Their shapes and
-initialisations are those of Shvetsova et al. 2021's public code.
+Pre-activation residual blocks without normalisation (He et al. 2016) and plain pairs of
+convolutions, with the shapes and initialisation of Shvetsova et al. 2021's public code. Activations
+are leaky ReLU of slope 0.2 throughout. Both forms have the same six parts for each resolution, so
+encoder and decoder need not know the form.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from training.networks.blocks import SLOPE, Resampling, ResidualBlock, Upsample, plain_conv
-from training.networks.blocks import residual_conv as conv
+SLOPE = 0.2
+
+Resampling: TypeAlias = Literal["keep", "halve", "double"]
+
+
+def activate(features: Tensor) -> Tensor:
+    """Apply the leaky ReLU of slope 0.2."""
+    return F.leaky_relu(features, SLOPE)
+
+
+def halve(features: Tensor) -> Tensor:
+    """Average pairs of rows and columns: (N, C, H, W) -> (N, C, H/2, W/2)."""
+    return F.avg_pool2d(features, 2)
+
+
+def double(features: Tensor) -> Tensor:
+    """Repeat every row and column: (N, C, H, W) -> (N, C, 2H, 2W)."""
+    return F.interpolate(features, scale_factor=2.0, mode="nearest")
+
+
+def resample(features: Tensor, resampling: Resampling) -> Tensor:
+    """Halve, double or keep the resolution."""
+    if resampling == "keep":
+        return features
+    return halve(features) if resampling == "halve" else double(features)
+
+
+class ResidualBlock(nn.Module):
+    """Activation, resampling, convolution, activation, convolution; plus a shortcut.
+
+    The shortcut resamples alike and has a 1 x 1 convolution only where the channels differ.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, resampling: Resampling = "keep"):
+        super().__init__()
+        self.resampling: Resampling = resampling
+        self.conv1 = residual_conv(in_channels, out_channels, 3, padding=1)
+        self.conv2 = residual_conv(out_channels, out_channels, 3, padding=1)
+        self.shortcut = (
+            nn.Identity()
+            if in_channels == out_channels
+            else residual_conv(in_channels, out_channels, 1)
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map (N, in_channels, H, W) to (N, out_channels, H', W')."""
+        resampled = resample(activate(features), self.resampling)
+        inner: Tensor = self.conv2(activate(self.conv1(resampled)))
+        shortcut: Tensor = self.shortcut(resample(features, self.resampling))
+        return shortcut + inner
+
+
+class Upsample(nn.Module):
+    """Doubles the resolution, as a layer."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map (N, C, H, W) to (N, C, 2H, 2W)."""
+        return double(features)
+
+
+def residual_conv(
+    in_channels: int, out_channels: int, kernel_size: int, padding: int = 0
+) -> nn.Conv2d:
+    """Make a convolution of the residual forms: He initialisation by fan-out."""
+    conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=padding)
+    nn.init.kaiming_normal_(conv.weight, a=SLOPE, mode="fan_out", nonlinearity="leaky_relu")
+    return conv
+
+
+def plain_conv(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int,
+    padding: int = 0,
+    *,
+    is_activated: bool = True,
+) -> nn.Sequential:
+    """Make a convolution of the plain form, with its activation: Glorot initialisation."""
+    conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=padding)
+    gain = nn.init.calculate_gain("leaky_relu", SLOPE) if is_activated else 1.0
+    nn.init.xavier_uniform_(conv.weight, gain=gain)
+    return nn.Sequential(conv, nn.LeakyReLU(SLOPE)) if is_activated else nn.Sequential(conv)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +136,7 @@ class ResidualForm:
         """Images -> features."""
         here = self.widths.at(resolution)
         return nn.Sequential(
-            conv(self.widths.image, here, 3, padding=1),
+            residual_conv(self.widths.image, here, 3, padding=1),
             ResidualBlock(here, here),
             *self._extra(here),
         )
@@ -65,7 +149,7 @@ class ResidualForm:
         """Features at the smallest resolution -> latents."""
         here = self.widths.at(resolution)
         if self.widths.latent_resolution == 1:
-            return nn.Sequential(nn.LeakyReLU(SLOPE), conv(here, self.widths.latent, 4))
+            return nn.Sequential(nn.LeakyReLU(SLOPE), residual_conv(here, self.widths.latent, 4))
         return nn.Sequential(ResidualBlock(here, self.widths.latent))
 
     def from_latent(self, resolution: int) -> nn.Module:
@@ -76,7 +160,9 @@ class ResidualForm:
         """
         here = self.widths.at(resolution)
         if self.widths.latent_resolution == 1:
-            return nn.Sequential(nn.LeakyReLU(SLOPE), conv(self.widths.latent, here, 4, padding=3))
+            return nn.Sequential(
+                nn.LeakyReLU(SLOPE), residual_conv(self.widths.latent, here, 4, padding=3)
+            )
         return nn.Sequential(ResidualBlock(self.widths.latent, here))
 
     def doubling(self, resolution: int) -> nn.Module:
@@ -86,7 +172,9 @@ class ResidualForm:
     def to_image(self, resolution: int) -> nn.Module:
         """Features -> images."""
         here = self.widths.at(resolution)
-        return nn.Sequential(nn.LeakyReLU(SLOPE), conv(here, self.widths.image, 3, padding=1))
+        return nn.Sequential(
+            nn.LeakyReLU(SLOPE), residual_conv(here, self.widths.image, 3, padding=1)
+        )
 
     def _resampling(self, start: int, end: int, resampling: Resampling) -> nn.Module:
         here = self.widths.at(end)
