@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 import imagecodecs
 import numpy as np
 from pydicom import uid
-from pydicom.pixels.decoders.base import get_decoder
+from pydicom.pixels.decoders.base import Decoder, get_decoder
+from pydicom.uid import UID
 
 from pipeline.errors import SourceError
 
@@ -34,7 +36,6 @@ _FRAME_MARKERS: Final = frozenset({*range(0xC0, 0xD0), 0xF7}) - {0xC4, 0xC8, 0xC
 _SEQUENTIAL_DCT: Final = frozenset({0xC0, 0xC1})
 _SCAN_MARKER: Final = 0xDA
 
-_PLUGIN: Final = "imagecodecs"
 # What pydicom asks a plug-in for.
 DECODER_DEPENDENCIES: Final = dict.fromkeys((uid.JPEGExtended12Bit, *_JPEG_2000), ("imagecodecs",))
 
@@ -61,20 +62,21 @@ def decode_frame(frame: bytes, runner: DecodeRunner) -> bytearray:
     return bytearray(np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("<")).tobytes())
 
 
-def choose_plugin(syntax: str) -> str:
-    """The decoding plug-in to ask for, or empty where pydicom's own choice is good."""
-    return _PLUGIN if is_available(syntax) else ""
+@cache
+def find_decoder(syntax: UID) -> Decoder:
+    """Return the decoder of a transfer syntax: one with our plug-in, or pydicom's own.
+
+    Raises:
+        NotImplementedError: There is none.
+    """
+    if not is_available(syntax):
+        return get_decoder(syntax)
+    decoder = Decoder(syntax)  # apart from pydicom's own, which other code in the process uses
+    decoder.add_plugin("imagecodecs", (__name__, decode_frame.__name__))
+    return decoder
 
 
-def _register() -> None:
-    for syntax in DECODER_DEPENDENCIES:
-        get_decoder(syntax).add_plugin(_PLUGIN, (__name__, decode_frame.__name__))
-
-
-_register()
-
-
-def check_codestream(frame: bytes, syntax: uid.UID, rows: int, columns: int, name: str) -> None:
+def check_codestream(frame: bytes, syntax: UID, rows: int, columns: int, name: str) -> None:
     """Check that a compressed frame is whole and as large as the header says.
 
     Args:

@@ -10,8 +10,9 @@ import logging
 import warnings
 import zlib
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from io import BytesIO
+from threading import Lock
 from typing import BinaryIO, Final
 
 import pydicom
@@ -32,8 +33,10 @@ _NO_DICOM: Final = "no DICOM file: `DICM` is not at byte 128"
 _DAMAGED: Final = "the DICOM elements are cut off or damaged"
 _EXPORT: Final = "Export it again as a DICOM file (PS3.10), or leave it out"
 
-config.settings.reading_validation_mode = config.IGNORE
-logging.getLogger("pydicom").propagate = False
+_LOG: Final = logging.getLogger("pydicom")
+_quiet_lock = Lock()
+_quiet_count = 0
+_quiet_ends = ExitStack()
 
 
 def is_dicom(data: bytes) -> bool:
@@ -108,14 +111,41 @@ def refusing(name: str, problem: str, remedy: str) -> Iterator[None]:
         SourceError: The body raised.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _quiet():
             yield
     except NormscopeError:
         raise
     except Exception as error:  # noqa: BLE001 - a parser of foreign bytes may raise anything
         kind = type(error).__name__
         raise SourceError(name, f"{problem} ({kind})", remedy) from None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep pydicom from warning, logging and validating until the last thread leaves.
+
+    These settings are the whole process's. So the first thread changes them, the last one puts
+    them back, and importing this module leaves them alone.
+    """
+    global _quiet_count, _quiet_ends  # noqa: PLW0603 - as many threads as are inside
+    with _quiet_lock:
+        if _quiet_count == 0:
+            _quiet_ends = ExitStack()
+            _quiet_ends.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")
+            _quiet_ends.callback(setattr, _LOG, "propagate", _LOG.propagate)
+            _LOG.propagate = False
+            mode = config.settings.reading_validation_mode
+            _quiet_ends.callback(setattr, config.settings, "reading_validation_mode", mode)
+            config.settings.reading_validation_mode = config.IGNORE
+        _quiet_count += 1
+    try:
+        yield
+    finally:
+        with _quiet_lock:
+            _quiet_count -= 1
+            if _quiet_count == 0:
+                _quiet_ends.close()
 
 
 def _check_inflated(file: BinaryIO, start: bytes, name: str) -> None:

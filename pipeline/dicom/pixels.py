@@ -14,10 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
-from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import UID
 
-from pipeline.dicom.codecs import check_codestream, choose_plugin
+from pipeline.dicom.codecs import check_codestream, find_decoder
 from pipeline.dicom.grey import Voi, make_grey_table, storable_range
 from pipeline.dicom.parse import parse_dicom, refusing
 from pipeline.errors import SourceError
@@ -146,7 +145,7 @@ def _check_syntax(dataset: Dataset, name: str) -> UID:
     # An unknown UID is not quoted: anything may stand there.
     called = "unknown" if syntax.name == str(syntax) else syntax.name
     try:
-        is_available = get_decoder(syntax).is_available
+        is_available = find_decoder(syntax).is_available
     except NotImplementedError:
         is_available = False
     if not is_available:
@@ -225,9 +224,7 @@ def _decode(dataset: Dataset, facts: PixelFacts, name: str) -> NDArray[np.intege
             check_codestream(frame, syntax, *facts.shape_yx, name)
         else:
             _check_length(data, dataset, facts, name)
-        pixels = get_decoder(syntax).as_array(
-            dataset, index=0, raw=True, decoding_plugin=choose_plugin(syntax)
-        )[0]
+        pixels = find_decoder(syntax).as_array(dataset, index=0, raw=True)[0]
     if pixels.shape != facts.shape_yx:
         raise SourceError(name, f"decoded to {pixels.shape}, not {facts.shape_yx}", _REMEDY)
     return pixels
