@@ -1,4 +1,4 @@
-"""Bring new scans into the form of a dataset that there is: same tiles, same pixels."""
+"""Ingest new scans with the parameters of an existing dataset: same tiles, same pixels."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ Scan = TypeVar("Scan", Slide, SourceImage)
 
 
 def is_dataset(url: str) -> bool:
-    """Whether a sealed dataset lies at the URL.
+    """Whether there is a sealed dataset at the URL.
 
     Raises:
-        SchemaError: There is one, but unsealed or of another version.
+        SchemaError: The dataset is unsealed or of another version.
     """
     try:
         open_dataset(url)
@@ -67,17 +67,17 @@ def ingest_alike(
     """Ingest scans with the parameters of another dataset, e.g. the one a model learned from.
 
     Args:
-        source: Slides, or images, by path or prefix.
-        dataset: Where the new dataset goes.
+        source: Folder, prefix or file of slides or images.
+        dataset: URL of the new dataset.
         parameters: The other dataset's attribute `parameters`; they tell slides from images.
         map_work: An engine of `pipeline.runtime.engines`.
-        name: Of the new dataset's source; replaced where radiographs get pseudonyms, as their
-            folder may name a person too.
-        labels: URL of a label table, where it is known what the scans show.
-        mpp_table: Of slides: see `slide_tables.read_mpp`. The other dataset's `mpp_override_um`
-            holds where neither this nor the slide says anything.
-        key: Of the pseudonyms of radiographs; DICOM files cannot do without.
-        period: Only files last modified then are taken; the manifest says how many were not.
+        name: Name of the new dataset's source; replaced where radiographs get pseudonyms, as a
+            folder's name may name a person too.
+        labels: URL of a table of labels; None where labels are unknown.
+        mpp_table: URL of a table of um/px for slides (see `slide_tables.read_mpp`). The other
+            dataset's `mpp_override_um` applies where neither this nor the slide gives it.
+        key: Secret key of the pseudonyms of radiographs; required for DICOM files.
+        period: Ingest only files last modified in this range; the manifest counts the others.
         on_progress: Called with images done and in all.
 
     Raises:
@@ -90,7 +90,7 @@ def ingest_alike(
         return ingest(dataset, plan, reader, map_work, on_progress=on_progress)
     if mpp_table:
         raise SettingsError(
-            mpp_table, "an mpp_table is of slides, these are images", "Leave it out"
+            mpp_table, "a table of um/px is for slides, these are images", "Leave it out"
         )
     settings = ImageSettings.model_validate(parameters)
     name, images = _list_images(source, settings, labels, key, map_work, name, period)
@@ -106,7 +106,7 @@ def _list_images(
     name: str,
     period: ModifiedRange,
 ) -> tuple[str, ImageListing]:
-    """Images, or radiographs in DICOM; radiographs under pseudonyms wherever there is a key."""
+    """List images or DICOM radiographs; radiographs under pseudonyms if there is a key."""
     if settings.modality == "radiograph" and recognise_format(source) == "dicom":
         return list_xrays(
             source,
@@ -134,7 +134,7 @@ def _plan_slides(
     period: ModifiedRange,
 ) -> tuple[Plan, Any]:
     settings = SlideSettings.model_validate(parameters)
-    # What the other slides were said to have holds for new ones only where they do not say.
+    # The other slides' override applies to new ones only where they give no um/px.
     fallback_um = settings.mpp_override_um or settings.mpp_fallback_um
     settings = settings.model_copy(update={"mpp_override_um": None, "mpp_fallback_um": fallback_um})
     slides, left_out = _choose_modified(listing.slides, source, period)
@@ -153,10 +153,10 @@ def _plan_slides(
 def _choose_modified(
     scans: Sequence[Scan], url: str, period: ModifiedRange
 ) -> tuple[tuple[Scan, ...], tuple[ManifestEntry, ...]]:
-    """Scans whose file was last modified in a period, and what to say of the others.
+    """Choose scans by the time of their file, and count the others for the manifest.
 
-    A table may name them all, so they are chosen once they are listed. Of a slide of several files
-    the last one counts.
+    A table may name them all, so they are chosen after listing. For a slide of several files the
+    latest time counts.
     """
     if not period.is_bounded:
         return tuple(scans), ()

@@ -43,7 +43,7 @@ class Erratum:
 
     Args:
         state: `excluded`, or `partly_annotated`: lesions may lie outside the outlines.
-        reason: What is wrong with the slide.
+        reason: Error of the published slide, in words.
         source: Publication or page that reports the error.
     """
 

@@ -133,11 +133,11 @@ def _match_nothing(table: Table, matched: TableMatch, folder: Folder) -> SourceE
 
 @dataclass(frozen=True)
 class _LabelRows:
-    """What the rows of a table mean.
+    """Meaning of a table's rows, given the folder and words.
 
     Args:
-        table: The table.
-        base: Folder that its paths are relative to.
+        table: Table of labels, with our column names.
+        base: Folder that the table's paths are relative to.
         root: Folder or file that was asked for.
         label_words: Word -> label.
         split_words: Word -> split.

@@ -1,4 +1,4 @@
-"""What listing a folder or prefix of images gives, and what all such listings share."""
+"""Functions and records that the listings of all sources share."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Folder:
 
     Args:
         url: A plain absolute path or an `s3://` URL, without a final slash.
-        files: In order of their URLs.
+        files: Files at any depth below it, in order of their URLs.
     """
 
     url: str
@@ -39,9 +39,9 @@ class ImageFile:
     """An image that lies in a folder, or in an archive there.
 
     Args:
-        url: Of the file, or of the archive.
-        version: Changes when that does.
-        name: What errors and manifests call it; empty where the URL does.
+        url: URL of the file or of the archive.
+        version: Version of that file or archive; changes when it does.
+        name: Name in errors and manifests; empty where they show the URL.
         span_bytes: Start and stop of its bytes in the archive, unpacked.
     """
 
@@ -58,14 +58,14 @@ class ImageFile:
 
 @dataclass
 class TableMatch:
-    """Images gathered row by row from a table: every row ends in exactly one place.
+    """Images matched with the rows of a table; every row ends in exactly one list.
 
     Args:
-        table_url: Of the table.
-        images: Name -> image, for the rows that gave one.
-        rejected: What became of the others.
-        absent: Names whose file is absent.
-        named: Every name that a row has given a file's fate.
+        table_url: URL of the table.
+        images: Name -> image, for the rows that have one.
+        rejected: Entries of the manifest about the other rows.
+        absent: Names in the table that have no file.
+        named: Names of every row that was used or refused.
     """
 
     table_url: str
@@ -75,7 +75,7 @@ class TableMatch:
     named: set[str] = field(default_factory=set)
 
     def add(self, name: str, image: SourceImage) -> None:
-        """Take an image. A row that repeats another is dropped; a contradiction drops both."""
+        """Add an image. A repeated row is skipped; contradicting rows are both refused."""
         if name not in self.named:
             self.images[name] = image
         elif self.images.get(name) == image:
@@ -91,13 +91,13 @@ class TableMatch:
         self.named.add(name)
 
     def ignore_cell(self, name: str, column: str, cell: str) -> None:
-        """Say that a cell is not understood; its row is used without it."""
+        """Report a cell that cannot be parsed; its row is used without it."""
         self.rejected.append(
             ManifestEntry(f"{name}, {column}", "skipped", f"{cell!r} is recorded as unknown")
         )
 
     def list_absent(self) -> tuple[ManifestEntry, ...]:
-        """Rows without an image: the first few by name, the others by their number."""
+        """List rows without an image: the first few by name, the others as a count."""
         entries = [
             ManifestEntry(name, "skipped", "in the table, but no such image")
             for name in self.absent[:_NAMED]
@@ -115,14 +115,14 @@ def list_folder(url: str) -> Folder:
 
 
 def list_source(url: str) -> list[ObjectInfo]:
-    """List what lies at a URL that a user has named as a source: there must be something.
+    """List the files at a URL that a user has named as a source.
 
-    What belongs to a Zarr group or array below it is left out, such as a dataset that an earlier
-    ingest has put there.
+    Files of Zarr groups and arrays below it are left out, such as those of a dataset that an
+    earlier ingest has written there.
 
     Raises:
-        AbsentError: There is nothing.
-        StorageError: It cannot be read.
+        AbsentError: There is no file.
+        StorageError: The URL cannot be read.
     """
     if found := list_objects(url):
         zarrs = {parent_of(info.url) for info in found if name_of(info.url) == "zarr.json"}
@@ -135,7 +135,7 @@ def list_source(url: str) -> list[ObjectInfo]:
 
 
 def _folders_of(found: str, url: str) -> Iterator[str]:
-    """Every folder that a file lies in, below the URL."""
+    """Yield every folder between the URL and a file."""
     folder = parent_of(found)
     while folder is not None and len(folder) > len(url.rstrip("/")):
         yield folder
@@ -154,11 +154,11 @@ def relative_path(url: str, folder: str) -> str | None:
 
 
 def find_beside(folder: Folder, names: Sequence[str]) -> str | None:
-    """The first of some files that lies below a folder, the nearest first, or in its parent.
+    """Find a file below a folder, the nearest first, or in its parent.
 
     Args:
-        folder: Where to look.
-        names: Of the file, in order of preference; each may also end in `.gz`.
+        folder: Folder to search, with its parent.
+        names: File names in order of preference; each may also end in `.gz`.
     """
     nearest = sorted(folder.files, key=lambda info: info.url.count("/"))
     parent = parent_of(folder.url)
@@ -180,10 +180,10 @@ def is_image(url: str) -> bool:
 
 
 def in_order(images: Iterable[SourceImage]) -> tuple[SourceImage, ...]:
-    """Images by their id."""
+    """Sort images by their id."""
     return tuple(sorted(images, key=lambda image: image.image_id))
 
 
 def list_unlisted(names: Iterable[str]) -> tuple[ManifestEntry, ...]:
-    """Files that no row names."""
+    """List files that no row names."""
     return tuple(ManifestEntry(name, "skipped", "no row in the table") for name in names)

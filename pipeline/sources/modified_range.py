@@ -1,4 +1,4 @@
-"""A span of time, by which scans are taken or left."""
+"""Filter scans by the time of their last modification."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pipeline.records import ManifestEntry
 
 @dataclass(frozen=True, slots=True)
 class ModifiedRange:
-    """From one time to another, either of them open.
+    """Range of times of last modification; either end may be open.
 
     Args:
-        since: First moment of it, in UTC; None for the beginning of time.
-        until: First moment after it, in UTC; None for its end.
+        since: First moment of the range, in UTC; None for no lower bound.
+        until: First moment after the range, in UTC; None for no upper bound.
     """
 
     since: datetime | None = None
@@ -24,10 +24,10 @@ class ModifiedRange:
 
     @classmethod
     def of(cls, since: datetime | None, until: datetime | None) -> ModifiedRange:
-        """Take it as a person gives it: UTC where no zone is.
+        """Make a range from times as a user gives them; without a zone they are UTC.
 
         Raises:
-            SettingsError: It ends before or when it begins.
+            SettingsError: `since` is not before `until`.
         """
         period = cls(_to_utc(since), _to_utc(until))
         if period.since and period.until and period.since >= period.until:
@@ -37,29 +37,29 @@ class ModifiedRange:
 
     @property
     def is_bounded(self) -> bool:
-        """Whether any moment lies outside."""
+        """Whether the range excludes any moment."""
         return self != ALWAYS
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What whoever reads results of this period alone must know first."""
+        """Remark for readers of results that cover this range alone."""
         said = f"Only scans last modified {self}; the manifest says how many others there are."
         return (said,) if self.is_bounded else ()
 
     def covers(self, moment: datetime) -> bool:
-        """Whether a moment, with a time zone, lies within."""
+        """Whether a moment (with a time zone) is in the range."""
         is_late = self.since is None or moment >= self.since
         return is_late and (self.until is None or moment < self.until)
 
     def leave_out(self, count: int) -> tuple[ManifestEntry, ...]:
-        """What a manifest says of so many files that were modified at another time."""
+        """Make the manifest entry for files modified at another time."""
         if not count:
             return ()
         reason = f"{count} left out: only what was last modified {self} is taken"
         return (ManifestEntry("period", "skipped", reason),)
 
     def to_facts(self) -> dict[str, str]:
-        """Its bounds as a record keeps them, ISO 8601; none of an open one."""
+        """Format the bounds that are set, as ISO 8601."""
         bounds = {"since": self.since, "until": self.until}
         return {name: bound.isoformat() for name, bound in bounds.items() if bound}
 

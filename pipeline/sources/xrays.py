@@ -50,15 +50,16 @@ def list_xrays(
 
     Args:
         url: Folder or prefix.
-        source_format: What lies there; `auto` looks.
-        key: Of the pseudonyms; DICOM cannot do without.
+        source_format: Format of the files; `auto` detects it from their names and content.
+        key: Secret key of the pseudonyms; required for DICOM, whose headers name persons.
         table_url: ChestX-ray14's table; or the labels of DICOM files (see `dicom_labels`).
-        views: Radiographs of this view position only, or all.
-        findings: Of ChestX-ray14's anomalous images those with one of these.
-        experiment: One of the paper's; its authors' lists decide on images, labels and splits.
-        lists_url: These lists; by default `dpa_nih_folds.tar.gz` below `url` or in its parent.
-        scratch: Where ChestX-ray14's archives are unpacked; None for the usual place.
-        period: Of DICOM files only those last modified then are looked at.
+        views: View position to keep, or `all`.
+        findings: Keep ChestX-ray14's anomalous images that have one of these; empty keeps all.
+        experiment: Experiment of the paper; its authors' lists give images, labels and splits.
+        lists_url: URL of these lists; None looks for `dpa_nih_folds.tar.gz` below `url` or in its
+            parent.
+        scratch: Local folder for ChestX-ray14's unpacked archives; None for the default one.
+        period: Read only DICOM files last modified in this range.
         map_work: An engine of `pipeline.runtime.engines`.
 
     Returns:

@@ -117,7 +117,7 @@ def paint_slide(
     """Paint a slide at level 0.
 
     Args:
-        rng: Where chance comes from.
+        rng: Random generator that shapes and textures are drawn from.
         shape_yx: Height and width in pixels.
         lesion_count: Metastases to plant.
 

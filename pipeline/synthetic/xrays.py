@@ -41,11 +41,11 @@ class _Film:
         patient: Number of the patient, whose build all their films share.
         follow_up: Number of the film among them.
         findings: Official names; empty for none.
-        age_years: Of the patient at the film's time.
+        age_years: Age of the patient when the film was taken.
         sex: `M` or `F`.
         view: `PA` or `AP`.
-        height_px: Of the image.
-        width_px: Of the image.
+        height_px: Height of the image.
+        width_px: Width of the image.
     """
 
     patient: int
@@ -75,8 +75,8 @@ def write_xrays(url: str, *, seed: int, patients: int = 200, size_px: int = 256)
 
     Args:
         url: A folder or prefix; images go to `images/` in it.
-        seed: Equal seeds give equal bytes.
-        patients: How many; each has one to five films.
+        seed: Seed of the random generator; equal seeds give equal bytes.
+        patients: Number of patients; each has one to five films.
         size_px: About the height and width; films differ by an eighth.
 
     Raises:

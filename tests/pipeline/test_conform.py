@@ -119,7 +119,7 @@ def test_tiles_beside_the_outlines_of_a_partly_annotated_slide_are_unknown(tmp_p
 
 
 def test_an_mpp_table_of_images_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"mpp\.csv: an mpp_table is of slides"):
+    with pytest.raises(SettingsError, match=r"mpp\.csv: a table of um/px is for slides"):
         ingest_alike(
             str(tmp_path),
             str(tmp_path / "out"),

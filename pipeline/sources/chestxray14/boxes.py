@@ -1,8 +1,9 @@
 """ChestX-ray14's `BBox_List_2017`: where some findings lie, drawn by hand in 880 radiographs.
 
-The list gives x, y, width and height in pixels of the published PNG (1024 px). We keep them in
-those pixels, in our order, as text in one column: `file_shape_yx` beside it and the settings
-`crop_px` and `size_px` bring them to the pixels of the dataset.
+The list gives x, y, width and height in pixels of the published PNG (1024 px). The dataset keeps
+them in those pixels, in the order y, x, height, width, as text in the column `boxes_yxhw`, for an
+evaluation of heatmaps. The column `file_shape_yx` and the settings `crop_px` and `size_px`
+convert them to pixels of the dataset.
 """
 
 from __future__ import annotations
@@ -37,15 +38,15 @@ def read_boxes(url: str) -> tuple[dict[str, str], tuple[ManifestEntry, ...]]:
     """Read the list of boxes.
 
     Args:
-        url: Of the CSV file, which may be gzipped.
+        url: URL of the CSV file, gzipped or not.
 
     Returns:
         Image name -> JSON: a list of [finding, y, x, height, width] in the file's pixels, upper
-        left corner first; and the rows that could not be used, with the reason.
+        left corner first; and the rows that are not boxes.
 
     Raises:
-        SourceError: It is another table.
-        StorageError: It cannot be read.
+        SourceError: The file is not that list.
+        StorageError: The file cannot be read.
     """
     boxes: dict[str, list[tuple[str | float, ...]]] = {}
     rejected = []

@@ -32,7 +32,7 @@ def read_experiment(url: str, experiment: Experiment) -> dict[str, tuple[Label, 
 
     Args:
         url: The authors' archive, or the folder that it unpacks to.
-        experiment: Which.
+        experiment: Name of the experiment; it is a folder of the archive.
 
     Returns:
         Image name -> label and split.

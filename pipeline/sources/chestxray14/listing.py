@@ -60,16 +60,16 @@ def list_chestxray14(
     the official lists, found beside the images or the table. Columns: `view_position`,
     `age_years`, `sex`, `findings`, and `boxes_yxhw` where there is a list of boxes.
 
-    RadiographRows without a file are counted: a part of the data set is a common thing to have.
+    RadiographRows without a file are counted, as many users have only a part of the dataset.
 
     Args:
         url: A folder or prefix with the images, at any depth below.
-        table_url: Of the `Data_Entry_2017` table; None looks below `url` and in its parent.
-        views: Those of this view position only, or `all`.
-        findings: Anomalous images are kept if they have one of these; all by default.
-        experiment: Image name -> label and split, from `chestxray14_experiments`; these then
+        table_url: URL of the `Data_Entry_2017` table; None looks below `url` and in its parent.
+        views: View position to keep, or `all`.
+        findings: Keep anomalous images that have one of these findings; empty keeps all.
+        experiment: Image name -> label and split, from `experiments.read_experiment`; these then
             replace the table's labels and the official lists, and other images are left out.
-        scratch: Where archives are unpacked; None for the usual place.
+        scratch: Local folder for unpacked archives; None for the default one.
         map_work: An engine of `pipeline.runtime.engines`; one archive an item.
 
     Raises:

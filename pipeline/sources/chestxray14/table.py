@@ -45,14 +45,14 @@ COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
 
 @dataclass(frozen=True)
 class RadiographRows:
-    """What the rows of the table mean.
+    """Meaning of the table's rows, given the files and filters.
 
     Args:
-        files: By name.
-        boxes: Image name -> its boxes, as `chestxray14_boxes` writes them.
+        files: File name -> image file.
+        boxes: Image name -> its boxes as text, from `boxes.read_boxes`.
         lists: Image name -> official split.
-        views: Which are wanted.
-        findings: Which are wanted, empty for all.
+        views: View position to keep, or `all`.
+        findings: Findings to keep anomalous images of; empty keeps all.
         experiment: Image name -> label and split, or None for the table's and the lists'.
     """
 
