@@ -53,6 +53,10 @@ class PromotionSettings(BaseModel):
     draws: int = Field(2000, ge=100)
     seed: int = 0
 
+    def bootstrap_options(self, groups: Groups | None) -> dict[str, Any]:
+        """The options that every bootstrap of a comparison shares."""
+        return {"groups": groups, "level": self.level, "draws": self.draws, "seed": self.seed}
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -130,18 +134,11 @@ def _accept_first(
     if labels is None:
         mean = float(scores.mean())
         reason = (
-            "The images hold no labelled anomalies, so nothing is known of its AUROC; "
+            "The images hold no labelled anomalies, so its AUROC is unknown; "
             f"its mean score is {mean:.4g}"
         )
         return Decision("promoted", (first, reason), {"challenger_mean_score": mean})
-    auroc = bootstrap_auroc(
-        scores,
-        labels,
-        groups=groups,
-        level=settings.level,
-        draws=settings.draws,
-        seed=settings.seed,
-    )
+    auroc = bootstrap_auroc(scores, labels, **settings.bootstrap_options(groups))
     chance = (
         "" if auroc.low > 0.5 or auroc.missing else ", which is not shown to be better than chance"
     )
@@ -157,22 +154,17 @@ def _decide_by_auroc(
     groups: Groups | None,
     subgroups: Mapping[str, NDArray[Any]],
 ) -> Decision:
-    keywords: dict[str, Any] = {
-        "groups": groups,
-        "level": settings.level,
-        "draws": settings.draws,
-        "seed": settings.seed,
-    }
-    difference = bootstrap_auroc_difference(challenger_scores, champion_scores, labels, **keywords)
+    options = settings.bootstrap_options(groups)
+    difference = bootstrap_auroc_difference(challenger_scores, champion_scores, labels, **options)
     numbers = {
         **_list_figures("auroc_difference", difference),
-        **_list_figures("challenger_auroc", bootstrap_auroc(challenger_scores, labels, **keywords)),
-        **_list_figures("champion_auroc", bootstrap_auroc(champion_scores, labels, **keywords)),
+        **_list_figures("challenger_auroc", bootstrap_auroc(challenger_scores, labels, **options)),
+        **_list_figures("champion_auroc", bootstrap_auroc(champion_scores, labels, **options)),
     }
     reasons = (f"AUROC differs by {_signed(difference)}; {_describe_criterion(settings, 'AUROC')}",)
     decision = Decision(_conclude(difference, settings), reasons, numbers)
     for found in compare_subgroups(
-        challenger_scores, champion_scores, labels, subgroups, **keywords
+        challenger_scores, champion_scores, labels, subgroups, **options
     ):
         decision = _check_subgroup(decision, found, settings.subgroup_margin)
     return decision
@@ -224,12 +216,7 @@ def _decide_by_reconstruction(
     groups: Groups | None,
 ) -> Decision:
     excess = bootstrap_relative_excess(
-        challenger_scores,
-        champion_scores,
-        groups=groups,
-        level=settings.level,
-        draws=settings.draws,
-        seed=settings.seed,
+        challenger_scores, champion_scores, **settings.bootstrap_options(groups)
     )
     # Less error is better: with the sign reversed, higher is better, as with the AUROC.
     gain = replace(excess, estimate=-excess.estimate, low=-excess.high, high=-excess.low)
@@ -237,7 +224,7 @@ def _decide_by_reconstruction(
         f"Mean error of normal images falls by {_signed(gain)} of the champion's; "
         f"{_describe_criterion(settings, 'share')}",
         "The images hold no labelled anomalies: this says how well normal images are "
-        "reconstructed, and nothing of how well anomalies are told from them",
+        "reconstructed, and nothing about how well anomalies are distinguished from them",
     )
     return Decision(_conclude(gain, settings), reasons, _list_figures("error_reduction", gain))
 
@@ -262,19 +249,11 @@ def _describe_criterion(settings: PromotionSettings, unit: str) -> str:
 
 
 def _signed(interval: Interval) -> str:
-    if interval.missing:
-        return f"{interval.estimate:+.4f} (no interval: {interval.missing})"
-    return (
-        f"{interval.estimate:+.4f} "
-        f"({interval.level:.0%} interval {interval.low:+.4f} to {interval.high:+.4f})"
-    )
+    ends = f"{interval.level:.0%} interval {interval.low:+.4f} to {interval.high:+.4f}"
+    missing = f"no interval: {interval.missing}"
+    return f"{interval.estimate:+.4f} ({missing if interval.missing else ends})"
 
 
 def _list_figures(name: str, interval: Interval) -> dict[str, float]:
-    if interval.missing:
-        return {name: interval.estimate}
-    return {
-        name: interval.estimate,
-        f"{name}_low": interval.low,
-        f"{name}_high": interval.high,
-    }
+    ends = {f"{name}_low": interval.low, f"{name}_high": interval.high}
+    return {name: interval.estimate, **({} if interval.missing else ends)}

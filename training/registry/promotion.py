@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from pipeline.errors import RegistryError, SchemaError
 from pipeline.records import Label, Progress, ignore_progress
 from pipeline.store.dataset import JSON, Dataset, open_dataset
+from training.data.batches import choose_rows
 from training.evaluation.subgroups import SUBGROUP_COLUMNS
 from training.registry.champion import (
     ChampionState,
@@ -196,8 +197,8 @@ def answer_held(
         The gate's report, its decision replaced by the person's.
 
     Raises:
-        RegistryError: No challenger is held, perhaps because somebody has answered already;
-            another one is held than the answer is about; or it does not load.
+        RegistryError: No challenger is held, e.g. as it was answered already; another one is
+            held than the answer is about; or it does not load.
     """
     outcome: Outcome = "promoted" if answer.verdict == "approve" else "refused"
     said = "Approved" if answer.verdict == "approve" else "Refused"
@@ -236,21 +237,20 @@ def refuse_unanswered(
 
 
 def choose_labelled_rows(dataset: Dataset) -> NDArray[np.int64]:
-    """Readable rows of known label in the validation split, ascending.
+    """Choose the readable rows of known label in the validation split, ascending.
 
     Raises:
         SchemaError: There is none.
     """
-    is_known = dataset.column("label") != Label.UNKNOWN
-    is_held_out = dataset.column("split").astype(str) == "validation"
-    rows = np.flatnonzero(is_known & is_held_out & dataset.column("readable"))
+    labels = (Label.NORMAL, Label.ANOMALOUS)
+    rows = np.sort(np.hstack([choose_rows(dataset, "validation", label) for label in labels]))
     if not len(rows):
         raise SchemaError(
             dataset.url,
             "the validation split has no readable image of known label",
             "Ingest with a larger validation share, or with labels",
         )
-    return rows.astype(np.int64)
+    return rows
 
 
 def check_reproduction(model: ScoringModel, images: NDArray[np.uint8], expected: Floats) -> float:
@@ -423,13 +423,7 @@ def _find_held(state: ChampionState, version: str | None, entry_digest: str | No
 
 
 def _read_report(entry: Entry) -> PromotionReport:
-    """The report that was written down with a decision."""
-    known: Mapping[str, Any] = entry.content
-    decision = Decision(
-        known["decision"]["outcome"],
-        tuple(known["decision"]["reasons"]),
-        known["decision"]["numbers"],
-    )
-    names = {field.name for field in fields(PromotionReport)} - {"decision", "notes"}
-    facts = {name: known[name] for name in names - {"entry_digest"}}
-    return PromotionReport(**facts, decision=decision, notes=tuple(known["notes"]))
+    """Read the report that the ledger keeps with a decision."""
+    names = {field.name for field in fields(PromotionReport)} & entry.content.keys()
+    facts = {name: entry.content[name] for name in names}
+    return TypeAdapter(PromotionReport).validate_python(facts)

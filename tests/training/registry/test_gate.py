@@ -122,7 +122,7 @@ def test_without_anomalies_the_reconstruction_of_normals_decides_and_says_so() -
     decision = decide_promotion(0.9 * champion, champion, normal, SUPERIOR)
     assert decision.outcome == "promoted"
     assert decision.numbers["error_reduction"] == pytest.approx(0.1)
-    assert "nothing of how well anomalies are told" in decision.reasons[1]
+    assert "nothing about how well anomalies are distinguished" in decision.reasons[1]
     assert decide_promotion(1.1 * champion, champion, normal, SETTINGS).outcome == "refused"
     assert decide_promotion(1.01 * champion, champion, normal, SETTINGS).outcome == "promoted"
 
