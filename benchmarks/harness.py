@@ -32,10 +32,10 @@ class Method:
     """One way of doing the work.
 
     Args:
-        name: As the table shows it.
+        name: Name of the method in the table.
         run: Does the work once. It may return the seconds that count, where it spends others on
             what is not measured; without them the whole call counts.
-        units: How much one call does, in the comparison's unit.
+        units: Amount of work of one call, in the comparison's unit.
         prepare: Undoes the call before, unmeasured.
     """
 
@@ -50,8 +50,8 @@ class Comparison:
     """Methods that did the same work, and how fast each was in each round.
 
     Args:
-        title: What was done.
-        unit: Of a rate, e.g. `images/s`.
+        title: Work that the methods did.
+        unit: Unit of the rates, e.g. `images/s`.
         rates: Method -> its rate in each round.
         reference: The method that the table's ratios refer to.
     """
@@ -91,11 +91,11 @@ def compare(
     """Let methods take turns.
 
     Args:
-        title: What they do.
+        title: Work that the methods do.
         methods: The first is the reference of the table's ratios.
-        unit: Of their rates.
-        rounds: How often each one runs and counts.
-        warm_ups: How often each one runs before that.
+        unit: Unit of the rates, e.g. `images/s`.
+        rounds: Number of measured runs of each method.
+        warm_ups: Number of runs of each method before the measured ones.
     """
     rates: dict[str, list[float]] = {method.name: [] for method in methods}
     for turn in range(-warm_ups, rounds):
@@ -153,9 +153,9 @@ def run_benchmark(
     """The command line of a benchmark.
 
     Args:
-        name: Of the benchmark, as in `python -m benchmarks.NAME`.
+        name: Name of the benchmark, as in `python -m benchmarks.NAME`.
         measure: Does it; its argument says whether it must end within five minutes on two cores.
-        arguments: Those of the command line by default.
+        arguments: Command-line arguments; None takes those of the process.
 
     Returns:
         The exit status.

@@ -63,8 +63,8 @@ class OurLoader:
     """Batches as a training takes them, on and on.
 
     Args:
-        url: Of a dataset.
-        cache_bytes: What its images may take in memory.
+        url: URL of the dataset.
+        cache_bytes: Memory that cached images may take.
     """
 
     def __init__(self, url: str, *, cache_bytes: int) -> None:

@@ -21,10 +21,10 @@ def make_environment(
     """An environment with some packages in it, made once and kept.
 
     Args:
-        requirements: What pip is to install, with versions, e.g. `tiffslide==2.5.1`.
-        unpinned: Likewise, but over whatever versions they ask for of others, which
-            `requirements` must then name: for peers that hold on to old ones.
-        cache: Where environments are kept; `peers` below the home folder by default.
+        requirements: Packages for pip, with versions, e.g. `tiffslide==2.5.1`.
+        unpinned: Packages to install without their dependencies, which `requirements` must then
+            name: for peers that pin old versions.
+        cache: Folder of the environments; None for `peers` below the home folder.
 
     Returns:
         Its Python.
@@ -62,10 +62,10 @@ def run_peer(python: Path, script: Path, *arguments: str, timeout_s: float = 600
     """Run a script in a peer's environment.
 
     Args:
-        python: From `make_environment`.
+        python: Interpreter from `make_environment`.
         script: Prints one line of JSON last.
-        *arguments: Of the script.
-        timeout_s: How long it may take.
+        *arguments: Command-line arguments of the script.
+        timeout_s: Seconds after which the script is stopped.
 
     Returns:
         What that line says.

@@ -1,21 +1,26 @@
-"""The published training step, from the definitions of Shvetsova et al. 2021 and nothing of ours.
+"""The published training step, from the definitions of Shvetsova et al. 2021.
 
 One resolution of the `residual18` networks, stabilized; VGG19 as a chain of layers; the relative
 perceptual L1 loss; one Adam over both networks; the loss read at every step, twice. Modules are
 eager, in single precision, channel after channel in memory. Weights are named as in the public
-code, so that `benchmarks.published_networks` carries them over and both steps give one loss.
+code (`ninatu/anomaly_detection`), and `load_published_weights` copies such weights into our
+network, so that both steps give one loss.
 """
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from training.networks.autoencoder import Autoencoder
+
 _SLOPE = 0.2
 _SMALLEST = 4
+_PART = re.compile(r"(preprocess_|postprocess_|)res_(\d+)\.(.+)\.(weight|bias)$")
 _VGG_MEAN, _VGG_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -111,10 +116,10 @@ class PublishedStep:
     """One step of the published training.
 
     Args:
-        encoder: Of `make_encoder`.
-        decoder: Of `make_decoder`.
-        vgg: The eyes of the loss.
-        learning_rate: Adam's.
+        encoder: Network that `make_encoder` made.
+        decoder: Network that `make_decoder` made.
+        vgg: Feature extractor of the loss.
+        learning_rate: Learning rate of Adam.
     """
 
     def __init__(
@@ -147,3 +152,65 @@ class PublishedStep:
 def _resolutions(largest: int) -> list[int]:
     """Those above the smallest, ascending."""
     return [side for side in (8, 16, 32, 64, 128, 256) if side <= largest]
+
+
+@torch.no_grad()
+def load_published_weights(
+    autoencoder: Autoencoder, *, encoder: Mapping[str, Tensor], decoder: Mapping[str, Tensor]
+) -> None:
+    """Copy public weights into the parts of their resolution and phase.
+
+    The public code has one network per resolution and phase; ours holds all of them.
+
+    Args:
+        autoencoder: Network of the same form, latent and channels.
+        encoder: State of a public encoder network, names beginning with `model.`.
+        decoder: State of its decoder.
+
+    Raises:
+        ValueError: If a part is unknown here, or its tensors have other shapes.
+    """
+    ours, theirs = autoencoder.encoder, _by_part(encoder)
+    _fill({"preprocess_": ours.from_image, "": ours.blocks}, theirs)
+    mirrored, theirs = autoencoder.decoder, _by_part(decoder)
+    _fill({"postprocess_": mirrored.to_image, "": mirrored.blocks}, theirs)
+
+
+def _by_part(state: Mapping[str, Tensor]) -> dict[tuple[str, str], dict[str, Tensor]]:
+    parts: dict[tuple[str, str], dict[str, Tensor]] = {}
+    for name, tensor in state.items():
+        if found := _PART.search(name):
+            kind, resolution, place, suffix = found.groups()
+            parts.setdefault((kind, resolution), {})[f"{place}.{suffix}"] = tensor
+    return parts
+
+
+def _fill(
+    ours: Mapping[str, nn.ModuleDict], theirs: Mapping[tuple[str, str], Mapping[str, Tensor]]
+) -> None:
+    for (kind, resolution), tensors in theirs.items():
+        if kind not in ours or resolution not in ours[kind]:
+            raise ValueError(f"no part {kind}res_{resolution} here: build the same resolutions")
+        part = ours[kind][resolution]
+        # A part's convolutions stand in one order in both, their own names apart.
+        places = sorted({place.rpartition(".")[0] for place in tensors}, key=_order)
+        convs = [module for module in part.modules() if isinstance(module, nn.Conv2d)]
+        if len(places) != len(convs):
+            raise ValueError(
+                f"{kind}res_{resolution} has {len(places)} convolutions, {len(convs)} here: "
+                "build the same form"
+            )
+        for place, conv in zip(places, convs, strict=True):
+            for suffix, parameter in conv.named_parameters():
+                tensor = tensors[f"{place}.{suffix}"]
+                if tensor.shape != parameter.shape:
+                    raise ValueError(
+                        f"{kind}res_{resolution}.{place}.{suffix} is {tuple(tensor.shape)}, "
+                        f"{tuple(parameter.shape)} here: build the same channels"
+                    )
+                parameter.copy_(tensor)
+
+
+def _order(place: str) -> list[tuple[int, int, str]]:
+    # By number where there is one, and a shortcut (`skipcon`) after the block's `model`.
+    return [(0, int(step), "") if step.isdigit() else (1, 0, step) for step in place.split(".")]

@@ -58,11 +58,11 @@ class Timing:
     """Seconds that the first worker measured.
 
     Args:
-        together: Of steps that average their gradients.
-        apart: Of steps that do not.
-        small: Of all-reduces of one number.
-        large: Of all-reduces of 16 MiB.
-        gradient_bytes: What a step averages.
+        together: Seconds of each step that averages its gradients.
+        apart: Seconds of each step without averaging.
+        small: Seconds of each all-reduce of one number.
+        large: Seconds of each all-reduce of 16 MiB.
+        gradient_bytes: Size of the gradients that a step averages.
     """
 
     together: list[float] = field(default_factory=list)

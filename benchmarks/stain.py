@@ -44,8 +44,8 @@ class Peer:
     """Another project's way.
 
     Args:
-        library: As `stain_peer.py` calls it.
-        requirements: What its environment holds.
+        library: Name of the library in `stain_peer.py`.
+        requirements: Packages of its environment, with versions.
     """
 
     library: str
@@ -65,9 +65,9 @@ class Workplace:
     """What all methods work on.
 
     Args:
-        folder: Where tiles go to the peers and come back.
+        folder: Folder for tiles that peers read and write.
         tiles: uint8 (n, y, x, 3), all tiles of the slide.
-        few: Those that are normalised tile by tile.
+        few: Tiles that are normalised one by one, uint8 (n, y, x, 3).
     """
 
     folder: Path

@@ -57,7 +57,7 @@ class Bench:
     """The slide, its tiles, and what the methods left behind.
 
     Args:
-        folder: For everything.
+        folder: Folder for the slide and all results.
         peaks_mib: Method -> its peak memory.
         core_s: Method -> processor seconds, of all its threads, of each run.
     """

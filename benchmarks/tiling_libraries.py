@@ -13,9 +13,9 @@ class Peer(NamedTuple):
     """Another reader.
 
     Args:
-        name: For people.
-        requirements: What its environment holds; see `peers.make_environment`.
-        unpinned: Likewise.
+        name: Name of the reader in the table.
+        requirements: Packages of its environment (see `peers.make_environment`).
+        unpinned: Packages installed without their dependencies.
         is_large: Whether that takes minutes to install.
     """
 

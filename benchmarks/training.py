@@ -29,8 +29,13 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.harness import Comparison, Method, Outcome, compare, run_benchmark
-from benchmarks.published import PublishedStep, Vgg, make_decoder, make_encoder
-from benchmarks.published_networks import load_published_weights
+from benchmarks.published import (
+    PublishedStep,
+    Vgg,
+    load_published_weights,
+    make_decoder,
+    make_encoder,
+)
 from pipeline.runtime.malloc import set_freed_memory
 from training.learning.loop import train_step
 from training.learning.speed import TargetCache
@@ -72,7 +77,7 @@ class Case:
     Args:
         resolution: Side of the images in px.
         batch: Images a step.
-        device: Where.
+        device: Device that the step runs on.
     """
 
     resolution: int

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.published_networks import load_published_weights
+from benchmarks.published import load_published_weights
 from training.networks.autoencoder import (
     Autoencoder,
     Form,

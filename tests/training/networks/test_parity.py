@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks.published_networks import load_published_weights
+from benchmarks.published import load_published_weights
 from tests.training.recordings import make
 from training.networks.autoencoder import Autoencoder, mix_input
 from training.networks.losses import Norm, PerceptualLoss
