@@ -49,6 +49,20 @@ class SubgroupGain:
         return self.gain.estimate < -margin
 
 
+def divide(
+    columns: Mapping[str, NDArray[Any]],
+) -> Iterator[tuple[str, str, NDArray[np.bool_]]]:
+    """List column, value and members, bool (n,), of every subgroup.
+
+    Args:
+        columns: Values of each image, (n,), by column; an empty text is no subgroup.
+    """
+    for column, values in sorted(columns.items()):
+        texts = values.astype(str)
+        for value in sorted(set(texts.tolist()) - {""}):
+            yield column, value, texts == value
+
+
 def compare_subgroups(
     challenger_scores: Floats,
     champion_scores: Floats,
@@ -66,17 +80,14 @@ def compare_subgroups(
         **keywords: Options `groups`, `level`, `draws` and `seed` of the bootstrap.
     """
     groups = keywords.pop("groups", None)
-    for column, values in sorted(columns.items()):
-        texts = values.astype(str)
-        for value in sorted(set(texts.tolist()) - {""}):
-            inside = texts == value
-            if len({Label.NORMAL, Label.ANOMALOUS} & set(labels[inside].tolist())) < 2:
-                continue
-            gain = bootstrap_auroc_difference(
-                challenger_scores[inside],
-                champion_scores[inside],
-                labels[inside],
-                groups=None if groups is None else groups[inside],
-                **keywords,
-            )
-            yield SubgroupGain(column, value, int(inside.sum()), gain)
+    for column, value, inside in divide(columns):
+        if len({Label.NORMAL, Label.ANOMALOUS} & set(labels[inside].tolist())) < 2:
+            continue
+        gain = bootstrap_auroc_difference(
+            challenger_scores[inside],
+            champion_scores[inside],
+            labels[inside],
+            groups=None if groups is None else groups[inside],
+            **keywords,
+        )
+        yield SubgroupGain(column, value, int(inside.sum()), gain)

@@ -268,19 +268,3 @@ def _unpickle(
 ) -> Detector:
     detector = Detector.make(description, network=network, features=features)
     return detector.reduce_precision() if is_reduced else detector
-
-
-def find_nearest(
-    latents: NDArray[np.floating[Any]], others: NDArray[np.floating[Any]], count: int
-) -> NDArray[np.intp]:
-    """Find the others nearest to each, by the angle between latents, nearest first.
-
-    Args:
-        latents: float (n, D), latents of unit length.
-        others: float (m, D), latents of unit length to choose from.
-        count: Number of neighbours, at most m.
-
-    Returns:
-        int (n, min(count, m)), positions among the others.
-    """
-    return np.argsort(-(latents @ others.T), axis=1, kind="stable")[:, :count]

@@ -13,13 +13,15 @@ Kolmogorov-Smirnov test with Bonferroni correction, one of the best tests in Rab
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
+
+from training.evaluation.subgroups import divide
 
 State: TypeAlias = Literal["too_few", "stable", "shifted", "more_anomalies"]
 Floats: TypeAlias = NDArray[np.floating[Any]]
@@ -162,24 +164,18 @@ def measure_drift(
         reference: Normal images of the version that scored the batch.
         columns: Values of each image, (n,), by column; each value but the empty text is a part.
     """
-    parts = list(_split_by(columns or {}))
+    parts = [
+        (f"{column}={value}", inside)
+        for column, value, inside in divide(columns or {})
+        if inside.sum() >= FEWEST_IMAGES
+    ]
     level = _LEVEL / (3 * (len(parts) + 1))
-    whole = _compare_part("all", batch, reference, level)
     return DriftReport(
-        whole,
+        _compare_part("all", batch, reference, level),
         tuple(
             _compare_part(name, batch.choose(inside), reference, level) for name, inside in parts
         ),
     )
-
-
-def _split_by(columns: Mapping[str, NDArray[Any]]) -> Iterator[tuple[str, NDArray[np.bool_]]]:
-    for column, values in sorted(columns.items()):
-        texts = values.astype(str)
-        for value in sorted(set(texts.tolist()) - {""}):
-            inside = texts == value
-            if inside.sum() >= FEWEST_IMAGES:
-                yield f"{column}={value}", inside
 
 
 def _compare_part(part: str, batch: Sample, reference: Reference, level: float) -> Drift:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from hashlib import sha256
 from pathlib import PurePosixPath
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from pipeline.io import storage
 from pipeline.records import Label
 from pipeline.store.dataset import Dataset
-from training.scoring.detector import find_nearest
 from training.scoring.kept_scores import Rows, read_batches
 from training.scoring.loaded_model import ScoringModel
 from training.scoring.table import RankedScores
@@ -106,6 +105,22 @@ def _picture_top(
             found = find_nearest(made.latents, np.concatenate(latents), _NEAREST)
             nearest.update(zip(places, typical[found], strict=True))
     return pictures, nearest
+
+
+def find_nearest(
+    latents: NDArray[np.floating[Any]], others: NDArray[np.floating[Any]], count: int
+) -> NDArray[np.intp]:
+    """Find the others nearest to each, by the angle between latents, nearest first.
+
+    Args:
+        latents: float (n, D), latents of unit length.
+        others: float (m, D), latents of unit length to choose from.
+        count: Number of neighbours, at most m.
+
+    Returns:
+        int (n, min(count, m)), positions among the others.
+    """
+    return np.argsort(-(latents @ others.T), axis=1, kind="stable")[:, :count]
 
 
 def _choose_typical(scored: RankedScores, beyond: int) -> Rows:

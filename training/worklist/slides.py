@@ -37,7 +37,7 @@ def tabulate_slides(scored: RankedScores) -> pa.Table:
         `tile_count`; `anomalous_count`.
     """
     rows: list[dict[str, Any]] = []
-    for group, inside in _divide(scored):
+    for group, inside in _list_slides(scored):
         scores = scored.prediction.anomaly_score[inside]  # ranked: the highest come first
         count = max(1, round(TOP_SHARE * len(scores)))
         rows.append(
@@ -52,7 +52,7 @@ def tabulate_slides(scored: RankedScores) -> pa.Table:
     return pa.Table.from_pylist(rows)
 
 
-def _divide(scored: RankedScores) -> Iterator[tuple[str, NDArray[np.intp]]]:
+def _list_slides(scored: RankedScores) -> Iterator[tuple[str, NDArray[np.intp]]]:
     """Slides and the places of their tiles in the ranking, ascending."""
     groups = scored.group_id.astype(str)
     order = np.argsort(groups, kind="stable")
@@ -78,7 +78,7 @@ def draw_slides(
     files = {"slides.csv": encode_csv(tabulate_slides(scored))}
     parameters = dataset.attributes["parameters"]
     origins, mpps = dataset.column("origin_yx"), dataset.column("mpp_yx")
-    for group, inside in _divide(scored):
+    for group, inside in _list_slides(scored):
         rows = scored.rows[inside]
         extent = measure_tile_extent_yx(  # of one slide all are alike
             tuple(mpps[rows[0]].tolist()), parameters["mpp_um"], parameters["tile_size_px"]

@@ -8,8 +8,7 @@ from typing import Any, cast
 import numpy as np
 
 from pipeline.io import storage
-from training.scoring.detector import find_nearest
-from training.worklist.cases import heatmap_name, remove_stale_heatmaps
+from training.worklist.cases import find_nearest, heatmap_name, remove_stale_heatmaps
 
 
 def test_file_names_of_heatmaps_are_safe_and_unique() -> None:
