@@ -19,6 +19,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 HELD: Final[tuple[str, ...]] = (
     "benchmarks",
+    "pipeline/slides",
     "pipeline/synthetic",
     "training/cluster",
     "training/data",

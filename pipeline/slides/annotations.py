@@ -1,4 +1,4 @@
-"""Pathologists' outlines: ASAP XML or GeoJSON in, lesion geometry and lesion shares out. Pure.
+"""Reads pathologists' outlines: ASAP XML or GeoJSON in, lesions and their shares out. Pure.
 
 Geometry is shapely's, hence (x, y), in level-0 pixels; every array here is (y, x) as everywhere.
 """
@@ -40,10 +40,10 @@ class Annotation:
     """One outline.
 
     Args:
-        name: As its author called it.
-        group: What it outlines, e.g. `Tumor`.
-        geometry: A valid polygon or multi-polygon, (x, y) in level-0 pixels; empty for what has no
-            area, as a point or a line.
+        name: Name that its author gave it.
+        group: Kind of region that it outlines, e.g. `Tumor`.
+        geometry: A valid polygon or multi-polygon, (x, y) in level-0 pixels; empty for a shape
+            without an area, such as a point or a line.
     """
 
     name: str
@@ -52,19 +52,19 @@ class Annotation:
 
 
 def parse_annotations(content: bytes, item: str) -> list[Annotation]:
-    """Parse ASAP XML or GeoJSON, told apart by the first character.
+    """Parse ASAP XML or GeoJSON; the first character tells which.
 
-    Outlines that cross themselves are made valid by the even-odd rule. Of GeoJSON (RFC 7946) all
-    forms are read, and the bare list of features that QuPath exports; its `name` and the `name` of
-    its `classification` are an outline's name and group.
+    Outlines that cross themselves are made valid by the even-odd rule. All forms of GeoJSON
+    (RFC 7946) are read, and the bare list of features that QuPath exports; its `name` and the
+    `name` of its `classification` are an outline's name and group.
 
     Args:
-        content: Of the file.
-        item: The file's name, for errors.
+        content: Bytes of the annotation file.
+        item: Name of the file, for errors.
 
     Raises:
-        SourceError: It is neither, it is malformed, it is an XML bomb, or a coordinate is no
-            finite number or lies where no slide reaches.
+        SourceError: It is neither, it is malformed, it is an XML bomb, or a coordinate is not
+            finite or lies beyond any slide.
     """
     content = content.removeprefix(BOM_UTF8)
     if content.lstrip()[:1] in {b"{", b"["}:
@@ -79,13 +79,13 @@ def outline_lesions(
     excluded_groups: Collection[str] = EXCLUDED_GROUPS,
     item: str,
 ) -> BaseGeometry:
-    """The lesions of a slide as one geometry: their union, less what is excluded from them.
+    """Unite the lesions of a slide into one geometry, less what is excluded from them.
 
     Args:
-        annotations: Of the slide.
+        annotations: All outlines on the slide.
         lesion_groups: Groups that outline lesions.
         excluded_groups: Groups that outline holes in lesions.
-        item: The file's name, for errors.
+        item: Name of the file, for errors.
 
     Returns:
         A valid geometry, (x, y) in level-0 pixels; its `area` is the lesions' area in px^2, 0 where
@@ -93,7 +93,7 @@ def outline_lesions(
 
     Raises:
         SourceError: There are annotations, but none of a lesion, or none of a lesion has an area:
-            taking the slide for normal would be a guess.
+            calling the slide normal would be a guess.
     """
     lesions = [found.geometry for found in annotations if found.group in lesion_groups]
     if annotations and not lesions:
@@ -118,11 +118,11 @@ def outline_lesions(
 def measure_lesion_fractions(
     lesions: BaseGeometry, origins_yx: NDArray[np.int64], extent_yx: tuple[int, int]
 ) -> NDArray[np.float64]:
-    """Share of each tile's area that is lesion, from exact polygon areas.
+    """Measure the share of each tile's area that is lesion, from exact polygon areas.
 
     Args:
-        lesions: Of `outline_lesions`, (x, y) in level-0 pixels.
-        origins_yx: (n, 2), upper left corners in level-0 pixels.
+        lesions: Geometry from `outline_lesions`, (x, y) in level-0 pixels.
+        origins_yx: (n, 2), upper left corners of the tiles in level-0 pixels.
         extent_yx: Height and width of every tile in level-0 pixels.
 
     Returns:
@@ -131,7 +131,7 @@ def measure_lesion_fractions(
     pieces = np.array(list(_cut_into_pieces(lesions)), dtype=object)
     top, left = origins_yx[:, 0], origins_yx[:, 1]
     boxes = shapely.box(left, top, left + extent_yx[1], top + extent_yx[0])
-    # Pieces overlap nowhere, so their shares of a tile add up.
+    # Pieces do not overlap, so their shares of a tile add up.
     tile, piece = shapely.STRtree(pieces).query(boxes, predicate="intersects")
     areas = shapely.area(shapely.intersection(boxes[tile], pieces[piece]))
     shares = np.bincount(tile, weights=areas, minlength=len(boxes)) / (extent_yx[0] * extent_yx[1])
@@ -187,18 +187,18 @@ def _read_outline(element: Element, item: str) -> BaseGeometry:
     name = element.get("Name", "")
     for vertex in element.iterfind("./Coordinates/Coordinate"):
         order, x, y = (vertex.get(key, "") for key in ("Order", "X", "Y"))
-        said = f"Order={order!r} X={x!r} Y={y!r}"
+        values = f"Order={order!r} X={x!r} Y={y!r}"
         try:
-            place, corner = int(order), (float(x), float(y))
+            rank, corner = int(order), (float(x), float(y))
         except ValueError as error:
-            problem = f"annotation {name!r} has a coordinate that is no number: {said}"
+            problem = f"annotation {name!r} has a coordinate that is not a number: {values}"
             raise SourceError(item, problem, _REMEDY) from error
-        if place in vertices:
-            problem = f"annotation {name!r} has two coordinates of one order, the second {said}"
+        if rank in vertices:
+            problem = f"annotation {name!r} has two coordinates of one order, the second {values}"
             raise SourceError(item, problem, _REMEDY)
-        vertices[place] = corner
+        vertices[rank] = corner
     # A click without a drag leaves one or two vertices: no area.
-    ordered = [vertices[place] for place in sorted(vertices)]
+    ordered = [vertices[rank] for rank in sorted(vertices)]
     _require_possible(np.array(ordered), name, item)
     return shapely.Polygon(ordered) if len(ordered) > 2 else shapely.Polygon()
 
@@ -210,7 +210,7 @@ def _parse_geojson(content: bytes, item: str) -> list[Annotation]:
         raise SourceError(item, f"malformed JSON ({error})", _REMEDY) from error
     features = _list_features(document)
     if not isinstance(features, list):
-        raise SourceError(item, "not GeoJSON: its `features` are no list", _REMEDY)
+        raise SourceError(item, "not GeoJSON: its `features` are not a list", _REMEDY)
     found = []
     for number, feature in enumerate(features, 1):
         try:
@@ -232,7 +232,7 @@ def _list_features(document: Any) -> Any:
 
 
 def _read_feature(feature: Any) -> tuple[str, str, BaseGeometry]:
-    """Its name, group and outline; a feature may lie nowhere, and need not say what it is."""
+    """Return name, group and outline; a feature may have no geometry and no classification."""
     feature = _read_object({"feature": feature}, "feature")
     properties = _read_object(feature, "properties")
     classification = _read_object(properties, "classification")
@@ -245,12 +245,12 @@ def _read_feature(feature: Any) -> tuple[str, str, BaseGeometry]:
 
 
 def _read_object(parent: dict[str, Any], name: str) -> dict[str, Any]:
-    """A member that is an object, empty where it is null or absent."""
+    """Return a member that must be an object; empty where it is null or absent."""
     value = parent.get(name)
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise TypeError(f"its {name} is no object but {str(value)[:40]!r}")
+        raise TypeError(f"its {name} is not an object but {str(value)[:40]!r}")
     return value
 
 

@@ -1,9 +1,9 @@
-"""Slides of several files: which files they are, and whether all of them are there.
+"""Finds the files of slides that consist of several, and checks that none is missing.
 
-A MIRAX slide is `x.mrxs` and the files in the folder `x` beside it, which `Slidedat.ini` there
-names. A Hamamatsu slide is `x.vms` or `x.vmu` and the files beside it that this names; theirs
-begin with `x` too, https://openslide.org/formats/hamamatsu/. A DICOM slide is the `.dcm` files of
-one folder, of one series; OpenSlide is given any of them and finds the others,
+A MIRAX slide is `x.mrxs` and the files in the folder `x` next to it, which `Slidedat.ini` there
+names. A Hamamatsu slide is `x.vms` or `x.vmu` and the files next to it that this names; their
+names begin with `x` too, https://openslide.org/formats/hamamatsu/. A DICOM slide is the `.dcm`
+files of one folder, of one series; OpenSlide is given any of them and finds the others,
 https://openslide.org/formats/dicom/. Every other slide is one file.
 """
 
@@ -33,19 +33,19 @@ AnyPath = TypeVar("AnyPath", bound=PurePath)
 
 
 def is_dicom_part(path: PurePath) -> bool:
-    """Whether a file may be one of a DICOM slide, by its name."""
+    """Tell by its name whether a file may belong to a DICOM slide."""
     return path.suffix.lower() == DICOM_SUFFIX
 
 
 def folder_of_companions(path: AnyPath) -> AnyPath | None:
-    """The folder in which the other files of a slide lie; None for a slide that is one file."""
+    """Return the folder of a slide's other files; None for a slide that is one file."""
     if path.suffix.lower() == _MIRAX_SUFFIX:
         return path.with_suffix("")
     return path.parent if is_dicom_part(path) or _is_hamamatsu(path) else None
 
 
 def belongs_to(path: PurePath, slide: PurePath) -> bool:
-    """Whether a file in the folder of a slide's companions is one of them."""
+    """Tell whether a file in the folder of a slide's companions is one of them."""
     if _is_hamamatsu(slide):
         return path.suffix.lower() in _HAMAMATSU_PARTS and path.name.startswith(slide.stem)
     return path != slide and (is_dicom_part(path) or not is_dicom_part(slide))
@@ -56,7 +56,7 @@ def _is_hamamatsu(path: PurePath) -> bool:
 
 
 def find_companions(path: Path) -> tuple[Path, ...]:
-    """The other files of a slide on this disk, by name; empty for a slide that is one file."""
+    """List a local slide's other files by name; empty for a slide that is one file."""
     folder = folder_of_companions(path)
     if folder is None or not folder.is_dir():
         return ()
@@ -94,7 +94,7 @@ def _require_all(slide: Slide, names: Sequence[str], folder: str = "") -> None:
 
 
 def _name_mirax_files(index: bytes) -> list[str]:
-    """The files that a MIRAX slide says it has."""
+    """List the files that a MIRAX slide says it has."""
     found = _parse_index(index)
     data = found.get("DATAFILE", {})
     names = [name for key, name in data.items() if key.startswith("file_") and key != "file_count"]
@@ -102,13 +102,13 @@ def _name_mirax_files(index: bytes) -> list[str]:
 
 
 def _name_hamamatsu_files(index: bytes) -> list[str]:
-    """The files that a Hamamatsu slide says it has, but for the index that OpenSlide can miss."""
+    """List the files that a Hamamatsu slide names, but for the index that OpenSlide can miss."""
     pairs = [pair for section in _parse_index(index).values() for pair in section.items()]
     return [name for key, name in pairs if key.startswith(_HAMAMATSU_KEYS) and name]
 
 
 def _parse_index(index: bytes) -> dict[str, dict[str, str]]:
-    """Sections, keys in lower case; nothing if it makes no sense, which OpenSlide is to judge."""
+    """Parse sections, keys in lower case; empty if malformed, which is left to OpenSlide."""
     found = ConfigParser(interpolation=None, strict=False, allow_no_value=True)
     try:
         found.read_string(index.decode("utf-8-sig", errors="replace"))

@@ -1,4 +1,4 @@
-"""Whole-slide files: open, check, read regions. The only importer of openslide."""
+"""Opens and checks whole-slide files, and reads regions of them. The only importer of openslide."""
 
 from __future__ import annotations
 
@@ -68,9 +68,9 @@ def open_slide(
     Args:
         path: A local file; of a slide of several files, see `pipeline.slides.formats`, any DICOM
             file, or the `.mrxs`, `.vms` or `.vmu`.
-        item: The name to use in errors, e.g. the URL that the file was staged from.
+        item: Name of the slide for errors, e.g. the URL that the file was staged from.
         mpp_override_um: um per level-0 pixel, both axes, in place of what the file says.
-        mpp_fallback_um: The same, where the file says nothing.
+        mpp_fallback_um: um per level-0 pixel, both axes, where the file has none.
 
     Yields:
         The open slide. It belongs to one thread.
@@ -103,10 +103,10 @@ class OpenSlideReader:
     error and the next read starts afresh.
 
     Args:
-        path: A local file.
-        item: The name to use in errors.
+        path: Local path of the slide.
+        item: Name of the slide, for errors.
         mpp_override_um: um per level-0 pixel in place of what the file says.
-        mpp_fallback_um: The same, where the file says nothing.
+        mpp_fallback_um: um per level-0 pixel, both axes, where the file has none.
     """
 
     def __init__(
@@ -129,11 +129,11 @@ class OpenSlideReader:
 
     @property
     def level_count(self) -> int:
-        """Number of levels."""
+        """Count the levels."""
         return len(self.level_shapes_yx)
 
     def close(self) -> None:
-        """Give the file handle back."""
+        """Close the file."""
         self._slide.close()
 
     def read_region_yx(
@@ -146,7 +146,7 @@ class OpenSlideReader:
 
         Args:
             origin_yx: Upper left corner in level-0 pixels.
-            level: Which level.
+            level: Number of the level; 0 is the finest.
             shape_yx: Height and width in pixels of that level.
 
         Returns:
@@ -177,7 +177,7 @@ class OpenSlideReader:
         return _composite_on_white(region)
 
     def gives_whole_pixels(self, level: int) -> bool:
-        """Whether pixels of a level come out as stored.
+        """Tell whether pixels of a level come out as stored.
 
         Where the mean downsample is no whole number, OpenSlide's level-0 location falls between
         pixels of the level, and OpenSlide interpolates.
@@ -187,14 +187,13 @@ class OpenSlideReader:
     def find_start_yx(
         self, origin_yx: tuple[int, int], level: int, shape_yx: tuple[int, int]
     ) -> tuple[int, int]:
-        """Where a rectangle begins, in pixels of its level.
+        """Find where a rectangle begins, in whole pixels of its level.
 
-        The origin is rounded to a whole pixel, and moved inside by the rounding's one pixel
-        where need be.
+        Where rounding the origin moves the rectangle out of the level, it is moved back inside.
 
         Args:
             origin_yx: Upper left corner in level-0 pixels.
-            level: Which level.
+            level: Number of the level; 0 is the finest.
             shape_yx: Height and width in pixels of that level.
 
         Raises:
@@ -245,7 +244,7 @@ class OpenSlideReader:
         except (openslide.OpenSlideError, OSError) as error:
             raise SourceError(
                 self.item,
-                f"OpenSlide cannot open it ({error}): truncated, corrupt or no slide",
+                f"OpenSlide cannot open it ({error}): truncated, corrupt or not a slide",
                 READ_REMEDY,
             ) from error
 

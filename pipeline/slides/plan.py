@@ -1,4 +1,4 @@
-"""Slides to a plan: survey each, split them by slide, and give every tile its place."""
+"""Plans a dataset of tiles: surveys every slide, splits them, and gives every tile its row."""
 
 from __future__ import annotations
 
@@ -59,31 +59,29 @@ def plan_slides(
     scratch: Scratch | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Plan:
-    """Plan a dataset of tiles: survey every slide, split them, fix every tile's place.
+    """Survey every slide, split them, and fix every tile's row.
 
     A slide that cannot be used is listed as failed and the rest goes on. One without a tile is
     listed as skipped, and its account says what became of its tissue.
 
     Args:
-        slides: What to tile; every `slide_id` once.
-        settings: How.
+        slides: Slides to tile, each with its own `slide_id`.
+        settings: Settings of the dataset.
         map_work: An engine of `pipeline.runtime.engines`; surveys run on it, one slide an item.
         source: Name of the dataset's source, e.g. `camelyon16`.
-        rejected: What the source itself could not list.
-        mpp_um: Slide id -> um per level-0 pixel in place of what the file says.
+        rejected: Items that the source could not list, with the reason.
+        mpp_um: Slide id -> um per level-0 pixel that replaces the file's own.
         partly_annotated: Ids of slides on which there may be lesions that nobody outlined.
         known_order: Ids of the slides of the dataset that this plan replaces, in its order
             (`schema.read_group_order`): they keep it and new ones come last, so that the shards
             in front stay as they are.
         review_url: Folder for one review picture a slide, or None for none.
-        survey_url: Folder to keep surveys in and to take them from where nothing has changed,
-            or None to survey every slide anew.
-        scratch: Where slides on object storage are staged, or None for the usual place.
-        on_progress: Called with slides surveyed and in all.
+        survey_url: Folder that caches surveys, or None to survey every slide anew.
+        scratch: Folder where slides on object storage are staged; None for the default one.
+        on_progress: Called with the number of slides surveyed and of all slides.
 
     Returns:
-        The plan, in order of slide id but for `known_order`. Its coverage account is in um^2 of
-        tissue.
+        The plan, in order of slide id after `known_order`; its coverage is in um^2 of tissue.
 
     Raises:
         ValueError: Two slides share an id.
@@ -104,7 +102,7 @@ def plan_slides(
         scratch=scratch or Scratch(),
     )
     outcomes: dict[str, SlideSurvey | ManifestEntry] = {}
-    for slide_id, outcome in map_work(survey, ordered, give_up=_list_deadly):
+    for slide_id, outcome in map_work(survey, ordered, give_up=_fail_deadly):
         outcomes[slide_id] = outcome
         if on_progress:
             on_progress(len(outcomes), len(ordered))
@@ -112,10 +110,10 @@ def plan_slides(
     surveys = [outcome for outcome in in_order if isinstance(outcome, SlideSurvey)]
     failed = [outcome for outcome in in_order if isinstance(outcome, ManifestEntry)]
     skipped = [_explain_skip(found) for found in surveys if not len(found.origins_yx)]
-    return _lay_out(surveys, settings, source, (*rejected, *failed, *skipped))
+    return _assign_rows(surveys, settings, source, (*rejected, *failed, *skipped))
 
 
-def _list_deadly(slide: Slide) -> tuple[str, SlideSurvey | ManifestEntry]:
+def _fail_deadly(slide: Slide) -> tuple[str, SlideSurvey | ManifestEntry]:
     return slide.slide_id, ManifestEntry(slide.url, "failed", f"{DEATH}. {DEATH_REMEDY}")
 
 
@@ -128,13 +126,13 @@ def _require_unique(slides: Sequence[Slide]) -> None:
             raise ValueError(f"slide_id {slide_id!r} names {' and '.join(found)}: make ids unique")
 
 
-def _lay_out(
+def _assign_rows(
     surveys: Sequence[SlideSurvey],
     settings: SlideSettings,
     source: str,
     rejected: tuple[ManifestEntry, ...],
 ) -> Plan:
-    """Give every tile its place."""
+    """Give every tile its row."""
     tiled = [found for found in surveys if len(found.origins_yx)]
     counts = [len(found.origins_yx) for found in tiled]
     by_digest: dict[str, list[str]] = {}
@@ -154,7 +152,7 @@ def _lay_out(
 
 
 def _note(found: SlideSurvey, by_digest: Mapping[str, Sequence[str]]) -> str:
-    """What to know of a slide that is done."""
+    """Say what is notable about a slide that is done; "" for nothing."""
     notes = []
     copies = [url for url in by_digest[found.digest] if url != found.slide.url]
     if copies:
@@ -230,7 +228,7 @@ def _specify(
 
 
 def _make_columns(surveys: Sequence[SlideSurvey], settings: SlideSettings) -> dict[str, Array]:
-    """What is known of every tile before it is read."""
+    """Make the columns that are known before tiles are read."""
     splits = _split_slides(surveys, settings)
     counts = [len(found.origins_yx) for found in surveys]
     names = np.array([found.slide.slide_id for found in surveys], dtype=object)
@@ -269,7 +267,7 @@ def _name_stain_state(fit: StainFit | None) -> str:
 
 
 def _repeat(counts: Sequence[int], **words: Sequence[str]) -> dict[str, Array]:
-    """Columns of what is the same all over a slide."""
+    """Repeat one text per slide for each of its tiles."""
     return {
         name: np.repeat(np.array(values, dtype=object), counts) for name, values in words.items()
     }
@@ -298,7 +296,7 @@ def _split_slides(surveys: Sequence[SlideSurvey], settings: SlideSettings) -> ND
 
 
 def _official_split(found: SlideSurvey) -> str:
-    """The official split; a tumour slide of the training part validates, as nothing trains on it.
+    """Return the official split; tumour slides of the training part go to validation.
 
     Shvetsova et al. 2021, section 4: a few labelled anomalies choose the hyperparameters.
     """
@@ -308,7 +306,7 @@ def _official_split(found: SlideSurvey) -> str:
 
 
 def _label_slide(found: SlideSurvey) -> int:
-    """The slide's own label or, where it has none, the worst of its tiles'."""
+    """Return the slide's own label or, where it has none, the worst of its tiles."""
     if found.slide.label is not Label.UNKNOWN:
         return int(found.slide.label)
     return int(found.label.max())

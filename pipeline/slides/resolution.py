@@ -1,4 +1,4 @@
-"""Micrometres a pixel (mpp), from what a slide file says of itself."""
+"""Finds a slide's micrometres per pixel (mpp) in the properties of its file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MPP_REMEDY: Final = (
 )
 _ABSENT_REMEDY: Final = (
     "Give the slide's um/px in a table (`mpp_table`), or in `mpp_fallback_um` that of all slides "
-    "that do not say"
+    "without one"
 )
 
 
@@ -30,13 +30,13 @@ def find_mpp(
     *,
     fallback_um: float | None = None,
 ) -> tuple[tuple[float, float], MppSource]:
-    """Micrometres per level-0 pixel, and where the value comes from: refused rather than guessed.
+    """Find the micrometres per level-0 pixel and their source; refuse rather than guess.
 
     Args:
-        properties: OpenSlide's, of the slide.
-        override_um: Of the user, for both axes; wins over the properties.
-        item: The slide's name, for errors.
-        fallback_um: Of the user, for both axes, where the properties say nothing.
+        properties: Properties that OpenSlide reads from the file.
+        override_um: The user's um/px for both axes, which replaces the file's.
+        item: Name of the slide, for errors.
+        fallback_um: The user's um/px for both axes, used where the file has none.
 
     Returns:
         (y, x) in um/px, and its source.
@@ -71,14 +71,14 @@ def require_possible_mpp(
 
     Args:
         mpp_yx: (y, x) in um/px.
-        source: Where the value comes from, for the error.
-        item: What it belongs to, for the error.
+        source: Origin of the value, for the error.
+        item: Name of the slide, for the error.
 
     Returns:
         The value itself.
 
     Raises:
-        SourceError: It is impossible; 0 and NaN are.
+        SourceError: The value is impossible, as 0 and NaN are.
     """
     low, high = _MPP_LIMITS_UM
     if not all(low <= mpp <= high for mpp in mpp_yx):

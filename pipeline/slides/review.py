@@ -1,4 +1,4 @@
-"""The review picture of a slide: what was taken for tissue, tiled, and outlined. Pure."""
+"""Draws the review picture of a slide: its tissue, tiles and lesions. Pure."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def draw_review(
 
     Args:
         pixels: uint8 (y, x, 3), the slide's thumbnail.
-        is_tissue: bool (y, x), of the same shape.
+        is_tissue: bool (y, x), tissue on the thumbnail.
         slide_shape_yx: Height and width of the slide in level-0 pixels.
         origins_yx: (n, 2), upper left corners of the tiles in level-0 pixels.
         extent_yx: Height and width of every tile in level-0 pixels.
-        lesions: Their geometry, (x, y) in level-0 pixels, or None.
+        lesions: Geometry of the lesions, (x, y) in level-0 pixels, or None.
 
     Returns:
         A PNG, its longer side 1024 px.
@@ -62,7 +62,7 @@ def draw_review(
 
 
 def shrink_review(picture: bytes) -> bytes:
-    """A small copy of a review picture: a JPEG, its longer side at most 512 px."""
+    """Make a small copy of a review picture: a JPEG, its longer side at most 512 px."""
     with Image.open(BytesIO(picture)) as opened:
         small = opened.convert("RGB")
     small.thumbnail((_SMALL_SIDE_PX, _SMALL_SIDE_PX))
@@ -72,6 +72,6 @@ def shrink_review(picture: bytes) -> bytes:
 
 
 def _rings(geometry: BaseGeometry | None) -> list[list[tuple[float, ...]]]:
-    """Every closed outline of a geometry, holes included."""
+    """List every closed outline of a geometry, holes included."""
     boundary = shapely.boundary(shapely.Polygon() if geometry is None else geometry)
     return [list(part.coords) for part in shapely.get_parts(boundary)]

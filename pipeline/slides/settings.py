@@ -1,4 +1,4 @@
-"""Settings of a slide dataset, and presets of them.
+"""Settings of a slide dataset, and their presets.
 
 `all-tissue` takes every tile that is at least half tissue. `paper` is what Shvetsova et al. 2021
 made of Camelyon16, from the public code (`ninatu/anomaly_detection` at 89b63fc,
@@ -31,27 +31,27 @@ class SlideSettings(BaseModel):
     """How slides become tiles.
 
     Args:
-        tile_size_px: Height and width of a tile.
+        tile_size_px: Height and width of a tile in pixels.
         mpp_um: Micrometres per tile pixel. A 10x objective gives about 1.0, 20x 0.5, 40x 0.25;
             the objective itself is never used, since cameras differ.
-        stride_px: From one tile to the next, in tile pixels; None for side by side.
-        min_tissue_fraction: A tile with a smaller share of tissue is left out.
-        mask_mpp_um: Micrometres per pixel of the thumbnail that tissue is sought on.
-        max_tiles_per_slide: A random sample of so many, or None for all.
-        lesion_tiles_only: Of slides with lesions, only the anomalous tiles.
-        lesion_threshold: A tile with a larger lesion share is anomalous, one without any is
-            normal, and one between is mixed: its label stays unknown.
+        stride_px: Distance from one tile to the next in tile pixels; None for side by side.
+        min_tissue_fraction: Least share of tissue; tiles with less are left out.
+        mask_mpp_um: Micrometres per pixel of the thumbnail that tissue is found on.
+        max_tiles_per_slide: Size of the random sample of a slide's tiles; None for all.
+        lesion_tiles_only: Take only the anomalous tiles of slides with lesions.
+        lesion_threshold: Lesion share above which a tile is anomalous. A tile without lesion is
+            normal; one between is mixed, and its label stays unknown.
         lesion_groups: Annotation groups that outline lesions.
         excluded_groups: Annotation groups that outline holes in lesions.
-        mpp_override_um: Micrometres per level-0 pixel, in place of what every slide says; a
-            table of single slides outweighs it.
-        mpp_fallback_um: The same, of slides that do not say.
-        stain: How stains are normalised, by what is found on each slide; `none` leaves them.
+        mpp_override_um: Micrometres per level-0 pixel that replace every slide's own; a table
+            of single slides takes precedence.
+        mpp_fallback_um: Micrometres per level-0 pixel of slides whose files have none.
+        stain: Method of stain normalisation, fitted on each slide; `none` leaves stains alone.
         validation_fraction: Share of the normal training slides kept for validation.
         test_fraction: Share of the slides kept for testing where no official split exists.
-        seed: Of the splits and of the sample of tiles.
-        shard_images: Tiles in a shard.
-        chunk_images: Tiles in a chunk.
+        seed: Seed of the splits and of the samples of tiles.
+        shard_images: Number of tiles in a shard, a multiple of `chunk_images`.
+        chunk_images: Number of tiles in a chunk.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -120,8 +120,8 @@ def load_slide_preset(name: str, **changes: Any) -> SlideSettings:
     """Make settings from a preset.
 
     Args:
-        name: One of `SLIDE_PRESETS`.
-        **changes: Settings that differ from it; None leaves one as it is.
+        name: Name of the preset, one of `SLIDE_PRESETS`.
+        **changes: Settings that differ from the preset; None leaves one as it is.
 
     Raises:
         SettingsError: There is no such preset or setting, or they contradict each other.

@@ -1,4 +1,4 @@
-"""The first pass over one slide: where its tissue, tiles and lesions are. No tile is read."""
+"""Surveys one slide: finds its tissue, tiles and lesions, and fits its stains."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from pipeline.slides.tiling import (
     account_for_tissue,
     choose_tiles,
     label_tiles,
-    lay_over_tissue,
+    make_grid,
     measure_tile_extent_yx,
     order_along_z,
 )
-from pipeline.slides.tissue import MaskMethod, find_tissue
+from pipeline.slides.tissue import find_tissue
 
 _MASK_SIDE_LIMIT_PX: Final = 8192
 # Stains are fitted on about this many pixels, of this many tiles spread over the slide.
@@ -46,29 +46,27 @@ _FIT_TILES: Final = (16, 256)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SlideSurvey:
-    """What the first pass found on one slide.
+    """Findings on one slide.
 
     Args:
-        slide: The slide.
-        mpp_yx: um per level-0 pixel.
-        mpp_source: Where that is from.
-        mask_method: How tissue was told from glass.
+        slide: The slide as listed.
+        mpp_yx: Micrometres per level-0 pixel, (y, x).
+        mpp_source: Origin of `mpp_yx`.
         origins_yx: (n, 2) int64, the tiles to read, level-0 pixels, by `tiling.order_along_z`.
-        tissue_fraction: (n,) float32.
+        tissue_fraction: (n,) float32, share of each tile that is tissue.
         lesion_fraction: (n,) float32; NaN where nobody annotated.
-        label: (n,) int8, of `records.Label`.
+        label: (n,) int8, values of `records.Label`.
         tissue_um2: (n,) float64, tissue that each tile stands for in the account. Tiles that
             overlap share it, so that nothing counts twice.
         coverage: um^2 of tissue in all, and by fate: `tiled`, `below_min_tissue`,
             `outside_lesions`, `not_sampled`, `outside_tiles`. The fates add up to `tissue`.
-        stain_fit: Its two stains, or None where they are left as they are.
-        digest: Of the slide's bytes (`slides.digest_slide`).
+        stain_fit: The slide's two stains, or None where stains are left as they are.
+        digest: Digest of the slide's bytes, from `digest_slide`.
     """
 
     slide: Slide
     mpp_yx: tuple[float, float]
     mpp_source: MppSource
-    mask_method: MaskMethod
     origins_yx: NDArray[np.int64]
     tissue_fraction: NDArray[np.float32]
     lesion_fraction: NDArray[np.float32]
@@ -89,12 +87,12 @@ def survey_slide(
 ) -> SlideSurvey:
     """Find the tissue of a slide, lay tiles over it and measure their lesion shares.
 
-    Where the file is too corrupt to show whether there is tissue, the place counts as tissue:
-    its tiles are attempted, and those that cannot be read are accounted for as unreadable.
+    Where the file is too corrupt to show whether there is tissue, the area counts as tissue: its
+    tiles are attempted, and those that cannot be read are accounted for as unreadable.
 
     Args:
-        slide: Which one.
-        settings: How.
+        slide: The slide as listed.
+        settings: Settings of the dataset.
         is_partly_annotated: Whether there may be lesions that nobody outlined; tiles without any
             outline are then unknown in place of normal.
         review_url: URL to write the review picture (PNG) to, or None for no picture.
@@ -104,15 +102,14 @@ def survey_slide(
         SourceError: The slide or its annotations cannot be used.
         StorageError: One of them cannot be fetched.
     """
-    seen = _look(slide, settings, scratch)
-    thumbnail, shape_yx, mpp_yx = seen.thumbnail, seen.shape_yx, seen.mpp_yx
-    if seen.mpp_source == "fallback":
+    overview = _read_overview(slide, settings, scratch)
+    thumbnail, shape_yx, mpp_yx = overview.thumbnail, overview.shape_yx, overview.mpp_yx
+    if overview.mpp_source == "fallback":
         settings = settings.model_copy(update={"mpp_override_um": mpp_yx[0]})
     extent_yx, stride_yx = _measure_grid(slide, mpp_yx, settings)
-    found = find_tissue(thumbnail.pixels)
-    mask = found.is_tissue | ~thumbnail.is_readable
+    mask = find_tissue(thumbnail.pixels).is_tissue | ~thumbnail.is_readable
     lesions = _read_lesions(slide, shape_yx, settings)
-    grid = lay_over_tissue(mask, shape_yx, extent_yx, stride_yx)
+    grid = make_grid(mask, shape_yx, extent_yx, stride_yx)
     choice = choose_tiles(slide, grid, lesions, extent_yx, settings, is_partly_annotated)
     order = order_along_z(grid.origins_yx[choice.chosen], extent_yx)
     choice = replace(
@@ -126,8 +123,7 @@ def survey_slide(
     return SlideSurvey(
         slide=slide,
         mpp_yx=mpp_yx,
-        mpp_source=seen.mpp_source,
-        mask_method=found.method,
+        mpp_source=overview.mpp_source,
         origins_yx=origins_yx,
         tissue_fraction=grid.tissue_fraction[choice.chosen].astype(np.float32),
         lesion_fraction=choice.lesion_fraction,
@@ -138,12 +134,12 @@ def survey_slide(
             for fate, area_px2 in account_for_tissue(mask, shape_yx, grid, choice).items()
         },
         stain_fit=_fit_stains(slide, origins_yx, settings, scratch),
-        digest=seen.digest,
+        digest=overview.digest,
     )
 
 
-class _Look(NamedTuple):
-    """What is seen of a slide as a whole: (y, x) of level 0, um per its pixels."""
+class _Overview(NamedTuple):
+    """A whole slide: its thumbnail, and shape and um/px of level 0."""
 
     thumbnail: Thumbnail
     shape_yx: PairYX
@@ -152,7 +148,7 @@ class _Look(NamedTuple):
     digest: str
 
 
-def _look(slide: Slide, settings: SlideSettings, scratch: Scratch | None) -> _Look:
+def _read_overview(slide: Slide, settings: SlideSettings, scratch: Scratch | None) -> _Overview:
     require_whole(slide)
     with (
         stage(slide.url, slide.version, slide.companions, scratch=scratch) as path,
@@ -165,7 +161,7 @@ def _look(slide: Slide, settings: SlideSettings, scratch: Scratch | None) -> _Lo
     ):
         thumbnail = read_thumbnail(reader, _mask_side_px(reader, settings.mask_mpp_um))
         shape_yx = reader.level_shapes_yx[0]
-        return _Look(thumbnail, shape_yx, reader.mpp_yx, reader.mpp_source, digest_slide(path))
+        return _Overview(thumbnail, shape_yx, reader.mpp_yx, reader.mpp_source, digest_slide(path))
 
 
 def _mask_side_px(reader: SlideReader, mask_mpp_um: float) -> int:
@@ -176,7 +172,7 @@ def _mask_side_px(reader: SlideReader, mask_mpp_um: float) -> int:
 def _measure_grid(
     slide: Slide, mpp_yx: tuple[float, float], settings: SlideSettings
 ) -> tuple[PairYX, PairYX]:
-    """Extent and stride in level-0 pixels."""
+    """Measure extent and stride in level-0 pixels."""
     stride_px = settings.stride_px or settings.tile_size_px
     try:
         return (
@@ -188,7 +184,7 @@ def _measure_grid(
 
 
 def _read_lesions(slide: Slide, shape_yx: PairYX, settings: SlideSettings) -> BaseGeometry | None:
-    """The lesions on a slide; None where nobody outlined them and it is not labelled normal."""
+    """Read a slide's lesions; None where nobody outlined them and it is not labelled normal."""
     if slide.annotation_url is None:
         return shapely.Polygon() if slide.label is Label.NORMAL else None
     lesions = outline_lesions(

@@ -26,7 +26,7 @@ from pipeline.slides.survey import SlideSurvey
 from pipeline.store.dataset import code_version
 
 _ARRAYS: Final = ("origins_yx", "tissue_fraction", "lesion_fraction", "label", "tissue_um2")
-_FACTS: Final = ("mpp_yx", "mpp_source", "mask_method", "coverage", "digest")
+_FACTS: Final = ("mpp_yx", "mpp_source", "coverage", "digest")
 
 
 def load_or_survey(

@@ -1,4 +1,4 @@
-"""A whole slide, small: what the tissue mask and the review picture are made from."""
+"""Reads a whole slide as a thumbnail, for the tissue mask and the review picture."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _QUARTERINGS: Final = 2
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Thumbnail:
-    """A whole slide, small.
+    """A whole slide at low resolution.
 
     Args:
         pixels: uint8 (y, x, 3), RGB; 0 where `is_readable` is false.
@@ -34,14 +34,14 @@ class Thumbnail:
 
 
 def read_thumbnail(slide: SlideReader, max_side_px: int) -> Thumbnail:
-    """Read a whole slide, small: each pixel is the mean of the area that it covers.
+    """Read a whole slide at low resolution: each pixel is the mean of its area.
 
     The slide is read in blocks, so that memory stays bounded, from the coarsest level that holds
     enough detail; a corrupt block is marked and the rest goes on.
 
     Args:
-        slide: An open slide.
-        max_side_px: Length of the longer side at most; a smaller slide is not enlarged.
+        slide: The open slide.
+        max_side_px: Greatest length of the longer side; a smaller slide is not enlarged.
 
     Raises:
         SourceError: Not one block can be read.
@@ -73,7 +73,7 @@ def read_thumbnail(slide: SlideReader, max_side_px: int) -> Thumbnail:
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """A part of the thumbnail, and how often it may still be quartered."""
+    """A part of the thumbnail and the number of times that it may still be quartered."""
 
     rows: slice
     columns: slice
@@ -96,7 +96,7 @@ def _cut_blocks(shape_yx: tuple[int, int], source_shape_yx: tuple[int, int]) -> 
 
 
 def _quarter(block: _Block) -> Iterator[_Block]:
-    """The quarters of a block that cannot be read, to find where it is corrupt."""
+    """Quarter a block that cannot be read, to find where it is corrupt."""
     step_y, step_x = (max(1, (part.stop - part.start + 1) // 2) for part in block.yx)
     if block.quarterings:
         for rows in _cut(block.rows, step_y):
@@ -113,7 +113,7 @@ def _cut(part: slice, step: int) -> list[slice]:
 def _read_block(
     slide: SlideReader, level: int, shape_yx: tuple[int, int], block: _Block
 ) -> NDArray[np.uint8]:
-    """One block of the thumbnail, box-averaged from the level's pixels that it covers."""
+    """Read one block of the thumbnail, box-averaged from the level's pixels that it covers."""
     starts, sizes, edges = [], [], []
     for part, small, size in zip(block.yx, shape_yx, slide.level_shapes_yx[level], strict=True):
         begin, end = part.start * size / small, min(part.stop * size / small, size)

@@ -1,4 +1,4 @@
-"""Where tiles lie, what they hold, which are taken, and what becomes of the other tissue. Pure.
+"""Lays tiles over a slide, chooses those to read, and accounts for all tissue. Pure.
 
 Every pair is (y, x). A tile's origin is in whole level-0 pixels; its size follows from the wanted
 um/px, for each axis by itself.
@@ -35,9 +35,9 @@ def measure_tile_extent_yx(
     """Height and width of a tile in level-0 pixels, rounded to whole ones.
 
     Args:
-        mpp_yx: um per level-0 pixel.
-        tile_mpp_um: Wanted um per pixel of the tile.
-        tile_size_px: Pixels along each side of the tile.
+        mpp_yx: Micrometres per level-0 pixel, (y, x).
+        tile_mpp_um: Wanted micrometres per tile pixel.
+        tile_size_px: Height and width of the tile in pixels.
 
     Raises:
         ValueError: The slide is coarser than wanted, so that detail would have to be invented.
@@ -55,13 +55,13 @@ def measure_tile_extent_yx(
     return height, width
 
 
-def lay_tiles(slide_shape_yx: PairYX, extent_yx: PairYX, stride_yx: PairYX) -> NDArray[np.int64]:
-    """Upper left corners of all tiles that lie wholly on the slide, row by row.
+def list_origins(slide_shape_yx: PairYX, extent_yx: PairYX, stride_yx: PairYX) -> NDArray[np.int64]:
+    """List the upper left corners of all tiles that lie wholly on the slide, row by row.
 
     Args:
         slide_shape_yx: Height and width of the slide in level-0 pixels.
-        extent_yx: Of a tile, in level-0 pixels.
-        stride_yx: From one tile to the next, in level-0 pixels.
+        extent_yx: Height and width of a tile in level-0 pixels.
+        stride_yx: Distance from one tile to the next in level-0 pixels.
 
     Returns:
         (n, 2) int64, (y, x) in level-0 pixels; n is 0 where a tile is larger than the slide.
@@ -74,7 +74,7 @@ def lay_tiles(slide_shape_yx: PairYX, extent_yx: PairYX, stride_yx: PairYX) -> N
 
 
 def order_along_z(origins_yx: NDArray[np.int64], extent_yx: PairYX) -> NDArray[np.int64]:
-    """Z-order, in which tiles that follow each other lie together, whatever the slide's width.
+    """Order tiles along a Z curve, so that tiles that follow each other lie together.
 
     Squares of 2 x 2 tiles follow each other in squares of 4 x 4, and these in larger ones (Morton,
     A computer oriented geodetic data base, IBM 1966). A tile of the file is still in the
@@ -83,8 +83,8 @@ def order_along_z(origins_yx: NDArray[np.int64], extent_yx: PairYX) -> NDArray[n
     than one percent.
 
     Args:
-        origins_yx: (n, 2), level-0 pixels, none negative.
-        extent_yx: Of a tile, level-0 pixels.
+        origins_yx: (n, 2), upper left corners in level-0 pixels, none negative.
+        extent_yx: Height and width of a tile in level-0 pixels.
 
     Returns:
         (n,) indices of the tiles; row by row where several begin in the same place of the grid.
@@ -100,11 +100,11 @@ def order_along_z(origins_yx: NDArray[np.int64], extent_yx: PairYX) -> NDArray[n
 def choose_level(
     level_downsamples_yx: Sequence[tuple[float, float]], wanted_downsample_yx: tuple[float, float]
 ) -> int:
-    """The coarsest level that still has every pixel wanted: no detail lost, least decoded.
+    """Choose the coarsest level that loses no detail, so that least is decoded.
 
     Args:
-        level_downsamples_yx: Of each level, finest first.
-        wanted_downsample_yx: Level-0 pixels per pixel wanted.
+        level_downsamples_yx: Downsamples (y, x) of the levels, finest first.
+        wanted_downsample_yx: Level-0 pixels per wanted pixel, (y, x).
 
     Example:
         >>> choose_level([(1, 1), (4, 4), (16, 16)], (8, 8))
@@ -127,7 +127,7 @@ def measure_mask_fractions(
     origins_yx: NDArray[np.int64],
     extent_yx: PairYX,
 ) -> NDArray[np.float64]:
-    """Share of each rectangle that a mask covers, exact to fractions of a mask pixel.
+    """Measure the share of rectangles that a mask covers, exact to fractions of its pixels.
 
     Args:
         mask: bool (y, x), over the whole slide at a lower resolution; each axis has its own.
@@ -169,14 +169,14 @@ def _interpolate(
 
 
 def label_tiles(lesion_fraction: NDArray[np.float32], lesion_threshold: float) -> NDArray[np.int8]:
-    """Normal without any lesion, anomalous above the threshold, else unknown.
+    """Label tiles: normal without lesion, anomalous above the threshold, else unknown.
 
     Args:
-        lesion_fraction: (n,), NaN where nobody knows.
-        lesion_threshold: Share above which a tile is anomalous.
+        lesion_fraction: (n,), share of lesion; NaN where nobody annotated.
+        lesion_threshold: Lesion share above which a tile is anomalous.
 
     Returns:
-        (n,) int8, of `records.Label`.
+        (n,) int8, values of `records.Label`.
     """
     label = np.full(lesion_fraction.shape, Label.UNKNOWN, np.int8)
     label[lesion_fraction == 0.0] = Label.NORMAL
@@ -185,11 +185,11 @@ def label_tiles(lesion_fraction: NDArray[np.float32], lesion_threshold: float) -
 
 
 def name_states(lesion_fraction: NDArray[np.float32], lesion_threshold: float) -> NDArray[Any]:
-    """What a tile shows: `normal`, `tumour`, `mixed` between the two, or `unknown`.
+    """Name what tiles show: `normal`, `tumour`, `mixed` between the two, or `unknown`.
 
     Args:
-        lesion_fraction: (n,), NaN where nobody knows.
-        lesion_threshold: Share above which a tile is `tumour`.
+        lesion_fraction: (n,), share of lesion; NaN where nobody annotated.
+        lesion_threshold: Lesion share above which a tile is `tumour`.
 
     Returns:
         (n,) str.
@@ -207,9 +207,9 @@ class Grid:
     """Every tile that fits on a slide.
 
     Args:
-        origins_yx: (n, 2), level-0 pixels.
-        tissue_fraction: (n,), 0 to 1.
-        tissue_px2: (n,), tissue that no earlier tile stands for, level-0 px^2.
+        origins_yx: (n, 2), upper left corners in level-0 pixels.
+        tissue_fraction: (n,), share of each tile that is tissue, 0 to 1.
+        tissue_px2: (n,), tissue that the tile stands for and no other does, level-0 px^2.
     """
 
     origins_yx: NDArray[np.int64]
@@ -217,18 +217,18 @@ class Grid:
     tissue_px2: NDArray[np.float64]
 
 
-def lay_over_tissue(
+def make_grid(
     mask: NDArray[np.bool_], shape_yx: PairYX, extent_yx: PairYX, stride_yx: PairYX
 ) -> Grid:
-    """Lay tiles side by side, or overlapping, over a whole slide and measure their tissue.
+    """Lay tiles over a whole slide and measure their tissue.
 
     Args:
-        mask: bool (y, x), tissue, over the whole slide.
-        shape_yx: Of the slide, level-0 pixels.
-        extent_yx: Of a tile, level-0 pixels.
-        stride_yx: From one tile to the next, level-0 pixels.
+        mask: bool (y, x), tissue over the whole slide.
+        shape_yx: Height and width of the slide in level-0 pixels.
+        extent_yx: Height and width of a tile in level-0 pixels.
+        stride_yx: Distance from one tile to the next in level-0 pixels.
     """
-    origins_yx = lay_tiles(shape_yx, extent_yx, stride_yx)
+    origins_yx = list_origins(shape_yx, extent_yx, stride_yx)
     cell_yx = (min(extent_yx[0], stride_yx[0]), min(extent_yx[1], stride_yx[1]))
     cell_fraction = measure_mask_fractions(mask, shape_yx, origins_yx, cell_yx)
     tissue_fraction = measure_mask_fractions(mask, shape_yx, origins_yx, extent_yx)
@@ -237,14 +237,14 @@ def lay_over_tissue(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Choice:
-    """Which tiles of a grid are taken, and why the others are not; all are indices of tiles.
+    """The chosen tiles of a grid, and why the others are not; all are indices of tiles.
 
     Args:
-        chosen: (n,) taken.
-        lesion_fraction: (n,) of these.
-        below: Without enough tissue.
-        outside: Outside lesions, where only lesions are wanted.
-        not_sampled: Beyond the number of tiles wanted.
+        chosen: (n,), tiles to read.
+        lesion_fraction: (n,), lesion share of the chosen tiles.
+        below: Tiles without enough tissue.
+        outside: Tiles outside lesions, where only lesions are wanted.
+        not_sampled: Tiles left out by the random sample.
     """
 
     chosen: NDArray[np.int64]
@@ -265,12 +265,12 @@ def choose_tiles(
     """Choose the tiles to read.
 
     Args:
-        slide: The slide.
-        grid: All of its tiles.
-        lesions: Their outlines, (x, y) in level-0 pixels; None where nobody knows.
-        extent_yx: Of a tile, level-0 pixels.
-        settings: How much tissue, how many tiles, lesions only or not.
-        is_partly_annotated: Whether a tile without an outline may show a lesion all the same.
+        slide: The slide as listed.
+        grid: All tiles of the slide.
+        lesions: Geometry of the lesions, (x, y) in level-0 pixels; None where nobody knows.
+        extent_yx: Height and width of a tile in level-0 pixels.
+        settings: Settings of the dataset.
+        is_partly_annotated: Whether there may be lesions that nobody outlined.
     """
     holds_tissue = grid.tissue_fraction >= max(settings.min_tissue_fraction, _LEAST_TISSUE)
     candidates = np.flatnonzero(holds_tissue)
@@ -295,7 +295,7 @@ def choose_tiles(
 def account_for_tissue(
     mask: NDArray[np.bool_], shape_yx: PairYX, grid: Grid, choice: Choice
 ) -> dict[str, float]:
-    """Tissue in level-0 px^2, in all and by fate."""
+    """Sum up the tissue in level-0 px^2, in all and by fate."""
     tissue = float(mask.mean()) * shape_yx[0] * shape_yx[1]
     fates = {
         "tiled": choice.chosen,
@@ -319,7 +319,7 @@ def _share_lesions(
 def _sample(
     candidates: NDArray[np.int64], slide_id: str, settings: SlideSettings
 ) -> NDArray[np.int64]:
-    """At most `max_tiles_per_slide` of the candidates, in order; other slides change nothing."""
+    """Draw at most `max_tiles_per_slide` candidates, in order, whatever other slides there are."""
     limit = settings.max_tiles_per_slide
     if limit is None or len(candidates) <= limit:
         return candidates

@@ -1,9 +1,9 @@
-"""Where a slide holds tissue: thumbnail in, mask out. Pure.
+"""Finds a slide's tissue: thumbnail in, mask out. Pure.
 
-Tissue is told by its chroma, the spread between the strongest and the weakest of R, G and B.
+Tissue is recognised by its chroma, the spread between the strongest and the weakest of R, G and B.
 Glass is white or grey and a scanner's border is black: neither has any. Saturation (chroma over
 brightness) would instead be noise wherever it is dark, and brightness alone takes shadow for
-tissue. Otsu's threshold (1979) is sought on the logarithm, so that pale fat stays on the side of
+tissue. Otsu's threshold (1979) is computed on the logarithm, so that pale fat stays on the side of
 dark stroma, and kept between two limits: on a slide with hardly any glass it would split the
 tissue, on one with hardly any tissue the noise.
 """
@@ -26,34 +26,30 @@ MaskMethod: TypeAlias = Literal["otsu", "fixed"]
 _CHROMA_LIMITS: Final = (8.0, 24.0)
 _FIXED_CHROMA: Final = 12.0
 _BLACK_BELOW: Final = 30
+# Islands and holes up to this area are dropped and filled.
+_SPECK_PX: Final = 16
 # Class means closer than this are one class that Otsu cut in two.
 _LEAST_SEPARATION: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TissueMask:
-    """Where tissue is.
+    """Tissue on a thumbnail.
 
     Args:
-        is_tissue: bool (y, x).
-        method: `otsu`, or `fixed` where Otsu's threshold was meaningless.
-        threshold: The chroma used, 0 to 255.
+        is_tissue: bool (y, x), True for tissue.
+        method: Threshold used: `otsu`, or `fixed` where Otsu's is meaningless.
     """
 
     is_tissue: NDArray[np.bool_]
     method: MaskMethod
-    threshold: float
 
 
-def find_tissue(
-    pixels: NDArray[np.uint8], *, speck_area_px: int = 16, hole_area_px: int = 16
-) -> TissueMask:
+def find_tissue(pixels: NDArray[np.uint8]) -> TissueMask:
     """Find the tissue on a thumbnail.
 
     Args:
         pixels: uint8 (y, x, 3), RGB.
-        speck_area_px: Islands up to this area are dropped.
-        hole_area_px: Holes up to this area are filled.
 
     Returns:
         The mask; empty for an all-white or all-black slide.
@@ -64,9 +60,9 @@ def find_tissue(
     is_lit = brightest >= _BLACK_BELOW
     threshold, method = _choose_threshold(chroma[is_lit])
     is_tissue = is_lit & (chroma > threshold)
-    is_tissue = remove_small_objects(is_tissue, max_size=speck_area_px)
-    is_tissue = remove_small_holes(is_tissue, max_size=hole_area_px)
-    return TissueMask(is_tissue, method, threshold)
+    is_tissue = remove_small_objects(is_tissue, max_size=_SPECK_PX)
+    is_tissue = remove_small_holes(is_tissue, max_size=_SPECK_PX)
+    return TissueMask(is_tissue, method)
 
 
 def _choose_threshold(chroma: NDArray[np.float32]) -> tuple[float, MaskMethod]:

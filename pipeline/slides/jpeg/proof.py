@@ -40,7 +40,7 @@ def open_jpeg_tiles(path: Path, slide: OpenSlideReader, level: int) -> Iterator[
 
     Args:
         path: Local path of the slide's file.
-        slide: The same slide as OpenSlide opened it; its pixels are the standard.
+        slide: The opened slide; its pixels are the standard.
         level: Number of the level; 0 is the finest.
 
     Yields:

@@ -1,6 +1,6 @@
-"""The JPEG tiles of one level of a TIFF, each decoded once for all regions that touch it.
+"""Decodes the JPEG tiles of a TIFF level, each once for all regions that touch it.
 
-`pipeline.slides.jpeg.proof` says which levels are read so.
+`pipeline.slides.jpeg.proof` decides which levels are read so.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ class JpegLayout:
     """Where the JPEG tiles of a level lie in their file.
 
     Args:
-        level: Which level.
-        tile_shape_yx: Height and width of a tile.
-        columns: Tiles in a row.
-        offsets: Where each tile begins, in reading order.
-        sizes: Bytes of each; 0 for a tile that there is not.
-        colorspace: `YCbCr` or `RGB`.
-        tables: What all tiles share, without the markers of start and end.
+        level: Number of the level, for errors.
+        tile_shape_yx: Height and width of a tile in pixels.
+        columns: Number of tiles in a row.
+        offsets: First byte of each tile in the file, in reading order.
+        sizes: Bytes of each tile; 0 for a missing one.
+        colorspace: Stored colour space, `YCbCr` or `RGB`.
+        tables: JPEG tables that all tiles share, without the markers of start and end.
     """
 
     level: int
@@ -62,23 +62,23 @@ class JpegTiles:
     Memory: 64 MiB of decoded tiles, or one tile where that is more.
 
     Args:
-        descriptor: Of the open file.
-        layout: Of the level.
-        item: The name to use in errors.
+        descriptor: File descriptor of the open slide.
+        layout: Layout of the level that is read.
+        item: Name of the slide, for errors.
     """
 
     def __init__(self, descriptor: int, layout: JpegLayout, item: str) -> None:
         self._descriptor, self._layout, self._item = descriptor, layout, item
-        # What a decoder sees in place of a tile's first marker.
+        # Replaces the first marker of a tile.
         self._head = _START_OF_IMAGE + _ADOBE + _TRANSFORM[layout.colorspace] + layout.tables
         self.tile_shape_yx, self.columns = layout.tile_shape_yx, layout.columns
         self._kept: OrderedDict[int, _Read] = OrderedDict()
         self._spare: list[Pixels] = []
-        self._room = max(1, _CACHE_BYTES // (3 * self.tile_shape_yx[0] * self.tile_shape_yx[1]))
+        self._capacity = max(1, _CACHE_BYTES // (3 * self.tile_shape_yx[0] * self.tile_shape_yx[1]))
 
     @property
     def stored(self) -> Sequence[int]:
-        """Numbers of the tiles that have data, in reading order."""
+        """List the numbers of the tiles that have data, in reading order."""
         return [number for number, size in enumerate(self._layout.sizes) if size]
 
     def read_regions(
@@ -89,13 +89,13 @@ class JpegTiles:
         A tile is decoded once as long as those that are needed again fit into the cache.
 
         Args:
-            starts_yx: Upper left corners.
-            shape_yx: Height and width.
+            starts_yx: Upper left corners in pixels of the level.
+            shape_yx: Height and width of every rectangle.
 
         Yields:
             uint8 (height, width, 3), RGB, to be used before the next is asked for. In its place
             the error that names a corrupt tile, or None where a tile is missing or of another
-            form than its page says: whoever judges such tiles has to read the region.
+            form than its page says: the region is then left to OpenSlide.
         """
         cuts = [self._cut(start_yx, shape_yx) for start_yx in starts_yx]
         awaited = Counter(number for cut in cuts for number, _, _ in cut)
@@ -108,7 +108,7 @@ class JpegTiles:
                     self._drop(number)
 
     def _expect(self, numbers: Iterable[int]) -> None:
-        """Have the disk read tiles in the order of the file, whatever order they are used in."""
+        """Ask the disk for tiles in the order of the file, whatever order they are used in."""
         places = sorted((self._layout.offsets[n], self._layout.sizes[n]) for n in numbers)
         for offset, size in places if hasattr(os, "posix_fadvise") else ():
             if size:  # 0 would mean the rest of the file
@@ -144,13 +144,13 @@ class JpegTiles:
         if number in self._kept:
             self._kept.move_to_end(number)
             return self._kept[number]
-        while len(self._kept) >= self._room:
+        while len(self._kept) >= self._capacity:
             self._drop(next(iter(self._kept)))
         self._kept[number] = self._decode(number)
         return self._kept[number]
 
     def _drop(self, number: int) -> None:
-        """Let a tile go, and keep its memory for the next: fresh memory costs as a decode does."""
+        """Drop a tile and keep its memory for the next: fresh memory costs as much as a decode."""
         pixels = self._kept.pop(number, None)
         if isinstance(pixels, np.ndarray):
             self._spare.append(pixels)
@@ -180,6 +180,6 @@ class JpegTiles:
 
 
 def _overlap(begin: int, size: int, limit: int) -> tuple[slice, slice]:
-    """Where a tile that begins at `begin` of a region covers it: in the region, in the tile."""
+    """Return the part of a region that a tile at `begin` covers: in the region, in the tile."""
     first, last = max(begin, 0), min(begin + size, limit)
     return slice(first, last), slice(first - begin, last - begin)

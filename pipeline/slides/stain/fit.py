@@ -1,4 +1,4 @@
-"""The two stains of a slide, found once from a sample of its tissue pixels. Pure.
+"""Finds the two stains of a slide, once, from a sample of its tissue pixels. Pure.
 
 - `macenko`: Macenko et al., A method for normalizing histology slides for quantitative analysis,
   ISBI 2009. The plane of the two largest singular vectors of the optical densities; in it, the
@@ -39,7 +39,7 @@ _PSEUDO_MAXIMUM_PERCENTILE: Final = 99.0
 # Dictionary learning starts from Ruifrok and Johnston's colours (Anal Quant Cytol Histol 2001).
 _INITIAL_STAINS: Final = ((0.650, 0.704, 0.286), (0.072, 0.990, 0.105))
 _MAX_ITERATIONS: Final = 1000
-_SETTLED_BELOW: Final = 1e-6
+_CONVERGED_BELOW: Final = 1e-6
 # Below these, a second stain is noise: least angle between the stains (its sine; 3 degrees) and
 # least pseudo-maximum. A density further below zero than the third is no dye's.
 _LEAST_SINE: Final = 0.05
@@ -62,10 +62,10 @@ def fit_stains(
 
     Args:
         pixels: uint8 (..., 3), RGB: tiles (n, y, x, 3) of one slide, or loose pixels (n, 3).
-        method: `macenko` or `vahadane`.
-        seed: Of the sample.
-        max_pixels: Tissue pixels to fit on; four times as many are looked at.
-        min_tissue_pixels: With fewer, the fit is degenerate.
+        method: Method of the fit, `macenko` or `vahadane`.
+        seed: Seed of the random sample.
+        max_pixels: Tissue pixels to fit on, drawn from four times as many pixels.
+        min_tissue_pixels: Least number of tissue pixels; with fewer the fit is degenerate.
         max_lightness: CIE lightness (L* / 100) below which a pixel is tissue.
         angle_percentile: Macenko's alpha, 0 to 50: how far from the extreme angles to stay.
         sparsity: Vahadane's lambda: weight of the concentrations' sum in the dictionary learning.
@@ -117,7 +117,7 @@ def _sample_tissue(
 
 
 def _find_macenko(density: NDArray[np.float64], angle_percentile: float) -> NDArray[np.float64]:
-    """The extreme colours in the plane of the two largest singular vectors; (2, 3), unit rows."""
+    """Find the extreme colours in the plane of the two largest axes; (2, 3), unit rows."""
     _, axes = np.linalg.eigh(density.T @ density)
     plane = axes[:, :0:-1]
     plane = plane * np.where(plane.sum(axis=0) < 0, -1.0, 1.0)
@@ -143,9 +143,9 @@ def _find_vahadane(density: NDArray[np.float64], sparsity: float) -> NDArray[np.
         updated = _update_dictionary(
             matrix, concentrations @ concentrations.T, concentrations @ density
         )
-        is_settled = np.abs(updated - matrix).max() < _SETTLED_BELOW
+        has_converged = np.abs(updated - matrix).max() < _CONVERGED_BELOW
         matrix = updated
-        if is_settled:
+        if has_converged:
             break
     lengths = np.linalg.norm(matrix, axis=1, keepdims=True)
     unit: NDArray[np.float64] = matrix / np.where(lengths > 0, lengths, 1.0)
@@ -153,7 +153,7 @@ def _find_vahadane(density: NDArray[np.float64], sparsity: float) -> NDArray[np.
 
 
 def _measure_sine(matrix: NDArray[np.float64]) -> float:
-    """The area that the two colours span: the sine of their angle where they have unit length."""
+    """Measure the area that two colours span: the sine of their angle at unit length."""
     return float(np.linalg.norm(np.cross(matrix[0], matrix[1])))
 
 
@@ -167,7 +167,7 @@ def _update_dictionary(
             step = (products[stain] - gram[stain] @ updated) / gram[stain, stain]
             row = np.maximum(updated[stain] + step, 0.0)
             updated[stain] = row / max(1.0, float(np.linalg.norm(row)))
-        if np.abs(updated - before).max() < _SETTLED_BELOW / 10:
+        if np.abs(updated - before).max() < _CONVERGED_BELOW / 10:
             break
     return updated
 

@@ -1,9 +1,9 @@
-"""Stain normalisation: a slide's two stains in, its tiles in the target's colours out. Pure.
+"""Normalises stains: a slide's two stains in, its tiles in the target's colours out. Pure.
 
 Beer and Lambert: a pixel's optical density, -ln(RGB / 255), is its stains' concentrations times
-their colours. `stain_fit` finds the colours of a slide, once; here tiles are taken apart into
-concentrations, each stain scaled so that its 99th percentile is the target's, and put together
-with the target's colours, in batches.
+their colours. `pipeline.slides.stain.fit` finds the colours of a slide, once; here tiles are
+unmixed into concentrations, each stain is scaled so that its 99th percentile is the target's, and
+the tiles are mixed again with the target's colours, in batches.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Stains:
 
     Args:
         haematoxylin: Optical density (natural logarithm) of R, G and B per unit of stain.
-        eosin: Likewise.
+        eosin: Optical density (natural logarithm) of R, G and B per unit of stain.
         max_concentrations: 99th percentile of the concentration of haematoxylin and of eosin.
 
     Raises:
@@ -65,12 +65,12 @@ REFERENCE_STAINS: Final = Stains(
 
 @dataclass(frozen=True, slots=True)
 class StainFit:
-    """What was found on one slide.
+    """The stains found on one slide.
 
     Args:
-        method: How the stains were sought.
-        stains: The stains, or None where the fit is degenerate.
-        reason: Why the fit is degenerate, or None.
+        method: Method that found the stains; unmixing uses the same.
+        stains: The two stains, or None where the fit is degenerate.
+        reason: Reason why the fit is degenerate, or None.
     """
 
     method: StainMethod
@@ -90,8 +90,8 @@ def normalise_stains(
 
     Args:
         tiles: uint8 (..., y, x, 3), RGB, of the slide that was fitted.
-        fit: What `fit_stains` found on that slide.
-        target: The stains to normalise to.
+        fit: Stains of that slide, from `fit_stains`.
+        target: Stains that the tiles are normalised to.
 
     Returns:
         uint8, the same shape; the tiles themselves where the fit is degenerate.
@@ -118,7 +118,7 @@ def normalise_stains(
 
 
 def measure_density(pixels: NDArray[np.uint8]) -> tuple[Plane, Plane, Plane]:
-    """Optical density of uint8 (n, 3) pixels: float32 (n,) for R, G and B."""
+    """Compute the optical density of uint8 (n, 3) pixels: float32 (n,) for R, G and B."""
     red, green, blue = np.take(_DENSITY, np.ascontiguousarray(pixels.T))
     return red, green, blue
 
@@ -134,8 +134,8 @@ def unmix(
     Args:
         density: Optical density of R, G and B, (n,) each.
         matrix: Colours of the stains (stain, channel), (2, 3).
-        method: See below.
-        sparsity: Weight of the concentrations' sum, for `vahadane`.
+        method: Method of unmixing: least squares or non-negative lasso.
+        sparsity: Weight of the concentrations' sum in `vahadane`.
 
     Returns:
         Concentrations (n,) of haematoxylin and of eosin.
@@ -161,7 +161,7 @@ def unmix(
 
 
 def check_pixels(pixels: NDArray[np.uint8]) -> None:
-    """Refuse what is not RGB.
+    """Refuse pixels that are not RGB.
 
     Raises:
         ValueError: The pixels are not uint8 (..., 3).
@@ -173,7 +173,7 @@ def check_pixels(pixels: NDArray[np.uint8]) -> None:
 
 
 def _mix(weights: NDArray[np.float64], planes: Sequence[Plane]) -> list[Plane]:
-    """Weighted sums of planes, element by element: no bit depends on how many pixels there are."""
+    """Sum weighted planes element by element: no bit depends on the number of pixels."""
     rows = []
     for row in weights.astype(planes[0].dtype):
         total = planes[0] * row[0]

@@ -15,7 +15,7 @@ from skimage.draw import polygon
 
 from pipeline.errors import SourceError
 from pipeline.slides.annotations import measure_lesion_fractions, outline_lesions, parse_annotations
-from pipeline.slides.tiling import lay_tiles
+from pipeline.slides.tiling import list_origins
 from tests.support.made.slides import write_asap
 
 SQUARE = ((10.0, 100.0), (30.0, 100.0), (30.0, 140.0), (10.0, 140.0))  # 20 wide, 40 high
@@ -62,7 +62,7 @@ def test_shares_of_real_lesions_add_up_to_their_area(shared_data: Path) -> None:
         left, top, right, bottom = lesions.bounds
         extent = (1024, 1280)
         shape = (int(bottom - top) + 2600, int(right - left) + 2600)
-        origins = lay_tiles(shape, extent, extent) + np.array([int(top) - 9, int(left) - 9])
+        origins = list_origins(shape, extent, extent) + np.array([int(top) - 9, int(left) - 9])
         fractions = measure_lesion_fractions(lesions, origins, extent)
         assert fractions.sum() * 1024 * 1280 == pytest.approx(lesions.area, rel=1e-9)
 
@@ -190,10 +190,13 @@ def test_two_vertices_of_one_order_are_refused() -> None:
         (b"<ASAP_Annotations><AnnotationGroups/></ASAP_Annotations>", "no element <Annotations>"),
         (b"[" * 200_000, "malformed JSON .recursion limit"),
         (b'{"type": "Feature"}', "not GeoJSON: feature 1: it has no geometry"),
-        (b"[1, 2]", "not GeoJSON: feature 1: its feature is no object but '1'"),
+        (b"[1, 2]", "not GeoJSON: feature 1: its feature is not an object but '1'"),
         (b"[null]", "not GeoJSON: feature 1: it has no geometry"),
-        (b'{"features": true}', "`features` are no list"),
-        (b'[{"properties": [3], "geometry": null}]', r"its properties is no object but '\[3\]'"),
+        (b'{"features": true}', "`features` are not a list"),
+        (
+            b'[{"properties": [3], "geometry": null}]',
+            r"its properties is not an object but '\[3\]'",
+        ),
         (b'{"type": "Topology"}', "not GeoJSON: feature 1: "),
     ],
 )
@@ -278,7 +281,7 @@ def test_shares_equal_a_full_resolution_rasterisation(seed: int, count: int) -> 
     radii = rng.uniform(60, 120, count)
     outline = np.stack([180 + radii * np.cos(angles), 130 + radii * np.sin(angles)], axis=1)
     lesions = shapely.make_valid(shapely.Polygon(outline))
-    origins = lay_tiles((260, 360), (52, 90), (52, 90))
+    origins = list_origins((260, 360), (52, 90), (52, 90))
     fractions = measure_lesion_fractions(lesions, origins, (52, 90))
     # Three samples a pixel on each axis, at their centres; y first, as skimage wants it.
     y, x = outline[:, 1] * 3 - 0.5, outline[:, 0] * 3 - 0.5

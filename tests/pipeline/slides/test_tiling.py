@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from pipeline.slides.tiling import (
     choose_level,
-    lay_tiles,
+    list_origins,
     measure_mask_fractions,
     measure_tile_extent_yx,
     order_along_z,
@@ -22,7 +22,7 @@ strides = st.tuples(st.integers(3, 90), st.integers(3, 90))
 def test_tiles_stay_inside_and_none_comes_twice(
     shape_yx: tuple[int, int], extent_yx: tuple[int, int], stride_yx: tuple[int, int]
 ) -> None:
-    origins = lay_tiles(shape_yx, extent_yx, stride_yx)
+    origins = list_origins(shape_yx, extent_yx, stride_yx)
     assert origins.dtype == np.int64
     assert (origins >= 0).all()
     assert (origins + extent_yx <= shape_yx).all()
@@ -38,17 +38,17 @@ def test_tiles_stay_inside_and_none_comes_twice(
 def test_swapping_both_axes_swaps_the_tiles(
     shape_yx: tuple[int, int], extent_yx: tuple[int, int], stride_yx: tuple[int, int]
 ) -> None:
-    origins = lay_tiles(shape_yx, extent_yx, stride_yx)
-    swapped = lay_tiles(shape_yx[::-1], extent_yx[::-1], stride_yx[::-1])
+    origins = list_origins(shape_yx, extent_yx, stride_yx)
+    swapped = list_origins(shape_yx[::-1], extent_yx[::-1], stride_yx[::-1])
     assert {(y, x) for y, x in origins.tolist()} == {(y, x) for x, y in swapped.tolist()}
 
 
 def test_tiles_go_row_by_row() -> None:
-    assert lay_tiles((5, 7), (2, 3), (2, 3)).tolist() == [[0, 0], [0, 3], [2, 0], [2, 3]]
+    assert list_origins((5, 7), (2, 3), (2, 3)).tolist() == [[0, 0], [0, 3], [2, 0], [2, 3]]
 
 
 def test_a_tile_larger_than_the_slide_does_not_fit() -> None:
-    assert lay_tiles((10, 50), (11, 5), (11, 5)).shape == (0, 2)
+    assert list_origins((10, 50), (11, 5), (11, 5)).shape == (0, 2)
 
 
 def test_extent_follows_each_axis_own_mpp() -> None:
@@ -102,7 +102,7 @@ def test_fractions_equal_counting_at_full_resolution(
         data.draw(st.integers(1, full.shape[0])),
         data.draw(st.integers(1, full.shape[1])),
     )
-    origins = lay_tiles((full.shape[0], full.shape[1]), extent_yx, (2, 3))
+    origins = list_origins((full.shape[0], full.shape[1]), extent_yx, (2, 3))
     assume(len(origins))
     expected = [
         full[y : y + extent_yx[0], x : x + extent_yx[1]].mean() for y, x in origins.tolist()
@@ -126,7 +126,7 @@ def test_nothing_is_covered_outside_of_the_slide() -> None:
 
 
 def test_tiles_are_ordered_by_squares_of_squares() -> None:
-    origins = lay_tiles((5 * 10 + 3, 6 * 30 + 2), (10, 30), (10, 30))
+    origins = list_origins((5 * 10 + 3, 6 * 30 + 2), (10, 30), (10, 30))
     ordered = origins[order_along_z(origins, (10, 30))]
     assert sorted(map(tuple, ordered.tolist())) == sorted(map(tuple, origins.tolist()))
     cells = ordered // (10, 30)

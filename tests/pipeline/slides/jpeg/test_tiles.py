@@ -241,7 +241,7 @@ def test_the_cache_stays_within_its_bounds(tmp_path: Path) -> None:
     path = write_tiles(tmp_path / "a.tif", (1024, 1536), (256, 256))
     with open_slide(path) as slide, open_jpeg_tiles(path, slide, 0) as tiles:
         assert tiles is not None
-        tiles._room = 3
+        tiles._capacity = 3
         (whole,) = tiles.read_regions([(0, 0)], (1024, 1536))
         assert len(tiles._kept) + len(tiles._spare) <= 4
         np.testing.assert_array_equal(whole, slide.read_region_yx((0, 0), 0, (1024, 1536)))
