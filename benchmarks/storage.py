@@ -22,8 +22,10 @@ from scipy.ndimage import gaussian_filter
 from benchmarks.harness import Comparison, Method, Outcome, compare, run_benchmark
 from pipeline.ingest.plan import Plan, SourceRead
 from pipeline.ingest.run import ingest
+from pipeline.records import Array
 from pipeline.runtime.engines import map_serially
-from pipeline.store.dataset import BASE_COLUMNS, Array, DatasetSpec, open_dataset
+from pipeline.store.dataset import open_dataset
+from pipeline.store.spec import BASE_COLUMNS, DatasetSpec
 
 SHAPE = (64, 64, 3)
 SHARD_IMAGES = 1024

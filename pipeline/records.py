@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
+
+from numpy.typing import NDArray
 
 Split: TypeAlias = Literal["train", "validation", "test"]
 SPLITS: Final[tuple[Split, ...]] = ("train", "validation", "test")
 Scalar: TypeAlias = str | int | float | bool
+JSON: TypeAlias = "str | int | float | bool | list[JSON] | Mapping[str, JSON] | None"
+Array: TypeAlias = NDArray[Any]
 Progress: TypeAlias = Callable[[int, int], None]  # (done, in all)
 
 

@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 from pipeline.errors import SchemaError
 from pipeline.io import storage
 from pipeline.io.staging import require_reachable
-from pipeline.records import ManifestEntry, Progress, Split, ignore_progress
+from pipeline.records import JSON, ManifestEntry, Progress, Split, ignore_progress
 from pipeline.runtime.engines import MapWork
-from pipeline.store.dataset import JSON, Dataset, open_dataset
+from pipeline.store.dataset import Dataset, open_dataset
 from training.evaluation.intervals import Interval
 from training.evaluation.subgroups import SUBGROUP_COLUMNS
 from training.scoring.drift import DriftReport, Reference, Sample, measure_drift

@@ -20,9 +20,9 @@ from pipeline.images.plan import ImageSettings, make_reader, plan_images
 from pipeline.ingest.run import IngestReport, ingest
 from pipeline.io.scratch import Scratch
 from pipeline.io.storage import join, write_bytes
-from pipeline.records import ImageListing, Progress, ignore_progress
+from pipeline.records import Array, ImageListing, Progress, ignore_progress
 from pipeline.runtime.engines import MapWork
-from pipeline.store.dataset import Array, Dataset, open_dataset
+from pipeline.store.dataset import Dataset, open_dataset
 
 CONTACT_SHEET: Final = "review/contact_sheet.png"
 DUPLICATES: Final = "review/duplicates.json"

@@ -17,9 +17,9 @@ from pipeline.images.decode import Resampling, is_grey
 from pipeline.images.reader import MEASURED_COLUMNS, ImageReader, decode_source, read_source
 from pipeline.ingest.plan import Plan
 from pipeline.io.scratch import Scratch
-from pipeline.records import MIN_SIDE_PX, SPLITS, ManifestEntry, Scalar, SourceImage
+from pipeline.records import MIN_SIDE_PX, SPLITS, Array, ManifestEntry, Scalar, SourceImage
 from pipeline.splits import assign_splits
-from pipeline.store.dataset import BASE_COLUMNS, Array, DatasetSpec, code_version, fill_value
+from pipeline.store.spec import BASE_COLUMNS, DatasetSpec, code_version, fill_value
 
 Colour: TypeAlias = Literal["auto", "grey", "rgb"]
 Fraction: TypeAlias = Annotated[float, Field(ge=0.0, le=1.0)]

@@ -22,8 +22,7 @@ from pipeline.io.archives import read_member
 from pipeline.io.scratch import Scratch
 from pipeline.io.storage import describe, read_bytes
 from pipeline.privacy.redaction import calling_it
-from pipeline.records import SourceImage
-from pipeline.store.dataset import Array
+from pipeline.records import Array, SourceImage
 
 MEASURED_COLUMNS: Final[Mapping[str, np.dtype[Any]]] = {
     # Height and width of the file's own pixels: boxes are given in these.

@@ -9,8 +9,8 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.records import ManifestEntry
-from pipeline.store.dataset import Array, DatasetSpec
+from pipeline.records import Array, ManifestEntry
+from pipeline.store.spec import DatasetSpec
 
 
 class Source(Protocol):

@@ -10,7 +10,7 @@ from typing import Final
 from pipeline.errors import SettingsError
 from pipeline.ingest.shards import ShardTask
 from pipeline.runtime.engines import MapWork, describe_workers
-from pipeline.store.dataset import DatasetSpec
+from pipeline.store.spec import DatasetSpec
 
 logger = logging.getLogger(__name__)
 

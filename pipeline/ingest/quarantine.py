@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from pipeline.errors import NormscopeError, SourceError
 from pipeline.ingest.plan import Reader, SourceRead, read_all
 from pipeline.ingest.shards import Commit, ShardTask, cut_sources, make_shard
+from pipeline.records import Array
 from pipeline.runtime.engines import DEATH, DEATH_REMEDY, MapWork
-from pipeline.store.dataset import Array
 
 _Sample: TypeAlias = tuple[Any, Mapping[str, Array]]
 

@@ -26,9 +26,9 @@ from pipeline.ingest.preflight import check_before_spending
 from pipeline.ingest.quarantine import make_shard_without_killers
 from pipeline.ingest.shards import Commit, ShardTask, cut_shards, make_shard
 from pipeline.io import storage
-from pipeline.records import ManifestEntry, Progress, ignore_progress
+from pipeline.records import JSON, ManifestEntry, Progress, ignore_progress
 from pipeline.runtime.engines import MapWork
-from pipeline.store.dataset import JSON, open_dataset, write_documents
+from pipeline.store.dataset import open_dataset
 from pipeline.store.layout import (
     MANIFEST,
     drop_arrays,
@@ -38,6 +38,7 @@ from pipeline.store.layout import (
     sweep,
     write_changed,
 )
+from pipeline.store.spec import write_documents
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from pipeline.errors import AbsentError, SchemaError, SourceError
 from pipeline.ingest.plan import Plan, Reader, SourceRead
 from pipeline.io.storage import join, open_zarr_store, write_parts
+from pipeline.records import Array
 from pipeline.runtime.malloc import ReusedMemory
-from pipeline.store.dataset import SCHEMA_VERSION, Array, DatasetSpec, fill_value
 from pipeline.store.sharding import encode_shard
+from pipeline.store.spec import SCHEMA_VERSION, DatasetSpec, fill_value
 
 Images = NDArray[np.uint8]
 _UNREADABLE: Final = (SourceError, AbsentError)

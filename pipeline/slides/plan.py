@@ -15,7 +15,7 @@ from pipeline.ingest.plan import Plan
 from pipeline.io.scratch import Scratch
 from pipeline.io.staging import require_reachable
 from pipeline.io.storage import join
-from pipeline.records import Label, ManifestEntry, Slide
+from pipeline.records import Array, Label, ManifestEntry, Slide
 from pipeline.runtime.engines import DEATH, DEATH_REMEDY, MapWork
 from pipeline.slides.quality import QUALITY_COLUMNS
 from pipeline.slides.reader import DECODER_COLUMN
@@ -26,7 +26,7 @@ from pipeline.slides.survey import SlideSurvey, survey_slide
 from pipeline.slides.survey_cache import load_or_survey
 from pipeline.slides.tiling import name_states
 from pipeline.splits import assign_splits
-from pipeline.store.dataset import BASE_COLUMNS, Array, DatasetSpec, code_version
+from pipeline.store.spec import BASE_COLUMNS, DatasetSpec, code_version
 
 _FLOAT: Final = np.dtype("float32")
 SLIDE_COLUMNS: Final[Mapping[str, np.dtype[Any]]] = {

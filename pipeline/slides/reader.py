@@ -16,7 +16,7 @@ from pipeline.errors import SourceError
 from pipeline.ingest.plan import SourceRead
 from pipeline.io.scratch import Scratch
 from pipeline.io.staging import stage
-from pipeline.records import Slide
+from pipeline.records import Array, Slide
 from pipeline.slides.jpeg.proof import open_jpeg_tiles
 from pipeline.slides.jpeg.tiles import JpegTiles
 from pipeline.slides.openslide_reader import OpenSlideReader, SlideReader, digest_slide, open_slide
@@ -25,7 +25,6 @@ from pipeline.slides.settings import SlideSettings, StainSetting
 from pipeline.slides.stain.fit import decode_stains
 from pipeline.slides.stain.normalise import StainFit, normalise_stains
 from pipeline.slides.tiling import PairYX, choose_level, measure_tile_extent_yx
-from pipeline.store.dataset import Array
 
 Decoder: TypeAlias = Literal["jpeg", "openslide"]
 DECODER_COLUMN: Final = "decoder"

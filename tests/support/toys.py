@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 
 from pipeline.ingest.plan import Plan, SourceRead
 from pipeline.ingest.run import ingest
+from pipeline.records import Array
 from pipeline.runtime.engines import map_serially
-from pipeline.store.dataset import BASE_COLUMNS, Array, Dataset, DatasetSpec, open_dataset
+from pipeline.store.dataset import Dataset, open_dataset
+from pipeline.store.spec import BASE_COLUMNS, DatasetSpec
 from training.settings import TrainSettings
 
 HEIGHT, WIDTH = 40, 34  # not square, so that a swapped axis fails

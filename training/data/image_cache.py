@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.store.chunk_reader import open_chunks
 from pipeline.store.dataset import Dataset
 from training.data.augmentation import locate_pixels
 from training.networks.inputs import Images, Views, cut_views
@@ -154,7 +153,7 @@ class StreamedImages:
     """
 
     def __init__(self, dataset: Dataset, *, cached_chunks: int) -> None:
-        self._read = open_chunks(dataset)
+        self._read = dataset.open_chunks()
         self._image_shape, self._chunk_images = dataset.image_shape, dataset.chunk_images
         self._cached_chunks = cached_chunks
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="chunk-reader")
@@ -204,7 +203,7 @@ def fits_on_device(dataset: Dataset, rows: Rows, device: torch.device, *, where:
 
 def _read_all(dataset: Dataset, rows: Rows, store: Callable[[slice, Images], None]) -> None:
     """Store the images of ascending rows chunk by chunk, with their places among the rows."""
-    read = open_chunks(dataset)
+    read = dataset.open_chunks()
 
     def read_chunk(chunk: int) -> None:
         start = chunk * dataset.chunk_images

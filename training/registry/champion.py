@@ -14,7 +14,7 @@ from typing import Final
 
 from pipeline.errors import RegistryError
 from pipeline.io import storage
-from pipeline.store.dataset import JSON
+from pipeline.records import JSON
 from training.registry.ledger import Entry, Kind, append, append_after, read_entries, require_known
 from training.registry.versions import (
     CHAMPION,

@@ -19,7 +19,7 @@ from typing import Final, Literal, TypeAlias
 
 from pipeline.errors import AbsentError, RegistryError
 from pipeline.io import storage
-from pipeline.store.dataset import JSON
+from pipeline.records import JSON
 
 Kind: TypeAlias = Literal["promoted", "refused", "held", "rolled_back", "found", "scored"]
 

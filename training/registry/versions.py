@@ -24,7 +24,7 @@ from pydantic import ValidationError
 
 import training
 from pipeline.errors import RegistryError
-from pipeline.store.dataset import JSON
+from pipeline.records import JSON
 from training.evaluation.calibration import Calibration, Threshold
 from training.scoring.detector import DESCRIPTION, FEATURES, NETWORK, Detector
 from training.scoring.loaded_model import IngestRecord, ScoringModel

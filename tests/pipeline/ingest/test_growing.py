@@ -176,7 +176,7 @@ from pathlib import Path
 import numpy as np
 from pipeline.ingest.plan import SourceRead
 from pipeline.ingest.preflight import _BASE_BYTES, measure_worker_bytes
-from pipeline.store.dataset import write_documents
+from pipeline.store.spec import write_documents
 from pipeline.ingest.shards import cut_shards, make_shard
 from pipeline.io.storage import join, write_bytes
 from tests.support.made.datasets import plan_made, write_sources

@@ -211,12 +211,25 @@ def test_an_empty_plan_says_why(tmp_path: Path) -> None:
     assert open_dataset(str(tmp_path / "out")).image_count == 1
 
 
-def test_no_dataset_and_another_schema_are_refused(tmp_path: Path) -> None:
+def test_no_dataset_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SchemaError, match="no dataset here"):
         open_dataset(str(tmp_path / "nothing"))
-    zarr.create_group(str(tmp_path / "other"), attributes={"normscope_schema": 99})
-    with pytest.raises(SchemaError, match="schema 99"):
-        open_dataset(str(tmp_path / "other"))
+
+
+@pytest.mark.parametrize(
+    ("modality", "command"), [("histology", "slides"), ("radiograph", "xrays"), ("image", "images")]
+)
+def test_an_old_dataset_is_refused_with_the_command_that_makes_it_again(
+    tmp_path: Path, modality: str, command: str
+) -> None:
+    url = str(tmp_path / "old")
+    zarr.create_group(url, attributes={"normscope_schema": 99, "modality": modality})
+    with pytest.raises(SchemaError) as caught:
+        open_dataset(url)
+    assert str(caught.value) == (
+        f"{url}: schema 99, this version reads schema 1. Make it again: "
+        f"`normscope ingest {command} SOURCE {url}`"
+    )
 
 
 def test_an_unknown_column_names_those_there_are(tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ from pipeline.errors import SourceError, StorageError
 from pipeline.ingest import shards
 from pipeline.ingest.plan import SourceRead, read_all
 from pipeline.ingest.run import ingest
+from pipeline.records import Array
 from pipeline.runtime.engines import map_serially
-from pipeline.store.dataset import Array, open_dataset
+from pipeline.store.dataset import open_dataset
 from pipeline.store.sharding import encode_shard
 from tests.support.made.datasets import MadeReader, MadeSource, plan_made, write_sources
 

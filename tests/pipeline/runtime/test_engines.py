@@ -17,8 +17,9 @@ from pipeline.errors import SettingsError
 from pipeline.ingest.plan import SourceRead
 from pipeline.ingest.run import ingest
 from pipeline.io.storage import read_bytes
+from pipeline.records import Array
 from pipeline.runtime.engines import dask_engine, describe_workers, map_serially
-from pipeline.store.dataset import Array, open_dataset
+from pipeline.store.dataset import open_dataset
 from tests.support.made.datasets import MadeReader, MadeSource, plan_made, write_sources
 
 

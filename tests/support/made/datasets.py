@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from pipeline.errors import SourceError
 from pipeline.ingest.plan import Plan, SourceRead
 from pipeline.io.storage import describe, read_bytes
-from pipeline.records import ManifestEntry
-from pipeline.store.dataset import BASE_COLUMNS, Array, DatasetSpec
+from pipeline.records import Array, ManifestEntry
+from pipeline.store.spec import BASE_COLUMNS, DatasetSpec
 
 SHAPE = (5, 3, 2)  # not square, so that a swapped axis fails
 

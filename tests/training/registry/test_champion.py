@@ -13,8 +13,9 @@ from mlflow import MlflowClient
 
 from pipeline.errors import RegistryError, SourceError
 from pipeline.io import storage
+from pipeline.records import JSON
 from pipeline.sources.modified_range import ModifiedRange
-from pipeline.store.dataset import JSON, open_dataset
+from pipeline.store.dataset import open_dataset
 from tests.support.registered import NAME, own_mlflow, register
 from tests.support.toys import make_dataset
 from training.registry import versions as registry
