@@ -1,15 +1,15 @@
-"""The few errors that a user can cause and can mend."""
+"""Errors that a user can cause and correct."""
 
 from __future__ import annotations
 
 
 class NormscopeError(Exception):
-    """Something that the user can mend, said in one line.
+    """Something that the user can correct, said in one line.
 
     Args:
         item: The file, URL or setting at fault.
-        problem: What is wrong with it, the offending value included.
-        remedy: What to do next, as an imperative sentence.
+        problem: Description of what is wrong, the offending value included.
+        remedy: Imperative sentence that says what to do next.
     """
 
     def __init__(self, item: str, problem: str, remedy: str) -> None:

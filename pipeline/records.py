@@ -1,4 +1,4 @@
-"""What the sources list: frozen records that pass between the rooms."""
+"""Records that the packages exchange: what sources list, and what became of it."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ MAX_PIXELS: Final = 80_000_000
 
 
 def ignore_progress(done: int, total: int) -> None:
-    """Show nothing."""
+    """Report no progress."""
 
 
 class Label(IntEnum):
-    """What is known of an image, slide or tile."""
+    """What is known about an image, slide or tile."""
 
     NORMAL = 0
     ANOMALOUS = 1
@@ -37,16 +37,16 @@ class Label(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Slide:
-    """One whole-slide image and what its archive says of it.
+    """One whole-slide image and what its source says about it.
 
     Args:
         slide_id: Unique in the dataset; the group of all its tiles.
-        url: Where the file lies that OpenSlide is given: plain path, `file://` or `s3://`.
+        url: Plain path or `s3://` URL of the file that OpenSlide opens.
         version: Changes when one of its files does (size and time, or the object's ETag).
-        label: Of the slide as a whole.
+        label: Label of the slide as a whole.
         split: The official split, or None where there is none.
-        annotation_url: Its lesion polygons (ASAP XML), or None.
-        companions: URLs of its other files, where it is several; they lie below `url`'s folder.
+        annotation_url: URL of the lesion polygons (ASAP XML), or None.
+        companions: URLs of the slide's other files, below the folder of `url`.
     """
 
     slide_id: str
@@ -65,14 +65,14 @@ class SourceImage:
     Args:
         image_id: Unique in the dataset.
         group_id: The patient or slide it comes from; splits never divide a group.
-        url: Where the file lies: plain path, `file://` or `s3://`. It may hold a person's name
-            and is not shown: engines log what they work on.
+        url: Plain path or `s3://` URL of the file. It may hold a person's name and is not
+            shown: engines log what they work on.
         version: Changes when the file does (size and time, or the object's ETag).
-        label: Of the image.
+        label: Label of the image.
         split: The official split, or None where there is none.
         columns: Further columns of the dataset, e.g. `view_position`, `age_years`.
-        name: What errors and manifests call it; empty where the URL may be shown.
-        span_bytes: Start and stop of its bytes where `url` is a tar archive, unpacked.
+        name: Public name for errors and manifests; empty where the URL may be shown.
+        span_bytes: Start and stop of the image's bytes if `url` is a tar archive, unpacked.
     """
 
     image_id: str
@@ -87,19 +87,19 @@ class SourceImage:
 
     @property
     def public_name(self) -> str:
-        """What errors and manifests call it."""
+        """Name for errors and manifests."""
         return self.name or self.url
 
 
 @dataclass(frozen=True, slots=True)
 class ManifestEntry:
-    """What became of one item of a batch: nothing attempted goes unmentioned.
+    """What became of one item of a batch: every item has an entry.
 
     Args:
         item: The file's public name or URL, or the table row's image name.
         state: `done`, `skipped` (left out on purpose, or absent) or `failed`.
-        reason: Why, for `skipped` and `failed`; of what is `done`, what to know of it.
-        facts: How it was read, e.g. by which `decoder`.
+        reason: Reason of `skipped` and `failed`; a remark on `done`.
+        facts: Facts about reading it, e.g. the `decoder`.
     """
 
     item: str

@@ -1,4 +1,9 @@
-"""Group-disjoint splits: no patient or slide is ever divided, and a proof of it."""
+"""Group-disjoint splits, and the check that no patient or slide is divided.
+
+>>> assign_splits(["p1", "p1", "p2"], [0, 1, 0], ["", "", "train"], seed=0,
+...               validation_fraction=0.5, test_fraction=0.5).tolist()
+['validation', 'validation', 'train']
+"""
 
 from __future__ import annotations
 
@@ -36,10 +41,10 @@ def assign_splits(
     calibrated without normals. This is the only way in which other groups matter to a group.
 
     Args:
-        group_ids: str (image,): patient or slide.
-        labels: int (image,): 0 normal, 1 anomalous, -1 unknown.
-        official: str (image,): a split's name, or empty where there is none.
-        seed: Another seed gives another division.
+        group_ids: Patient or slide of each image, str (image,).
+        labels: Label of each image, int (image,): 0 normal, 1 anomalous, -1 unknown.
+        official: Official split of each image, str (image,); empty where there is none.
+        seed: Seed of the hash; another seed gives another division.
         validation_fraction: Share of the groups for validation, in [0, 1]; 0 moves none there.
         test_fraction: Share of the groups for test; both together at most 1.
 
@@ -83,9 +88,9 @@ def prove_disjoint(
     """Prove that no group has images in two splits.
 
     Args:
-        group_ids: str (image,).
-        splits: str (image,).
-        item: What the error names as being at fault: the table or the dataset.
+        group_ids: Patient or slide of each image, str (image,).
+        splits: Split of each image, str (image,).
+        item: Name of the table or dataset at fault, for the error.
 
     Raises:
         SchemaError: A group is divided; the first few are named.

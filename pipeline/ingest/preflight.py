@@ -32,7 +32,7 @@ def check_before_spending(url: str, tasks: Sequence[ShardTask], map_work: MapWor
     Args:
         url: URL of the dataset.
         tasks: The shards to make; at least one.
-        map_work: The engine.
+        map_work: The engine whose workers will make the shards.
 
     Raises:
         SettingsError: A shard needs more memory than a worker has.

@@ -1,10 +1,10 @@
 """Images inside tar archives, which shards read in any order.
 
-gzip has no way in but from its beginning. So a `.tar.gz` is unpacked to a plain `.tar` in the
-scratch folder by its first reader on each machine, and all others there read their members from
-it by place, until the room is needed. PNGs hardly shrink: the twelve archives of ChestX-ray14 need
-45 GB; with less room than that they are inflated again as they come. A plain `.tar` is read where
-it lies, by range.
+gzip can only be read from its beginning. So the first reader on each machine unpacks a `.tar.gz`
+to a plain `.tar` in the scratch folder, and the others read their members from there by offset,
+until the room is needed. PNGs hardly shrink: the twelve archives of ChestX-ray14 need 45 GB; with
+less room than that they are unpacked again when they are needed. A plain `.tar` is read in place,
+by range.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Member:
     """A file inside an archive.
 
     Args:
-        name: Its path there.
+        name: Path of the file inside the archive.
         span_bytes: Start and stop of its content in the unpacked archive.
     """
 
@@ -56,10 +56,10 @@ def list_members(info: ObjectInfo, scratch: Scratch | None = None) -> tuple[Memb
 
     Args:
         info: The archive, as listed.
-        scratch: Where it is unpacked; None for the usual place.
+        scratch: Folder for unpacked archives; None for `scratch.DEFAULT_FOLDER`.
 
     Raises:
-        SourceError: It is no whole tar archive.
+        SourceError: It is not a complete tar archive.
         SettingsError: It is larger than the scratch folder may be.
         StorageError: It cannot be read, or the scratch folder has no room for it.
     """
@@ -81,10 +81,10 @@ def read_member(
     """Read one file inside an archive.
 
     Args:
-        url: Of the archive.
-        version: As listed; an archive that has changed since is refused.
-        span_bytes: Of the member.
-        scratch: As of `list_members`.
+        url: Path or URL of the archive.
+        version: Version when listed; an archive that has changed since is refused.
+        span_bytes: Start and stop of the member's content in the unpacked archive.
+        scratch: Folder for unpacked archives; None for `scratch.DEFAULT_FOLDER`.
 
     Raises:
         SourceError: The archive has changed, or is damaged.

@@ -1,4 +1,4 @@
-"""Files on disk that appear whole or not at all, and not before the disk has them."""
+"""Files on disk that appear complete or not at all, and only once the disk has stored them."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _O_DIRECT: Final[int] = getattr(os, "O_DIRECT", 0)
 def written_beside(
     target: Path, parts: Iterable[Part], *, is_large: bool = False
 ) -> Iterator[Path]:
-    """A temporary file of these parts, in the target's folder so that a rename is atomic.
+    """Write a temporary file in the target's folder, so that a rename is atomic.
 
     Args:
-        target: What it is to become, by a rename or a link in the block; its folder is made.
-        parts: Of the content, in order.
-        is_large: Whether it takes many megabytes, which nobody reads again soon: these go past
-            the page cache, since filling that can take as long as decoding the images did.
+        target: Path that the block renames or links the file to; its folder is made.
+        parts: Parts of the content, in order.
+        is_large: Write past the page cache, for many megabytes that nobody reads again soon:
+            filling the cache can take as long as decoding the images did.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{token_hex(4)}")
@@ -48,12 +48,12 @@ def written_beside(
 
 
 def is_temporary(name: str, target: str) -> bool:
-    """Whether a file's name is that of a temporary one for the target, e.g. of a killed writer."""
+    """Whether a file is a temporary one for the target, e.g. left by a killed writer."""
     return re.fullmatch(rf"\.{re.escape(target)}\.\w{{8}}", name) is not None
 
 
 def _write_past_cache(descriptor: int, parts: Iterable[Part]) -> bytes:
-    """Write all whole pages straight to the disk, and give back what is left at the end."""
+    """Write all whole pages straight to the disk, and return what is left at the end."""
     filled = 0
     pages = memoryview(mmap.mmap(-1, _BUFFER_BYTES))  # begins with a page, as the disk wants it
     with _past_cache(descriptor):

@@ -1,4 +1,7 @@
-"""A file of which only the parts that are looked at are fetched."""
+"""A remote file of which only the parts that are read are fetched.
+
+docs/adr/0003-own-range-file.md says why this is not `obstore.open_reader`.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,8 @@ def open_by_range(info: ObjectInfo, *, block_bytes: int = BLOCK_BYTES) -> io.Buf
     """Open a file for reading and seeking; each block is fetched when it is first needed.
 
     Args:
-        info: As listed.
-        block_bytes: How much is fetched at once.
+        info: The file, as it was listed.
+        block_bytes: Number of bytes that one request fetches.
     """
     return io.BufferedReader(_RangeFile(info), block_bytes)
 

@@ -1,7 +1,7 @@
 """A scratch folder of bounded size: files held while in use, evicted by last use.
 
 Any number of threads and processes of one node share a folder. Each file, or the files that belong
-together, has a lock (`flock`, which the kernel lets go of when a process is killed): exclusive
+together, has a lock (`flock`, which the kernel releases when a process is killed): exclusive
 while it is fetched, so that nothing is fetched twice at once; shared while it is read, so that
 nothing in use is evicted. Room is taken on the disk before the first byte is fetched.
 """
@@ -33,9 +33,9 @@ class Copy:
     """A file to hold.
 
     Args:
-        name: Its path in its folder, whose suffix readers go by.
-        size_bytes: Its size.
-        fetch: Fills a file that is there already, of this size.
+        name: Path of the copy in its folder; readers go by its suffix.
+        size_bytes: Size of the file in bytes.
+        fetch: Function that fills an existing file of this size.
     """
 
     name: str
@@ -48,9 +48,9 @@ class Scratch:
     """Where copies of remote files may lie, and how many bytes of them.
 
     Args:
-        folder: A folder of its own on every node; made where it is absent.
-        max_bytes: Of all copies together.
-        patience_s: How long to wait for room that others use.
+        folder: A local folder on every node; made, for its user alone, where it is absent.
+        max_bytes: Limit in bytes for all copies together.
+        patience_s: Seconds to wait for room that other readers use.
     """
 
     folder: Path = DEFAULT_FOLDER
@@ -61,13 +61,13 @@ class Scratch:
     def hold(
         self, item: str, key: str, copy: Copy, companions: Sequence[Copy] = ()
     ) -> Iterator[Path]:
-        """Give a file, fetched where it is not there, and keep it for as long as the block runs.
+        """Give a file, fetched if it is not there, and keep it for as long as the block runs.
 
         Args:
-            item: What it is a copy of, for errors.
-            key: Of the content: the same key is the same bytes.
-            copy: The file.
-            companions: What is to lie with it, fetched, kept and evicted together with it.
+            item: Name of the remote file, for errors.
+            key: Identity of the content: the same key is the same bytes.
+            copy: The file to hold.
+            companions: Further files that are fetched, kept and evicted together with it.
 
         Raises:
             SettingsError: They are larger than the whole scratch folder may be.
@@ -80,7 +80,7 @@ class Scratch:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 if not path.exists():
                     self._fill(item, self.folder / key, copy, companions)
-                # The kernel lets go in between: it may be evicted again before it is ours.
+                # The kernel releases the lock in between: the file may be evicted meanwhile.
                 fcntl.flock(lock, fcntl.LOCK_SH)
             os.utime(lock)
             yield path

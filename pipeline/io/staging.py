@@ -1,6 +1,6 @@
 """S3 through boto3: the check before the work, and local copies of slides.
 
-The only importer of boto3, whose transfer manager does the parallel ranged download.
+docs/adr/0004-boto3-beside-obstore.md says why there are two clients.
 """
 
 from __future__ import annotations
@@ -105,8 +105,8 @@ def stage(
     MD5, and stays there for the next user until others need the room.
 
     Args:
-        url: Of the file.
-        version: As listed, by `storage.join_versions`; what has changed since is refused.
+        url: Path or URL of the file.
+        version: Version when listed, by `storage.join_versions`; a changed file is refused.
         companions: URLs of files that its reader looks for next to it or in a folder there; they
             are fetched, kept and evicted together with it.
         scratch: Folder for copies of remote files; None for `scratch.DEFAULT_FOLDER`.

@@ -45,10 +45,10 @@ class ObjectInfo:
     """One file or object.
 
     Args:
-        url: In the form of the URL that it was listed under.
-        size_bytes: Its size.
+        url: Plain path or URL of the file.
+        size_bytes: Size of the file in bytes.
         version: Changes when the content does: the ETag, or size and modification time.
-        modified_at: When it was last written, UTC; the version tells whether it was.
+        modified_at: Time of the last write, UTC; compare `version` to detect a change.
     """
 
     url: str
@@ -76,7 +76,7 @@ class Place:
 
 
 def parse(url: str) -> Place:
-    """Take a URL apart.
+    """Parse a URL.
 
     Raises:
         StorageError: It has another scheme.
@@ -301,7 +301,7 @@ def write_parts(url: str, parts: Iterator[Part]) -> None:
 
 
 def create_bytes(url: str, data: bytes) -> bool:
-    """Write one whole file unless there is one; of many writers one wins, and is told so."""
+    """Write one whole file unless there is one; of many writers only one gets True."""
     place = parse(url)
     with translated(url), suppress(AlreadyExistsError, FileExistsError):
         if place.scheme == "file":

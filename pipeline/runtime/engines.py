@@ -37,11 +37,11 @@ DEATH_REMEDY: Final = "Look into the workers' logs; give workers more memory or 
 
 @dataclass(frozen=True, slots=True)
 class Workers:
-    """What an engine works with.
+    """The workers of an engine.
 
     Args:
-        count: Items worked on at once.
-        memory_bytes: Memory for each of them.
+        count: Number of items worked on at once.
+        memory_bytes: Memory for each item, in bytes.
     """
 
     count: int
@@ -61,10 +61,10 @@ class MapWork(Protocol):
         """Apply a function; its exceptions are raised here.
 
         Args:
-            function: To be applied.
-            items: To each of these.
-            give_up: What an item gives in place of a result that kills whoever takes it up;
-                without it such an item is an error. In this process it would kill us all.
+            function: The function to apply.
+            items: The items to apply it to.
+            give_up: Function that gives the result of an item that kills every worker; without it
+                such an item is an error. An engine in this process cannot survive such an item.
         """
         ...
 
@@ -75,7 +75,7 @@ def map_serially(
     *,
     give_up: Callable[[T], R] | None = None,  # noqa: ARG001 - the protocol's
 ) -> Iterator[R]:
-    """One after the other, in this thread."""
+    """Apply a function to one item after the other, in this thread."""
     return (function(item) for item in items)
 
 
@@ -86,9 +86,9 @@ def dask_engine(
     """Processes of a Dask cluster: an existing one, or one started here and stopped again.
 
     Args:
-        address: Of a running scheduler (`tcp://host:8786`), or None to start a local cluster.
-        workers: Processes of the local cluster.
-        memory_limit: Of each local worker, e.g. `4GiB`; a worker beyond it is restarted.
+        address: Address of a running scheduler (`tcp://host:8786`); None starts a local cluster.
+        workers: Number of processes of the local cluster.
+        memory_limit: Memory of each local worker, e.g. `4GiB`; a worker beyond it is restarted.
 
     Raises:
         SettingsError: No scheduler answers at the address.
@@ -121,10 +121,10 @@ class DaskMap:
         *,
         give_up: Callable[[T], R] | None = None,
     ) -> Iterator[R]:
-        """Submit every item; what has not begun when the caller stops is not begun.
+        """Submit every item; items that have not begun when the caller stops are cancelled.
 
         Raises:
-            SettingsError: Every worker that took up an item has died, and nothing stands in for it.
+            SettingsError: An item has killed every worker that tried it, and there is no `give_up`.
         """
         # pure=False: results are effects on storage, so none may be taken from a cache.
         work = partial(_keeping_memory, function)
@@ -144,12 +144,12 @@ class DaskMap:
                 suspects.append(items[number])
         if give_up is not None:
             for item in suspects:
-                # A worker may have held others when it died: the guilty one kills alone, too.
+                # A worker may have held other items when it died: the cause kills alone, too.
                 again = self(function, [item], give_up=give_up) if len(items) > 1 else None
                 yield from again or [give_up(item)]
 
     def describe(self) -> Workers:
-        """The workers there are; at least one, as the client waits for the first."""
+        """Count the workers, at least one: the client waits for the first."""
         found: list[Mapping[str, Any]] = []
         while not found:  # the first may have died since
             self.client.wait_for_workers(1)
@@ -159,9 +159,9 @@ class DaskMap:
 
 
 def _keeping_memory(function: Callable[[T], R], item: T) -> R:
-    """Work in a process that keeps what arrays leave; Dask's own give all of it back at once.
+    """Work in a process that keeps freed memory; Dask's workers return it to the system at once.
 
-    Mapping it anew for every tile takes as long as decoding them. Dask would do so that workers
+    Mapping it again for every tile takes as long as decoding the tile. Dask does so to make workers
     look smaller between tasks (`MALLOC_TRIM_THRESHOLD_`); their peak is the same.
     """
     set_freed_memory(is_kept=True)
@@ -169,7 +169,7 @@ def _keeping_memory(function: Callable[[T], R], item: T) -> R:
 
 
 def describe_workers(map_work: MapWork) -> Workers:
-    """What an engine works with; of one in this process the whole machine, or its container."""
+    """Describe an engine's workers; one in this process has the whole machine or container."""
     if isinstance(map_work, DaskMap):
         return map_work.describe()
     return Workers(1, MEMORY_LIMIT)

@@ -1,6 +1,6 @@
-"""Where a dataset goes: a place of its own, of which nothing is deleted but what an ingest wrote.
+"""The files of a dataset: its own folder or prefix, where only files of an ingest are deleted.
 
-Beside a dataset's arrays lie its manifest and, below `review/` and `survey/`, what planning keeps.
+Next to a dataset's arrays are its manifest and, in `review/` and `survey/`, files of the planning.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def lacks_dataset(url: str) -> bool:
 
 
 def is_laid_out(url: str, documents: Mapping[str, bytes]) -> bool:
-    """Whether the arrays of a dataset are declared as these documents do, whatever is in them."""
+    """Whether a dataset's arrays are declared as in these documents, whatever they hold."""
     key = "image/zarr.json"  # it counts the images, as every other array's does
     try:
         return storage.read_bytes(storage.join(url, key)) == documents[key]
@@ -71,8 +71,8 @@ def drop_arrays(url: str, documents: Mapping[str, bytes]) -> None:
     what is left of them.
 
     Args:
-        url: Of the dataset.
-        documents: Metadata documents of the new one.
+        url: Path or URL of the dataset.
+        documents: Metadata documents of the new dataset.
     """
     root = _read_root(url) or {}
     dropped = sorted(_arrays_of(root) - {_array_of(key) for key in documents})
@@ -86,12 +86,12 @@ def drop_arrays(url: str, documents: Mapping[str, bytes]) -> None:
 
 
 def sweep(url: str, documents: Mapping[str, bytes], shard_count: int) -> None:
-    """Delete what no reader would see: shards beyond the end, leftovers of a killed writer.
+    """Delete shards beyond the end and what a killed writer left.
 
     Args:
-        url: Of the dataset.
-        documents: Its metadata documents.
-        shard_count: Of the dataset.
+        url: Path or URL of the dataset.
+        documents: Metadata documents of the dataset.
+        shard_count: Number of shards of the dataset.
     """
     arrays = {_array_of(key) for key in documents if "/" in key}
     for info in storage.list_objects(url):

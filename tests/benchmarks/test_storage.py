@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,13 @@ from pipeline.store.dataset import open_dataset
 
 
 @pytest.fixture(autouse=True)
-def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+def _small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(storage, "SHARD_IMAGES", 8)
     monkeypatch.setattr(storage, "CHUNK_IMAGES", 4)
     monkeypatch.setattr(storage, "SHAPE", (7, 5, 3))
     storage.paint_shard.cache_clear()
+    yield
+    storage.paint_shard.cache_clear()  # other benchmarks paint the full size
 
 
 def test_both_sides_hold_the_same_images(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from pipeline.errors import RegistryError, SchemaError
-from pipeline.records import (Label, Progress, ignore_progress, JSON)
+from pipeline.records import JSON, Label, Progress, ignore_progress
 from pipeline.store.dataset import Dataset, open_dataset
 from training.data.batches import choose_rows
 from training.evaluation.subgroups import SUBGROUP_COLUMNS

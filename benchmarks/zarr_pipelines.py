@@ -1,0 +1,103 @@
+"""Shards by our own codec, by zarr-python, and by zarr-python with the codec pipeline of zarrs.
+
+Needs `pip install zarrs==0.2.3`. docs/adr/0002-own-shard-codec.md has the figures.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+
+import zarr
+
+from benchmarks.harness import Method, Outcome, compare, on_one_core, run_benchmark
+from benchmarks.storage import (
+    CHUNK_IMAGES,
+    SHARD_IMAGES,
+    Painter,
+    make_plan,
+    order_chunks,
+    paint_shard,
+    read_dataset,
+)
+from pipeline.ingest.run import ingest
+from pipeline.io.storage import join, write_bytes, write_parts
+from pipeline.runtime.engines import map_serially
+from pipeline.store.dataset import open_dataset
+from pipeline.store.sharding import encode_shard
+from pipeline.store.spec import write_documents
+
+PIPELINES = {
+    "zarr-python": "zarr.core.codec_pipeline.BatchedCodecPipeline",
+    "zarr-python with zarrs": "zarrs.ZarrsCodecPipeline",
+}
+SHARDS = 4
+
+
+def declare(url: Path) -> None:
+    """Make an empty dataset."""
+    shutil.rmtree(url, ignore_errors=True)
+    for key, data in write_documents(make_plan(SHARDS).spec, None).items():
+        write_bytes(join(str(url), key), data)
+
+
+def write_by_ours(url: Path) -> None:
+    """Encode and write every shard."""
+    images = paint_shard()
+    for shard in range(SHARDS):
+        chunks = (images[at : at + CHUNK_IMAGES] for at in range(0, SHARD_IMAGES, CHUNK_IMAGES))
+        parts = encode_shard(chunks, chunk_images=CHUNK_IMAGES, shard_images=SHARD_IMAGES)
+        write_parts(f"{url}/image/c/{shard}/0/0/0", parts)
+
+
+def write_by_zarr(url: Path, pipeline: str) -> None:
+    """Assign every shard to the array."""
+    with zarr.config.set({"codec_pipeline.path": pipeline}):
+        array = zarr.open_array(url / "image", mode="r+")
+        for start in range(0, SHARDS * SHARD_IMAGES, SHARD_IMAGES):
+            array[start : start + SHARD_IMAGES] = paint_shard()
+
+
+def read_by_ours(url: Path) -> None:
+    """Read every chunk, shuffled."""
+    read = open_dataset(str(url)).open_chunks()
+    for rows in order_chunks(SHARDS):
+        read(rows.start // CHUNK_IMAGES)
+
+
+def read_by_zarr(url: Path, pipeline: str) -> None:
+    """Read the same rows from the array."""
+    with zarr.config.set({"codec_pipeline.path": pipeline}):
+        read_dataset(str(url), SHARDS)
+
+
+def measure(quick: bool) -> Outcome:
+    """Write and read in turns, on one core."""
+    rounds, count = 3 if quick else 7, SHARDS * SHARD_IMAGES
+    paint_shard()
+    with tempfile.TemporaryDirectory(prefix="normscope-benchmark-") as folder, on_one_core():
+        sealed, written = Path(folder, "sealed"), Path(folder, "written")
+        ingest(str(sealed), make_plan(SHARDS), Painter(), map_serially)
+        prepare = partial(declare, written)
+        writing = [Method("ours", partial(write_by_ours, written), count, prepare)]
+        reading = [Method("ours", partial(read_by_ours, sealed), count)]
+        for name, path in PIPELINES.items():
+            writing.append(Method(name, partial(write_by_zarr, written, path), count, prepare))
+            reading.append(Method(name, partial(read_by_zarr, sealed, path), count))
+        found = (
+            compare("Writing shards", writing, unit="images/s", rounds=rounds),
+            compare("Reading chunks, shuffled", reading, unit="images/s", rounds=rounds),
+        )
+    metrics = {
+        f"{kind}_{name}": each.ratio(name)
+        for kind, each in zip(("write", "read"), found, strict=True)
+        for name in PIPELINES
+    }
+    return Outcome(found, metrics, ("Ratios are to our own codec.",))
+
+
+if __name__ == "__main__":
+    sys.exit(run_benchmark("zarr_pipelines", measure))
