@@ -225,15 +225,8 @@ def refuse_unanswered(
         RegistryError: It is not held any more, as somebody has answered, or another one is.
     """
     reason = f"Refused, as nobody answered within {wait_s:g} s"
-    return _replace_decision(
-        report.model_name,
-        ledgers_url,
-        "refused",
-        reason,
-        {},
-        report.challenger_version,
-        report.entry_digest,
-    )
+    held = (report.challenger_version, report.entry_digest)
+    return _replace_decision(report.model_name, ledgers_url, "refused", reason, {}, *held)
 
 
 def choose_labelled_rows(dataset: Dataset) -> NDArray[np.int64]:

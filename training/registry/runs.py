@@ -23,7 +23,6 @@ from pydantic import BaseModel
 from pipeline.store.dataset import Dataset
 from training.learning.figures import CURVES, draw_curves, draw_distribution, draw_gallery
 from training.learning.loop import Report
-from training.learning.validation import Gallery
 from training.settings import check_run_name, flatten
 
 RUN_NAME: Final = "normscope.run_name"
@@ -51,7 +50,8 @@ class TrackedRun:
             self.log_metrics(report.metrics, step=report.step)
             self.last_step = report.step
         if report.gallery is not None:
-            self._log_gallery(report.step, report.gallery)
+            path = f"reconstructions/step-{report.step:08d}-{report.gallery.resolution}px.png"
+            self.log_png(path, draw_gallery(report.gallery))
         if report.scores is not None:
             path = f"score-distributions/step-{report.step:08d}.png"
             self.log_png(path, draw_distribution(report.scores))
@@ -92,10 +92,6 @@ class TrackedRun:
             for name in CURVES
         }
         self.log_png("curves.png", draw_curves(curves))
-
-    def _log_gallery(self, step: int, gallery: Gallery) -> None:
-        path = f"reconstructions/step-{step:08d}-{gallery.resolution}px.png"
-        self.log_png(path, draw_gallery(gallery))
 
 
 @contextmanager
