@@ -154,23 +154,22 @@ class Tracker:
 
     def close(self) -> None:
         """Try once more what failed, and log which steps stay untracked."""
-        missed = self._call(attempts=_LAST_ATTEMPTS)
-        steps = [report.step for report in (*missed, *self._waiting)]
-        if steps:
+        missed = [*self._call(attempts=_LAST_ATTEMPTS), *self._waiting]
+        if missed:
+            steps = [report.step for report in missed]
             logger.error("Reports of these steps were not tracked: %s", steps)
 
     def _call(self, *, attempts: int) -> list[Report]:
-        """Call the function until that many calls failed; what failed and is not tried again."""
+        """Pass on what waits until some calls failed; the last of these waits on."""
         failed: list[Report] = []
         while self._waiting and self._on_report is not None:
-            report = self._waiting[0]
             try:
-                self._on_report(report)
+                self._on_report(self._waiting[0])
             except Exception as error:  # noqa: BLE001 -- tracking must not end a training
-                logger.warning("Step %d could not be tracked: %s", report.step, error)
+                logger.warning("Step %d could not be tracked: %s", self._waiting[0].step, error)
                 if len(failed) + 1 == attempts:
                     break
-                failed.append(report)
+                failed.append(self._waiting[0])
             self._waiting.popleft()
         return failed
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -65,21 +65,6 @@ from training.settings import TrainSettings
 _MAX_FAILURES: Final = 3  # in a row, without a new checkpoint
 
 logger: Final = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Job:
-    """What every worker is given.
-
-    Attributes:
-        settings: Settings of the training.
-        dataset_url: Sealed dataset, as an absolute path or a URL.
-        run_url: Folder or prefix of the run.
-    """
-
-    settings: TrainSettings
-    dataset_url: str
-    run_url: str
 
 
 def fit(
@@ -137,7 +122,11 @@ def fit(
             queue = open_queue()
             trainer = TorchTrainer(
                 _work,
-                train_loop_config={"job": Job(settings, make_absolute(dataset_url), run_url)},
+                train_loop_config={
+                    "settings": settings,
+                    "dataset_url": make_absolute(dataset_url),
+                    "run_url": run_url,
+                },
                 torch_config=TorchConfig(backend="nccl" if share.gpus == 1 else "gloo"),
                 scaling_config=_scale(workers, min_workers, share),
                 run_config=RunConfig(
@@ -215,21 +204,21 @@ def _scale(workers: int, min_workers: int | None, share: Share) -> ScalingConfig
 
 
 def _work(config: dict[str, Any]) -> None:
-    job: Job = config["job"]
-    torch.set_num_threads(job.settings.cpu_threads or _count_threads())
+    """Train in one worker; the driver names settings, dataset and the run's folder."""
+    settings: TrainSettings = config["settings"]
+    dataset, run_url = open_dataset(config["dataset_url"]), config["run_url"]
+    torch.set_num_threads(settings.cpu_threads or _count_threads())
     context = ray.train.get_context()
     workers = Workers(context.get_world_rank(), context.get_world_size(), prepare_model, _gather)
-    dataset = open_dataset(job.dataset_url)
-    features = read_features(storage.join(job.run_url, FEATURES), job.settings)
     recipe = make_recipe(
-        job.settings,
-        features,
+        settings,
+        read_features(storage.join(run_url, FEATURES), settings),
         image_channels=dataset.image_shape[2],
         device=get_device(),
         workers=workers,
     )
-    checkpoints = open_checkpoints(job.run_url, job.settings)
-    sender = ReportSender(job.run_url, workers)
+    checkpoints = open_checkpoints(run_url, settings)
+    sender = ReportSender(run_url, workers)
     state, reports = _begin_or_continue(recipe, checkpoints, sender)
 
     def publish(report: Report) -> None:
@@ -244,8 +233,8 @@ def _work(config: dict[str, Any]) -> None:
     train(
         recipe,
         state,
-        TrainingImages(dataset, job.settings, recipe.device),
-        read_validation(dataset, job.settings.images, limit=job.settings.validation_images),
+        TrainingImages(dataset, settings, recipe.device),
+        read_validation(dataset, settings.images, limit=settings.validation_images),
         save=save,
         publish=publish,
     )

@@ -24,7 +24,6 @@ from training.data.image_cache import (
     HOST,
     DeviceImages,
     HostImages,
-    ViewReader,
     fits_on_device,
     open_images,
 )
@@ -137,7 +136,7 @@ class TrainingImages:
         self._order = SampleOrder(rows, chunk_images=dataset.chunk_images, seed=settings.seed)
         where = settings.acceleration.images_on_device
         self._is_on_device = fits_on_device(dataset, rows, device, where=where)
-        self._images: ViewReader
+        self._images: DeviceImages | HostImages
         if self._is_on_device:
             self._images = DeviceImages(dataset, rows, device)
         else:

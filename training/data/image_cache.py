@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Lock
-from typing import Final, Protocol
+from typing import Final
 
 import numpy as np
 import torch
@@ -30,33 +30,9 @@ HOST: Final = torch.device("cpu")
 Rows = NDArray[np.int64]
 
 
-class ImageCache(Protocol):
-    """Reads images by row."""
-
-    def read_rows(self, rows: Rows) -> Images:
-        """Read the images (n, H, W, C) of these rows, in their order."""
-        ...
-
-    def expect(self, rows: Rows) -> None:
-        """Prepare for these rows to be read soon."""
-        ...
-
-
-class ViewReader(Protocol):
-    """Reads views of images by row."""
-
-    def read_views(self, rows: Rows, views: Views) -> Tensor:
-        """Read the view of each of these rows: uint8 (n, side, side, C)."""
-        ...
-
-    def expect(self, rows: Rows) -> None:
-        """Prepare for these rows to be read soon."""
-        ...
-
-
 def open_images(
     dataset: Dataset, rows: Rows, *, cache_bytes: int, cached_chunks: int
-) -> ImageCache:
+) -> ImagesInMemory | StreamedImages:
     """Keep the images in memory if they fit, otherwise read them as needed.
 
     Args:
@@ -100,7 +76,9 @@ class HostImages:
             copies while the host continues.
     """
 
-    def __init__(self, images: ImageCache, device: torch.device = HOST) -> None:
+    def __init__(
+        self, images: ImagesInMemory | StreamedImages, device: torch.device = HOST
+    ) -> None:
         self.images = images
         self._is_pinned = device.type == "cuda"
 

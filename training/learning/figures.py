@@ -47,7 +47,9 @@ def draw_gallery(gallery: Gallery) -> bytes:
         for column, image in enumerate((original, made, _colour(heatmap / brightest))):
             place = (column * (_SIDE_PX + _GAP_PX), row * (_SIDE_PX + _GAP_PX))
             grid.paste(_enlarge(image), place)
-    return _to_png(grid)
+    buffer = BytesIO()
+    grid.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def draw_distribution(validation: ValidationScores) -> bytes:
@@ -70,9 +72,7 @@ def draw_distribution(validation: ValidationScores) -> bytes:
             )
     axes.set(xlabel="anomaly score", ylabel="density")
     axes.legend(frameon=False)
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
+    return _save(figure)
 
 
 def draw_curves(curves: Mapping[str, Curve]) -> bytes:
@@ -99,6 +99,10 @@ def draw_curves(curves: Mapping[str, Curve]) -> bytes:
     steps, sides = _unzip(curves.get("resolution", ()))
     growth.step(steps, sides, where="post", color="0.7", label="resolution")
     growth.set_ylabel("resolution (px)")
+    return _save(figure)
+
+
+def _save(figure: Figure) -> bytes:
     buffer = BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
@@ -125,9 +129,3 @@ def _colour(values: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
 def _enlarge(image: NDArray[np.uint8]) -> Image.Image:
     rgb = np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
     return Image.fromarray(rgb).resize((_SIDE_PX, _SIDE_PX), Image.Resampling.NEAREST)
-
-
-def _to_png(image: Image.Image) -> bytes:
-    buffer = BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()

@@ -28,7 +28,7 @@ from training.learning.validation import (
     ValidationImages,
     ValidationScores,
     make_gallery,
-    score_validation_images,
+    score_images,
     summarise,
 )
 from training.networks.autoencoder import mix_input
@@ -204,7 +204,8 @@ def train(
             )
         gallery, scores = None, None
         if due.validation:
-            scores = score_validation_images(recipe, state.autoencoder, validation, growth=growth)
+            found = score_images(recipe, state.autoencoder, validation.images, growth=growth)
+            scores = ValidationScores(found, validation.labels)
             metrics |= summarise(scores.scores, scores.labels)
             if recipe.workers.rank == 0:
                 gallery = make_gallery(recipe, state.autoencoder, validation, growth=growth)

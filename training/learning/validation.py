@@ -116,14 +116,6 @@ def score_images(
     return scores
 
 
-def score_validation_images(
-    recipe: Recipe, autoencoder: Autoencoder, shown: ValidationImages, *, growth: GrowthState
-) -> ValidationScores:
-    """Score all validation images at one point of the growth."""
-    scores = score_images(recipe, autoencoder, shown.images, growth=growth)
-    return ValidationScores(scores, shown.labels)
-
-
 def pack_validation(scores: ValidationScores, gallery: Gallery | None) -> bytes:
     """Write scores and gallery as one `.npz` file; reading it unpickles nothing."""
     arrays = {f"scores.{name}": value for name, value in vars(scores).items()}
