@@ -1,4 +1,4 @@
-"""`normscope answer`: a person's word on a challenger that the gate has held."""
+"""`normscope answer`: a person's decision on a challenger that the gate has held."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def answer(
 
     Args:
         model_name: Registered name, e.g. camelyon16-anomaly.
-        verdict: Whether it becomes champion.
-        name: Who says so, for the ledger.
-        reason: Why, for the ledger.
-        version: The version that the answer is about; refused if another one is held. Whichever
-            is held if left out.
-        ledgers: Folder of the ledger of a model that has none yet, a path or `s3://`; below the
-            home folder by default.
+        verdict: `approve` makes the challenger champion, `refuse` does not.
+        name: Name of the person who decides, kept in the ledger.
+        reason: Reason of the decision, kept in the ledger.
+        version: Version that the answer is about; refused if another one is held. By default the
+            one that is held.
+        ledgers: Folder for the ledger of a model that has none yet, a path or `s3://`;
+            `ledgers/` in the home folder by default.
     """
     place = ledgers or join(str(load_settings().home), "ledgers")
     said = Answer(verdict=verdict, name=name, reason=reason)

@@ -23,7 +23,7 @@ from training.cluster.connection import running_ray
 
 @dataclass(frozen=True)
 class _Modality:
-    """One half of the demo: who writes its scans, and who takes them in."""
+    """One half of the demo: what writes its scans and what ingests them."""
 
     name: str
     write: Callable[..., None]
@@ -41,11 +41,11 @@ def demo(*, folder: str | None = None, seed: int = 0) -> tuple[ModalityOutcome, 
     """Run the whole chain on synthetic slides and X-rays with planted anomalies.
 
     Needs no data, weights, credentials or GPU. The feature network is random, so the figures
-    show that everything turns, not how good the method is. Run again, it keeps what is made.
+    show that everything works, not how good the method is. A second run reuses finished parts.
 
     Args:
-        folder: Where everything goes, a path or `s3://`; `demo/` in the home folder by default.
-        seed: Of the scans and of the training.
+        folder: Output folder, a path or `s3://`; `demo/` in the home folder by default.
+        seed: Seed of the synthetic scans and of the training.
     """
     settings = load_settings()
     place = folder or join(str(settings.home), "demo")

@@ -12,12 +12,13 @@ from training.worklist.verdicts import FeedbackReport, import_verdicts
 
 @flow(name="feedback")
 def feedback(verdicts: list[str], *, table: str) -> FeedbackReport:
-    """Take verdicts that a worklist exported into a table of labels, for the next search.
+    """Add verdicts that a worklist exported to a table of labels, for the next search.
 
-    Of several verdicts on one image the latest counts. Artefacts get no label.
+    The latest of several verdicts on an image counts. Artefacts get no label.
 
     Args:
-        verdicts: Exported JSON files, paths or `s3://`.
-        table: The CSV table: made if absent, and added to. `ingest images --labels` reads it.
+        verdicts: JSON files exported by worklists, paths or `s3://`.
+        table: CSV table that the labels are added to, made if absent. `ingest images --labels`
+            reads it.
     """
     return publish(resumable(import_verdicts)(verdicts, table))

@@ -8,9 +8,8 @@ from typing import Literal
 from prefect import flow
 
 import flows.shared.environment  # noqa: F401 -- sets variables, before the rest
-from flows.shared.engine import open_engine
+from flows.shared.engine import open_engine, open_key
 from flows.shared.progress import progress
-from flows.shared.pseudonym_key import open_key
 from flows.shared.reports import publish
 from flows.shared.settings import load_settings
 from flows.shared.tasks import resumable
@@ -39,22 +38,24 @@ def ingest_images(
 ) -> ImageIngestReport:
     """Preprocess a folder of images with a label table into a sealed dataset.
 
-    The table is a CSV with a path and a label column, and may have a split and a group (patient
-    or slide). Groups are never divided by a split. Where NORMSCOPE_PSEUDONYM_KEY is set, names
-    and numbers of radiographs become pseudonyms.
+    The table is a CSV file with the columns path and label, and optionally split and group
+    (patient or slide). Splits never divide a group. If NORMSCOPE_PSEUDONYM_KEY is set, names and
+    numbers of radiographs become pseudonyms.
 
     Args:
-        source: Folder or `s3://` prefix.
-        dataset: Where the dataset goes: a path or an `s3://` URL. The size replaces {size_px} in
-            it, which several sizes need; they are made one after the other.
-        labels: The table; by default manifest.csv or labels.csv in the folder or its parent.
-        modality: What the images show.
-        size_px: Height and width of the dataset's images; several give a dataset each.
-        crop_px: Side of the square cut from each centre first, in the file's pixels.
-        colour: Convert to grey or rgb; auto looks at a sample.
+        source: Folder or `s3://` prefix of the images.
+        dataset: Destination of the dataset, a path or an `s3://` URL. {size_px} in it stands for
+            the size; several sizes need it.
+        labels: Table of labels; by default manifest.csv or labels.csv in the folder or its parent.
+        modality: Kind of images. Radiographs get pseudonyms, given a key.
+        size_px: Height and width of the dataset's images in px; several sizes make a dataset each.
+        crop_px: Side of the central square to cut out before resizing, in px of the file; nothing
+            is cut by default.
+        colour: Colour of the dataset's images: `grey` or `rgb`; `auto` decides by a sample.
         equalize: Equalise the histogram, as the reference method does with radiographs.
-        split_map: The table's word for a split -> train, validation or test.
-        seed: Of the splits, where the table has none.
+        split_map: Names of splits in the table and the splits that they stand for: train,
+            validation or test.
+        seed: Seed of the random division into splits, where the table names none.
     """
     settings = ImageSettings(
         modality=modality, crop_px=crop_px, colour=colour, equalize=equalize, seed=seed

@@ -10,18 +10,20 @@ from pydantic import Field
 
 import flows.shared.environment  # noqa: F401 -- sets variables, before the rest
 from flows.shared.engine import open_engine
+from flows.shared.events import publish_reviews
 from flows.shared.progress import progress
 from flows.shared.reports import publish
-from flows.shared.review import publish_reviews
 from flows.shared.settings import load_settings
 from flows.shared.tasks import resumable
+from pipeline.ingest.plan import Plan
 from pipeline.ingest.run import IngestReport, ingest
 from pipeline.io.scratch import DEFAULT_FOLDER, GIB, Scratch
 from pipeline.io.storage import join
+from pipeline.runtime.engines import MapWork
 from pipeline.slides.plan import plan_slides
 from pipeline.slides.reader import make_tile_reader
-from pipeline.slides.settings import StainSetting, load_slide_preset
-from pipeline.sources.slides import list_slides
+from pipeline.slides.settings import SlideSettings, StainSetting, load_slide_preset
+from pipeline.sources.slides import SlideListing, list_slides
 from pipeline.store.dataset import read_group_order
 from pipeline.store.layout import require_destination
 
@@ -53,62 +55,88 @@ def ingest_slides(
     """Tile whole-slide images into a sealed dataset.
 
     Reads Camelyon16's official layout (training/normal, training/tumor, testing/images,
-    annotations), a folder or prefix of slides, or one slide. A MIRAX slide is its `.mrxs` and
-    folder, a DICOM slide a folder of its own. A review picture of every slide goes to `review/`
-    in the dataset. Run again after slides have been added, it keeps the order
-    of those that are there and makes only what is new.
+    annotations), a folder or prefix of slides, or one slide. A MIRAX slide is its `.mrxs` file
+    and folder, a DICOM slide a folder of its own. A review picture of every slide goes to
+    `review/` in the dataset. After slides have been added, a second run makes only what is new.
 
     Args:
-        source: Folder, `s3://` prefix or single slide.
-        dataset: Where the dataset goes: a path or an `s3://` URL.
-        preset: all-tissue takes every tile of tissue; paper what Shvetsova et al. 2021 took of
-            Camelyon16. The settings below win over it.
-        labels: CSV table (slide, label), where the official layout does not say. Of slides of one
-            name in several folders, here and in mpp_table, give the paths below the source.
-        errata: CSV table (slide, state, reason, source) of Camelyon16's slides to leave out, in
-            place of the published errata; none leaves nothing out.
-        mpp_table: CSV table (slide, mpp_um): micrometres per pixel of single slides.
-        tile_size_px: Height and width of a tile; 64 by default.
-        mpp_um: Micrometres per pixel of the tiles; a 10x objective gives about 1, the default.
-        stride_px: From one tile to the next, in pixels of the tiles: less than tile_size_px lets
-            them overlap, more leaves gaps; side by side by default.
-        min_tissue_fraction: Tiles with a smaller share of tissue are left out; 0.5 by default.
-        max_tiles_per_slide: A random sample of so many tiles a slide; all by default.
+        source: Folder or `s3://` prefix of slides, or a single slide.
+        dataset: Destination of the dataset, a path or an `s3://` URL.
+        preset: Set of settings: `all-tissue` uses every tile of tissue, `paper` those that
+            Shvetsova et al. 2021 used of Camelyon16. The settings below win over it.
+        labels: CSV table (slide, label) for slides outside the official layout. Where several
+            folders hold a slide of one name, name it by its path under the source.
+        errata: CSV table (slide, state, reason, source) of slides of Camelyon16 to leave out, in
+            place of the published errata; `none` leaves nothing out.
+        mpp_table: CSV table (slide, mpp_um) with the micrometres per pixel of single slides.
+        tile_size_px: Height and width of a tile in px; 64 by default.
+        mpp_um: Micrometres per pixel of the tiles; 1 by default, about that of a 10x objective.
+        stride_px: Distance from one tile to the next in px of the tiles. Less than tile_size_px
+            makes tiles overlap, more leaves gaps; equal to it by default.
+        min_tissue_fraction: Smallest share of tissue in a tile, 0 to 1; 0.5 by default.
+        max_tiles_per_slide: Largest number of tiles per slide, a random sample; all by default.
         lesion_groups: Annotation groups (in QuPath classes) that outline lesions; Camelyon16's
             Tumor, _0 and _1 by default.
-        lesion_threshold: A tile whose share of lesion is larger is anomalous; one without any is
-            normal, one between is mixed and its label unknown; 0.1 by default.
-        stain: Normalise stains by macenko or vahadane, or none, the default.
-        mpp_override_um: Micrometres per pixel of every slide, whatever the files say.
-        mpp_fallback_um: Micrometres per pixel of those slides whose files do not say.
-        shard_images: Tiles in a shard, what a worker makes at once, a multiple of 64; 1024 by
+        lesion_threshold: Share of lesion above which a tile is anomalous, 0 to 1; 0.1 by default.
+            A tile without any lesion is normal, one in between has no label.
+        stain: Stain normalisation: `macenko`, `vahadane` or `none`, the default.
+        mpp_override_um: Micrometres per pixel of every slide, in place of what the files say.
+        mpp_fallback_um: Micrometres per pixel of slides whose files do not say.
+        shard_images: Tiles in a shard, which a worker makes at once: a multiple of 64, 1024 by
             default. Fewer need less memory.
-        seed: Of the splits and of the sample.
-        scratch: Folder that slides on S3 are copied to, on every node; a temporary one by default.
-        scratch_gib: What it may hold, in GiB.
+        seed: Seed of the random division into splits and of the sample of tiles.
+        scratch: Folder on every node where slides from S3 are copied; a temporary one by default.
+        scratch_gib: Largest size of the scratch folder in GiB.
     """
     settings = load_slide_preset(
-        preset, tile_size_px=tile_size_px, mpp_um=mpp_um, stride_px=stride_px,
-        min_tissue_fraction=min_tissue_fraction, max_tiles_per_slide=max_tiles_per_slide,
-        lesion_groups=lesion_groups, lesion_threshold=lesion_threshold, stain=stain,
-        mpp_override_um=mpp_override_um, mpp_fallback_um=mpp_fallback_um,
-        shard_images=shard_images, seed=seed,
-    )  # fmt: skip
+        preset,
+        tile_size_px=tile_size_px,
+        mpp_um=mpp_um,
+        stride_px=stride_px,
+        min_tissue_fraction=min_tissue_fraction,
+        max_tiles_per_slide=max_tiles_per_slide,
+        lesion_groups=lesion_groups,
+        lesion_threshold=lesion_threshold,
+        stain=stain,
+        mpp_override_um=mpp_override_um,
+        mpp_fallback_um=mpp_fallback_um,
+        shard_images=shard_images,
+        seed=seed,
+    )
     require_destination(dataset)
     bounded = Scratch(Path(scratch or DEFAULT_FOLDER), int(scratch_gib * GIB))
     listing = list_slides(source, labels=labels, errata=errata, mpp_table=mpp_table)
     with open_engine(load_settings()) as map_work:
-        with progress("Slides") as surveyed:
-            plan = plan_slides(
-                listing.slides, settings, map_work, source=listing.source,
-                rejected=listing.rejected, mpp_um=listing.mpp_um,
-                partly_annotated=listing.partly_annotated, known_order=read_group_order(dataset),
-                review_url=join(dataset, "review"), survey_url=join(dataset, "survey"),
-                scratch=bounded, on_progress=surveyed,
-            )  # fmt: skip
-        publish_reviews(join(dataset, "review"), plan.coverage or {})
+        plan = _plan(listing, settings, map_work, dataset, bounded)
         with progress("Tiles") as advance:
             report = resumable(ingest)(
                 dataset, plan, make_tile_reader(settings, bounded), map_work, on_progress=advance
             )
     return publish(report)
+
+
+def _plan(
+    listing: SlideListing,
+    settings: SlideSettings,
+    map_work: MapWork,
+    dataset: str,
+    scratch: Scratch,
+) -> Plan:
+    """Survey the slides, publish their review pictures and choose their tiles."""
+    with progress("Slides") as advance:
+        plan = plan_slides(
+            listing.slides,
+            settings,
+            map_work,
+            source=listing.source,
+            rejected=listing.rejected,
+            mpp_um=listing.mpp_um,
+            partly_annotated=listing.partly_annotated,
+            known_order=read_group_order(dataset),
+            review_url=join(dataset, "review"),
+            survey_url=join(dataset, "survey"),
+            scratch=scratch,
+            on_progress=advance,
+        )
+    publish_reviews(join(dataset, "review"), plan.coverage or {})
+    return plan

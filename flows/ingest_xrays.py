@@ -9,9 +9,8 @@ from prefect import flow
 from pydantic import Field
 
 import flows.shared.environment  # noqa: F401 -- sets variables, before the rest
-from flows.shared.engine import open_engine
+from flows.shared.engine import open_engine, open_key
 from flows.shared.progress import progress
-from flows.shared.pseudonym_key import open_key
 from flows.shared.reports import publish
 from flows.shared.settings import load_settings
 from flows.shared.tasks import resumable
@@ -47,32 +46,36 @@ def ingest_xrays(
 ) -> IngestReport:
     """Preprocess ChestX-ray14 or DICOM radiographs into a sealed dataset.
 
-    Images may lie at any depth below the source, ChestX-ray14's also in its archives, and may be
-    only a part of the data set: rows of the table without an image are counted. Patients are
-    never divided by a split. DICOM files need NORMSCOPE_PSEUDONYM_KEY; where it is set, names and
-    numbers of PNGs that are not ChestX-ray14's own become pseudonyms too.
+    Images may lie at any depth under the source, those of ChestX-ray14 also in its archives. A
+    part of the data set is enough: rows without an image are counted. Splits never divide a
+    patient. DICOM files need NORMSCOPE_PSEUDONYM_KEY; if it is set, names and numbers of PNG files
+    other than ChestX-ray14's become pseudonyms too.
 
-    What you name yourself here is kept with the run as you write it: name no person in it.
+    The parameters below are stored as you type them: name no person in them.
 
     Args:
         source: Folder or `s3://` prefix of the images.
-        dataset: Where the dataset goes: a path or an `s3://` URL. The size replaces {size_px} in
-            it, which several sizes need; they are made one after the other.
-        source_format: chestxray14 or dicom; auto looks at names and first bytes.
-        table: The official Data_Entry_2017 table; by default found in the source or its parent.
-            For DICOM a table of labels: path or sop_instance_uid, label, and split if it likes.
-        experiment: One of the paper's, by its authors' lists: subset, PA or AP.
-        experiment_lists: These lists, dpa_nih_folds.tar.gz; by default found likewise.
-        views: Radiographs of this view position only, or all.
-        findings: Of the anomalous, those with one of these findings only; all by default.
-        voi: Which VOI LUT or window of DICOM files: its position, or its explanation there.
-        size_px: Height and width of the dataset's images; several give a dataset each.
-        crop_px: Side of the square cut from each centre first, in the file's pixels.
+        dataset: Destination of the dataset, a path or an `s3://` URL. {size_px} in it stands for
+            the size; several sizes need it.
+        source_format: Format of the source: `chestxray14` or `dicom`; `auto` decides by names and
+            first bytes.
+        table: Official table Data_Entry_2017, by default found in the source or its parent. For
+            DICOM a table of labels with path or sop_instance_uid, label and optionally split.
+        experiment: Experiment of the paper to reproduce, by its authors' lists: subset, PA or AP.
+        experiment_lists: Archive of these lists, dpa_nih_folds.tar.gz; by default found in the
+            source or its parent.
+        views: View position to use, PA or AP, or all.
+        findings: Findings that an anomalous image must have one of; all count by default.
+        voi: VOI LUT or window of DICOM files: its position from 0, or its explanation in the file.
+        size_px: Height and width of the dataset's images in px; several sizes make a dataset each.
+        crop_px: Side of the central square to cut out before resizing, in px of the file; nothing
+            is cut by default.
         equalize: Equalise the histogram, as the reference method does.
-        resampling: antialiased, or area: the mean of the pixels that fall into one.
-        seed: Of the splits, where there are no official lists.
-        scratch: Folder that archives are unpacked in, on every node; a temporary one by default.
-        scratch_gib: What it may hold, in GiB.
+        resampling: Method of resizing: `antialiased`, or `area`, the mean of the pixels that fall
+            into one.
+        seed: Seed of the random division into splits, where there are no official lists.
+        scratch: Folder on every node where archives are unpacked; a temporary one by default.
+        scratch_gib: Largest size of the scratch folder in GiB.
     """
     settings = ImageSettings(
         modality="radiograph",

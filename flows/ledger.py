@@ -1,4 +1,4 @@
-"""`normscope ledger`: what became of a model, every link verified."""
+"""`normscope ledger`: the history of a model, every link verified."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def ledger(model_name: str, *, ledgers: str | None = None) -> LedgerReport:
 
     Args:
         model_name: Registered name, e.g. camelyon16-anomaly.
-        ledgers: Folder of the ledger of a model that has none yet, a path or `s3://`; below the
-            home folder by default.
+        ledgers: Folder for the ledger of a model that has none yet, a path or `s3://`;
+            `ledgers/` in the home folder by default.
     """
     place = ledgers or join(str(load_settings().home), "ledgers")
     return publish(resumable(read_ledger)(model_name, place))

@@ -1,4 +1,4 @@
-"""`normscope lineage`: from a score back to all that it came from."""
+"""`normscope lineage`: from a score back to its model, data and code."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def lineage(scores: str, image_id: str) -> Lineage:
     """Trace a score to model version, run, datasets, source bytes, code and ledger.
 
     Args:
-        scores: Output of a scoring, or its scores.parquet; a path or `s3://`.
-        image_id: As the table has it.
+        scores: Output folder of a scoring, or its scores.parquet; a path or `s3://`.
+        image_id: Value in the table's column `image_id`.
     """
     load_settings()
     return publish(resumable(trace)(scores, image_id))

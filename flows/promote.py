@@ -1,4 +1,4 @@
-"""`normscope promote`: the challenger faces the champion on the sealed validation split."""
+"""`normscope promote`: compare challenger and champion on the validation split."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ _LOOK_EVERY_S: Final = 2
 
 
 class Question(RunInput):
-    """What a person is asked where the images decide neither; Prefect shows it as a form."""
+    """Form that Prefect shows to a person where the images do not decide."""
 
-    verdict: Verdict
-    name: Annotated[str, Field(min_length=1, description="Who decides")]
-    reason: Annotated[str, Field(min_length=1, description="Why; the ledger keeps it")]
+    verdict: Annotated[Verdict, Field(description="Decision on the challenger")]
+    name: Annotated[str, Field(min_length=1, description="Name of the person who decides")]
+    reason: Annotated[str, Field(min_length=1, description="Reason, kept in the ledger")]
 
 
 @flow(name="promote")
@@ -52,26 +52,26 @@ def promote(
     wait_s: Annotated[int, Field(ge=0)] = 0,
     ledgers: str | None = None,
 ) -> PromotionReport:
-    """Let the challenger face the champion, and move the aliases if it wins.
+    """Compare the challenger with the champion, and promote it if it is good enough.
 
     Both score the same validation images; a paired bootstrap decides. The reasons are kept in the
-    model's ledger, as an artifact of the flow run and with the version's own run in MLflow.
+    model's ledger, as an artifact of the flow run and with the version's run in MLflow.
 
     Args:
         model_name: Registered name, e.g. camelyon16-anomaly.
-        dataset: The sealed dataset whose validation split decides.
-        criterion: The challenger loses at most the margin, or gains more than it.
-        margin: In AUROC; without labelled anomalies, a share of the champion's mean score.
-        level: Of the interval that must show it.
-        subgroup_margin: In AUROC; no view, sex, site or scanner may lose more.
+        dataset: Sealed dataset whose validation split decides.
+        criterion: `non_inferiority` lets the challenger lose at most the margin, `superiority`
+            asks it to gain more than the margin.
+        margin: Margin of AUROC; without labelled anomalies, a share of the champion's mean score.
+        level: Confidence level of the interval that must show it, e.g. 0.95.
+        subgroup_margin: Largest loss of AUROC allowed in any view, sex, site or scanner.
         max_weights_ratio: Refuse a challenger whose weights have more than this many times the
             champion's bytes.
-        seed: Of the resamples.
-        wait_s: Where the images decide neither, the run waits so long for a person to resume it
-            with an answer, and refuses without one. 0 leaves the challenger held, for
-            `normscope answer`.
-        ledgers: Folder of the ledger of a model that has none yet, a path or `s3://`; below the
-            home folder by default.
+        seed: Seed of the bootstrap's random resampling.
+        wait_s: Seconds that the run pauses for a person's answer where the images do not decide;
+            without one the challenger is refused. 0 leaves it held, for `normscope answer`.
+        ledgers: Folder for the ledger of a model that has none yet, a path or `s3://`;
+            `ledgers/` in the home folder by default.
     """
     place = ledgers or join(str(load_settings().home), "ledgers")
     settings = PromotionSettings(

@@ -20,9 +20,9 @@ def rollback(model_name: str, *, reason: str, ledgers: str | None = None) -> Rol
 
     Args:
         model_name: Registered name, e.g. camelyon16-anomaly.
-        reason: Why, for the ledger.
-        ledgers: Folder of the ledger of a model that has none yet, a path or `s3://`; below the
-            home folder by default.
+        reason: Reason of the rollback, kept in the ledger.
+        ledgers: Folder for the ledger of a model that has none yet, a path or `s3://`;
+            `ledgers/` in the home folder by default.
     """
     place = ledgers or join(str(load_settings().home), "ledgers")
     report = resumable(champions.rollback)(model_name, place, reason=reason)

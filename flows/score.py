@@ -10,10 +10,9 @@ from prefect import flow
 from pydantic import Field
 
 import flows.shared.environment  # noqa: F401 -- sets variables, before the rest
-from flows.shared.engine import open_engine
+from flows.shared.engine import open_engine, open_key
 from flows.shared.events import alert_of_drift, report_ranking
 from flows.shared.progress import progress
-from flows.shared.pseudonym_key import open_key
 from flows.shared.reports import publish
 from flows.shared.settings import Settings, load_settings
 from flows.shared.tasks import resumable
@@ -48,80 +47,91 @@ def score(
     until: datetime | None = None,
     ledgers: str | None = None,
 ) -> ScoreReport:
-    """Score what is new in a folder, prefix or dataset with the champion; write the worklist.
+    """Score new scans of a folder, prefix or dataset with the champion; write the worklist.
 
-    Scans are first prepared exactly as the champion's training images were, into `dataset/`
-    below the output. Run again, it scores what was added or rewritten since, or everything
-    after a promotion; results are seen when all of them are there.
+    Scans are first prepared exactly as the champion's training images were, into `dataset/` in
+    the output. A second run scores what was added or changed since, or everything after a
+    promotion. Results appear once all of them are complete.
 
     Args:
         source: Folder or `s3://` prefix of scans, or a sealed dataset.
-        output: Where the results go: a path or an `s3://` URL.
+        output: Destination of the results, a path or an `s3://` URL.
         model_name: Registered name, e.g. pcam-anomaly.
-        labels: Label table of the scans, where there is one: then the AUROC is reported.
-        mpp_table: CSV table (slide, mpp_um): micrometres per pixel of single slides.
-        splits: Of a dataset, which to score; test by default.
-        top_heatmaps: So many of the strangest get a heatmap and a picture in the worklist.
-        reduced_precision: Features in bfloat16: about twice as fast on processors that have it,
-            scores differ by some thousandths; the page says so.
-        workers: Processes that score together, on the Ray cluster of `RAY_ADDRESS` or one that is
-            started here; 1 scores in this process.
-        gpus_per_worker: 1 for a GPU for each of them; with a part of one several share it.
-        since: Only scans whose file was last modified then or later; UTC where no zone is given.
-            The results are of these alone, so give a range an output of its own.
-        until: Only scans whose file was last modified before.
-        ledgers: Folder of the ledger of a model that has none yet, a path or `s3://`; below the
-            home folder by default.
+        labels: Table of the scans' labels, where there is one; the AUROC is then reported.
+        mpp_table: CSV table (slide, mpp_um) with the micrometres per pixel of single slides.
+        splits: Splits of a sealed dataset to score; test by default.
+        top_heatmaps: Number of the highest scores that get a heatmap and a picture in the
+            worklist.
+        reduced_precision: Compute features in bfloat16: about twice as fast on processors that
+            support it; scores differ by some thousandths, which the page says.
+        workers: Number of processes that score together, on the Ray cluster of `RAY_ADDRESS` or
+            one that is started here; 1 scores in this process.
+        gpus_per_worker: GPUs of each worker; a fraction, e.g. 0.5, shares one among several.
+        since: Earliest time of a scan's last modification, UTC where no zone is given. The
+            results hold these scans alone, so give a range its own output.
+        until: Time before which a scan was last modified, UTC where no zone is given.
+        ledgers: Folder for the ledger of a model that has none yet, a path or `s3://`;
+            `ledgers/` in the home folder by default.
     """
     settings, period = load_settings(), ModifiedRange.of(since, until)
     source, output = make_absolute(source), make_absolute(output)  # workers stand elsewhere
     champion = load_champion(model_name)
-    dataset = source
-    if not is_dataset(source):
+    if is_dataset(source):
+        _require_whole(source, period, mpp_table)
+        dataset, splits = source, ["test"] if splits is None else splits
+    else:
         dataset, splits = join(output, "dataset"), None
         with open_engine(settings) as map_work, progress("Images") as advance:
             resumable(ingest_alike)(
-                source, dataset, champion.ingest.parameters, map_work,
-                name=name_of(source), labels=labels, mpp_table=mpp_table, key=open_key(settings),
-                period=period, on_progress=advance,
-            )  # fmt: skip
-    else:
-        _require_unbounded(period, source)
-        _require_no_mpp_table(mpp_table, source)
-        splits = ["test"] if splits is None else splits
-    with (
-        _open_workers(settings, workers, gpus_per_worker) as map_work,
-        progress("Scores") as advance,
-    ):
+                source,
+                dataset,
+                champion.ingest.parameters,
+                map_work,
+                name=name_of(source),
+                labels=labels,
+                mpp_table=mpp_table,
+                key=open_key(settings),
+                period=period,
+                on_progress=advance,
+            )
+    with _open_workers(settings, workers, gpus_per_worker) as ray, progress("Scores") as advance:
         report = resumable(score_dataset)(
-            dataset, champion.reduce_precision() if reduced_precision else champion, output,
-            splits=splits, top_heatmaps=top_heatmaps, map_work=map_work, notes=period.notes,
+            dataset,
+            champion.reduce_precision() if reduced_precision else champion,
+            output,
+            splits=splits,
+            top_heatmaps=top_heatmaps,
+            map_work=ray,
+            notes=period.notes,
             on_progress=advance,
-        )  # fmt: skip
-    resumable(record_scoring)(
-        model_name,
-        {**report.to_facts(), **period.to_facts()},
-        ledgers_url=ledgers or join(str(settings.home), "ledgers"),
-    )
+        )
+    return _publish(report, period, ledgers or join(str(settings.home), "ledgers"))
+
+
+def _publish(report: ScoreReport, period: ModifiedRange, ledgers: str) -> ScoreReport:
+    facts = {**report.to_facts(), **period.to_facts()}
+    resumable(record_scoring)(report.model_name, facts, ledgers_url=ledgers)
     alert_of_drift(report)
     report_ranking(report)
     return publish(report)
 
 
-def _require_unbounded(period: ModifiedRange, dataset: str) -> None:
+def _require_whole(dataset: str, period: ModifiedRange, mpp_table: str | None) -> None:
+    """Refuse parameters that only scans can follow.
+
+    Raises:
+        SettingsError: A range of time or a table of um/px is given with a sealed dataset.
+    """
     if period.is_bounded:
+        problem = f"{dataset} is a sealed dataset, which does not keep when scans were modified"
         raise SettingsError(
-            "since, until", f"{dataset} is a sealed dataset, which does not keep when scans were "
-            "modified", "Give the folder of scans as source, or leave both out",
-        )  # fmt: skip
-
-
-def _require_no_mpp_table(mpp_table: str | None, dataset: str) -> None:
+            "since, until", problem, "Give the folder of scans as source, or leave both out"
+        )
     if mpp_table:
+        problem = f"{dataset} is a sealed dataset, whose tiles are cut already"
         raise SettingsError(
-            "mpp_table", f"{dataset} is a sealed dataset, whose tiles are cut already",
-            "Give the folder of slides as source, or leave it out",
-        )  # fmt: skip
+            "mpp_table", problem, "Give the folder of slides as source, or leave it out"
+        )
 
 
 def _open_workers(

@@ -1,4 +1,4 @@
-"""`normscope search`: hyperparameters chosen by the few labelled anomalies."""
+"""`normscope search`: choose hyperparameters by a few labelled anomalies."""
 
 from __future__ import annotations
 
@@ -35,23 +35,24 @@ def search(
 ) -> tuning.SearchResult:
     """Choose hyperparameters by the few labelled anomalies of the validation split.
 
-    Each trial is a short training with another learning rate, latent size or feature layer. All
-    are runs in MLflow below one parent; the report says how to train with the best.
+    Each trial is a training with another learning rate, latent size or feature layer. All are
+    runs in MLflow under one parent; the report says how to train with the best.
 
     Args:
-        dataset: A sealed dataset with labelled anomalies in its validation split.
-        preset: What the trials share; see `normscope train`.
-        trials: How many are made.
+        dataset: Sealed dataset with labelled anomalies in its validation split.
+        preset: Set of settings that the trials share; see `normscope train`.
+        trials: Number of trainings.
         vgg_weights: torchvision's VGG19 file, `download` to fetch it once, or `random`; the
             preset decides by default.
-        model_name: Whose experiment the runs belong to; the dataset's source and `-anomaly` by
+        model_name: Name of the experiment in MLflow; the dataset's source and `-anomaly` by
             default.
-        run_name: Of the search; made from the flow run's by default.
-        storage: Where Ray Tune keeps its record, a path or `s3://`; the home folder by default.
-        cpus_per_worker: Cores of each trial.
-        gpus_per_worker: 1 for a GPU for each trial; with a part of one several share it.
-        seed: Of the trials and of what they draw.
-        train: Settings that differ from the preset; what is left empty stays as it is there.
+        run_name: Name of the search; made from the flow run's name by default.
+        storage: Folder of Ray Tune's records, a path or `s3://`; `search/` in the home folder by
+            default.
+        cpus_per_worker: CPU cores of each trial.
+        gpus_per_worker: GPUs of each trial; a fraction, e.g. 0.5, shares one among several.
+        seed: Seed of the choice of trials and of each training.
+        train: Settings that differ from the preset; an empty field keeps the preset's value.
     """
     settings = load_settings()
     found = resumable(tuning.search)(

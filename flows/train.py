@@ -1,4 +1,4 @@
-"""`normscope train`: a dataset's normal images to a registered challenger."""
+"""`normscope train`: train on normal images and register the model as challenger."""
 
 from __future__ import annotations
 
@@ -38,28 +38,28 @@ def train(
 ) -> TrainedModel:
     """Train on a dataset's normal images and register the result as challenger.
 
-    Started again with the same settings, an interrupted run goes on from its last checkpoint,
-    and one that has finished gives the version that it made.
+    Started again with the same settings, an interrupted run continues from its last checkpoint,
+    and a finished one returns the version that it made.
 
     Args:
-        dataset: A sealed dataset.
-        preset: demo (seconds), quick or quick-radiographs (minutes on two cores),
-            camelyon16-paper, nih-subset-paper, nih-pa-paper, nih-ap-paper, tiles-256 or
-            radiographs-256.
+        dataset: Sealed dataset to train on, a path or an `s3://` URL.
+        preset: Set of settings to start from: `demo` takes seconds, `quick` and
+            `quick-radiographs` minutes on two cores; the others need a GPU.
         vgg_weights: torchvision's VGG19 file, `download` to fetch it once, or `random`; the
             preset decides by default.
-        model_name: To register under; the dataset's source and `-anomaly` by default.
-        run_name: Of the run; made from settings and data by default.
-        storage: Where checkpoints are kept, a path or `s3://`; the home folder by default.
-        workers: Processes that train together.
-        min_workers: With how many to go on where the cluster has lost some; as many as `workers`
-            by default.
-        cpus_per_worker: Cores of each.
-        gpus_per_worker: 1 for a GPU each; with a part of one, e.g. 0.5, several share it.
-        placement: Workers on few nodes (PACK, STRICT_PACK for one) or on many (SPREAD,
-            STRICT_SPREAD for one each).
-        seed: Of weights, order and augmentation.
-        train: Settings that differ from the preset; what is left empty stays as it is there.
+        model_name: Name in the registry; the dataset's source and `-anomaly` by default.
+        run_name: Name of the run, which continues it; made from settings and data by default.
+        storage: Folder of the checkpoints, a path or `s3://`; `training/` in the home folder by
+            default.
+        workers: Number of processes that train together, data-parallel.
+        min_workers: Smallest number of workers to continue with after a cluster has lost some; as
+            many as `workers` by default.
+        cpus_per_worker: CPU cores of each worker.
+        gpus_per_worker: GPUs of each worker; a fraction, e.g. 0.5, shares one among several.
+        placement: Placement of workers on nodes: few nodes (PACK), one (STRICT_PACK), many
+            (SPREAD) or one worker per node (STRICT_SPREAD).
+        seed: Seed of the initial weights, the order of images and the augmentation.
+        train: Settings that differ from the preset; an empty field keeps the preset's value.
     """
     settings = load_settings()
     with progress("Steps") as advance:

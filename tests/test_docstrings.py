@@ -18,6 +18,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 HELD: Final[tuple[str, ...]] = (
+    "flows",
     "benchmarks",
     "pipeline/slides",
     "pipeline/synthetic",

@@ -40,8 +40,8 @@ def answers(port: int, path: str, body: object = None) -> bytes | None:
     """What an HTTP server on loopback answers with status 200, or None.
 
     Args:
-        port: Where it listens.
-        path: What to ask for, e.g. `/health`.
+        port: Port of the server on loopback.
+        path: Path of the request, e.g. `/health`.
         body: Sent as JSON by POST; without it the request is a GET.
     """
     connection = http.client.HTTPConnection(HOST, port, timeout=5)

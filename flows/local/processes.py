@@ -21,7 +21,7 @@ import psutil
 from flows.local.loopback import ServiceError
 
 STAMP: Final = "NORMSCOPE_SERVICE"
-"""Every process of a service carries its stamp in this variable: so it is known for ours."""
+"""Every process of a service carries its stamp in this variable: later commands find it by that."""
 
 PATIENCE_S: Final = 15.0
 """How long a process may take to end before it is killed."""
@@ -42,16 +42,16 @@ os.execvp(sys.argv[2], sys.argv[2:])
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """A server that we know how to start.
+    """A server and the command that starts it.
 
     Args:
         name: Names its log and its record, e.g. `prefect-server`.
         command: Program and arguments.
         environment: The whole environment of the process.
-        url: Where it answers, as its clients need it.
+        url: Address for its clients.
         is_ready: Says whether it answers; asked several times a second.
-        timeout_s: How long it may take to answer.
-        scratch: A folder that goes when the service has gone, e.g. of sockets.
+        timeout_s: Longest time until the first answer, in seconds.
+        scratch: Folder, e.g. of sockets, that is deleted after the service has ended.
     """
 
     name: str
@@ -65,13 +65,13 @@ class Service:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What we remember of a running service, in `<home>/run/<name>.json`.
+    """Record of a running service, in `<home>/run/<name>.json`.
 
     Args:
         pid: The process that we started, leader of its own process group.
         stamp: Value of the variable `STAMP` in it and in all that it starts.
-        url: Where it answers.
-        scratch: A folder that goes when the service has gone.
+        url: Address for its clients.
+        scratch: Folder that is deleted after the service has ended.
     """
 
     pid: int
@@ -84,8 +84,8 @@ def start(service: Service, home: Path) -> Record:
     """Start a service that outlives this process, unless it runs already.
 
     Args:
-        service: What to start.
-        home: Its record goes to `run/`, its output to `logs/` below this folder.
+        service: Service to start.
+        home: Home folder, with the record in `run/` and the output in `logs/`.
 
     Returns:
         The record of the service: the running one's, whose URL may differ from `service`'s.
@@ -115,8 +115,8 @@ def running(service: Service, home: Path) -> Iterator[str]:
     """Run a service for as long as the block lasts.
 
     Args:
-        service: What to start.
-        home: Its output goes to `logs/` below this folder.
+        service: Service to run.
+        home: Home folder, with the output in `logs/`.
 
     Yields:
         The service's URL.
@@ -245,7 +245,7 @@ def _read_record(name: str, home: Path) -> Record | None:
 
 @contextmanager
 def _only_one_starts(home: Path) -> Iterator[None]:
-    """Hold other commands of the same home back: two servers must not create one database."""
+    """Let one command at a time start servers: two must not create one database."""
     folder = home / "run"
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "starting.lock").open("w") as lock:

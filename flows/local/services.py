@@ -99,7 +99,7 @@ def prefect_worker(settings: Settings, addresses: Mapping[str, str]) -> Service:
     """A process worker; it makes the work pool where that is missing.
 
     Args:
-        settings: As for the other services.
+        settings: Settings that name the home folder.
         addresses: Variables that point its flow runs at the stack, `PREFECT_API_URL` among them.
     """
     url = addresses["PREFECT_API_URL"]

@@ -56,7 +56,7 @@ def running_prefect_server(settings: Settings, port: int = 0) -> Iterator[str]:
 
     Args:
         settings: The server's database lies below its home folder.
-        port: Of a server of its own; 0 takes whichever is free.
+        port: Port of a new server; 0 takes a free one.
 
     Yields:
         The API's URL, e.g. `http://127.0.0.1:4200/api`.
@@ -97,10 +97,10 @@ def running_ray_head(
     """A Ray head of our own, for as long as the block lasts.
 
     Args:
-        settings: Its home folder holds the token that clients must show.
-        port: Of the cluster's control store; 0 takes whichever is free.
-        dashboard_port: Of the pages; 0 takes whichever is free.
-        cpus: How many cores Ray may hand out; all by default.
+        settings: Settings whose home folder holds the token that clients must show.
+        port: Port of the cluster's control store; 0 takes a free one.
+        dashboard_port: Port of the dashboard; 0 takes a free one.
+        cpus: Number of cores that Ray may use; all by default.
 
     Yields:
         The address for `ray.init(address=...)`, e.g. `127.0.0.1:6379`.
@@ -118,7 +118,7 @@ def start_stack(settings: Settings, ports: StackPorts | None = None) -> Stack:
 
     Args:
         settings: All state lies below its home folder.
-        ports: Where to listen; each service's usual port by default.
+        ports: Ports to listen on; each service's usual one by default.
 
     Returns:
         The stack's addresses; those of services that ran already are kept.

@@ -1,4 +1,4 @@
-"""Imported for its effect: what must be set before Ray, MLflow and the rest are imported.
+"""Imported for its effect: sets what Ray, MLflow and the rest read while they are imported.
 
 Every flow imports this before it imports `training`, so that a flow behaves alike in a worker
 that somebody else has started.

@@ -1,4 +1,4 @@
-"""How far long work has come: a bar on a terminal, a log line every tenth elsewhere."""
+"""Progress of long work: a bar on a terminal, a log line every tenth elsewhere."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _logger = logging.getLogger(__name__)
 
 @contextmanager
 def progress(title: str, console: Console | None = None) -> Iterator[Advance]:
-    """Show how far some work has come, for as long as the block runs.
+    """Show the progress of some work while the block runs.
 
     Args:
-        title: What is counted, e.g. `Tiles`.
-        console: Where a bar goes; standard error by default, so that results can be piped.
+        title: Name of the things that are counted, e.g. `Tiles`.
+        console: Terminal of the bar; standard error by default, so that results can be piped.
 
     Yields:
         `advance(done, total)`, to be called with the count so far, from any thread.

@@ -1,4 +1,4 @@
-"""What a flow reports: the same words on the terminal and as a Prefect artifact."""
+"""Reports of the flows: the same text on the terminal and as a Prefect artifact."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def publish(report: R) -> R:
     """Keep a report as an artifact of the flow run, and hand it on.
 
     Args:
-        report: Of a type that `to_markdown` knows.
+        report: Report of a type that `to_markdown` knows.
     """
     context = FlowRunContext.get()
     if context is not None and context.flow is not None:
@@ -57,7 +57,7 @@ def to_markdown(report: Any) -> str:
     """A report in Markdown.
 
     Raises:
-        TypeError: Nobody has said how.
+        TypeError: No function is registered for its type.
     """
     raise TypeError(f"no Markdown for {type(report).__name__}: register it in {__name__}")
 

@@ -1,4 +1,4 @@
-"""Where things lie and which servers to use: the only reader of environment variables."""
+"""Folders and servers to use: the only reader of environment variables."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ QUIET: Final[Mapping[str, str]] = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Ray Train's current interface, and its current rule for visible devices.
     "RAY_TRAIN_V2_ENABLED": "1",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     # Threads that wait by spinning take the cores from those that work.
     "OMP_WAIT_POLICY": "passive",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -34,13 +33,13 @@ QUIET: Final[Mapping[str, str]] = {
     "PREFECT_LOGGING_EXTRA_LOGGERS": "pipeline,training,flows",
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
 }
-"""Defaults for the libraries beneath us; a variable that is already set wins."""
+"""Defaults for the libraries in use; a variable that is already set wins."""
 
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "local", "ray://127.0.0.1", "ray://localhost")
 
 
 class Settings(BaseSettings):
-    """Everything that the surroundings may decide, read once from environment variables.
+    """Everything that environment variables may decide, read once.
 
     An argument by its field's name wins over the variable; an empty variable counts as unset.
     """
@@ -78,7 +77,7 @@ class Settings(BaseSettings):
         default_factory=lambda data: f"sqlite:///{data['home'] / 'mlflow' / 'mlflow.db'}",
         validation_alias="MLFLOW_TRACKING_URI",
         description="MLFLOW_TRACKING_URI: an MLflow server or database; by default an SQLite file "
-        "below the home folder.",
+        "in the home folder.",
     )
     ray_address: str | None = Field(
         default=None,
@@ -114,10 +113,10 @@ class Settings(BaseSettings):
 
 
 def library_environment(settings: Settings) -> dict[str, str]:
-    """The variables that the libraries beneath us read, for this process and those it starts.
+    """The variables that libraries read, for this process and those it starts.
 
     Args:
-        settings: Decides the home folder and the S3 endpoint.
+        settings: Settings that name the home folder and the S3 endpoint.
 
     Returns:
         Names and values; none of them is meant to replace one that is already set.
@@ -148,7 +147,7 @@ def prepare_environment(settings: Settings) -> None:
     Makes the home folder and, where Ray has no token yet, a token that only this user may read.
 
     Args:
-        settings: Decides the home folder and the S3 endpoint.
+        settings: Settings that name the home folder and the S3 endpoint.
     """
     for folder in ("mlflow", "prefect", "ray"):
         (settings.home / folder).mkdir(parents=True, exist_ok=True)
@@ -158,7 +157,7 @@ def prepare_environment(settings: Settings) -> None:
 
 
 def load_settings() -> Settings:
-    """What a flow begins with: settings read, and the libraries' variables set accordingly."""
+    """Read the settings and set the libraries' variables accordingly; every flow begins so."""
     settings = Settings()
     prepare_environment(settings)
     return settings
@@ -178,8 +177,8 @@ def child_environment(settings: Settings, **variables: str) -> dict[str, str]:
     """The whole environment for a process that we start.
 
     Args:
-        settings: Decides the home folder and the S3 endpoint.
-        **variables: Win over everything else.
+        settings: Settings that name the home folder and the S3 endpoint.
+        **variables: Variables that win over everything else.
 
     Returns:
         The libraries' defaults, over them this process's own variables, over them `variables`.
@@ -188,7 +187,7 @@ def child_environment(settings: Settings, **variables: str) -> dict[str, str]:
 
 
 def _has_own_ray_token(settings: Settings) -> bool:
-    """Whether Ray is ours to guard: on this machine, and its user has arranged nothing else."""
+    """Whether to make a token for Ray: it runs on this machine, and nothing else is set."""
     if os.environ.get("RAY_AUTH_TOKEN_PATH") == str(settings.home / "ray" / "token"):
         return True
     if {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():

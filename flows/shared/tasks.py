@@ -1,4 +1,4 @@
-"""One call of a flow as a Prefect task: tried again where trying again can help."""
+"""One call of a flow as a Prefect task, retried where that can help."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ R = TypeVar("R")
 def resumable(function: Callable[P, R]) -> Task[P, R]:
     """Wrap the call that carries a flow's work.
 
-    All of them are idempotent and go on from where they stopped, so a server or network that
-    was away for a minute costs no work. What the user must mend is not tried again.
+    All of them are idempotent and continue where they stopped, so a server or network that was
+    away for a minute costs no work. An error that the user must mend is not retried.
 
     Args:
-        function: Of `pipeline` or `training`.
+        function: Function of `pipeline` or `training`.
     """
     return task(
         name=function.__name__.replace("_", "-"),
@@ -37,9 +37,9 @@ def may_pass(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:  # 
     """Whether a failed task may succeed when tried again.
 
     Args:
-        task: What failed.
-        run: The run of it.
-        state: Holds the error.
+        task: Task that failed; not used.
+        run: Run of the task; not used.
+        state: State that holds the error.
     """
     error = state.result(raise_on_failure=False)
     return type(error) is StorageError or isinstance(error, ConnectionError | TimeoutError)

@@ -30,7 +30,7 @@ def choose_settings(
         preset: Name of the settings that fill what is not given.
         changes: Settings that differ from the preset.
         seed: Seed of the training.
-        vgg_weights: Where VGG19's weights come from; None leaves it to the preset.
+        vgg_weights: Source of VGG19's weights; None leaves it to the preset.
 
     Raises:
         SettingsError: If settings contradict each other.

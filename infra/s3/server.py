@@ -1,4 +1,6 @@
-"""A real S3 server on loopback, for tests and benchmarks: Ceph's RADOS gateway.
+"""A real S3 server on loopback, Ceph's RADOS gateway.
+
+It serves the tests, the benchmarks, `make s3-up` and the Compose file; no package imports it.
 
     python -m infra.s3.server up DIR [--port PORT]    start it; prints the variables to export
     python -m infra.s3.server down DIR                stop it; the data stay in DIR

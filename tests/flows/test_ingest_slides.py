@@ -15,7 +15,7 @@ from prefect.client.orchestration import get_client
 
 from flows.cli import launch
 from flows.ingest_slides import ingest_slides
-from flows.shared.review import name_artifact
+from flows.shared.events import name_artifact
 from pipeline.ingest.manifest import read_manifest
 from pipeline.runtime import engines
 from pipeline.store.dataset import open_dataset
