@@ -194,10 +194,9 @@ class _Form(BaseModel):
         """Show each field by its type alone: leaving it empty is what None stands for."""
         schema = handler(core)
         for shown in handler.resolve_ref_schema(schema)["properties"].values():
-            shown.update(shown.pop("anyOf")[0])
-            shown.pop("default")
-            if shown.get("type") == "boolean":  # a switch would show "empty" as "off"
-                shown["enum"] = [True, False]
+            if shown["anyOf"][0].get("type") != "boolean":  # an untouched switch would send "off"
+                shown.update(shown.pop("anyOf")[0])
+                shown.pop("default")
         return schema
 
 

@@ -146,10 +146,22 @@ def test_every_setting_is_a_typed_and_documented_field_of_the_form() -> None:
     fields = _list_fields(TrainChanges)
     assert fields.keys() == _list_fields(TrainSettings).keys() - {"seed", "loss.vgg_weights"}
     for field in fields.values():
-        kind = field["items"]["type"] if field["type"] == "array" else field["type"]
-        assert kind in {"boolean", "integer", "number", "string"}  # nothing is typed as JSON
+        if "anyOf" in field:  # a switch without "None" would send "off" when nobody touched it
+            assert [each["type"] for each in field["anyOf"]] == ["boolean", "null"]
+            assert field["default"] is None
+        else:
+            kind = field["items"]["type"] if field["type"] == "array" else field["type"]
+            assert kind in {"integer", "number", "string"}  # nothing is typed as JSON
         assert " Default: " in field["description"]
         assert not field["description"].startswith((" ", "None"))
+
+
+def test_a_switch_that_nobody_touches_changes_nothing() -> None:
+    switches = [
+        n for n, field in _list_fields(TrainSettings).items() if field.get("type") == "boolean"
+    ]
+    assert len(switches) == 9
+    assert all("anyOf" in _list_fields(TrainChanges)[name] for name in switches)
 
 
 def test_a_form_says_where_defaults_come_from() -> None:
