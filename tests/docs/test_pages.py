@@ -79,9 +79,8 @@ _RUNNABLE: Final = [
 @pytest.mark.parametrize("page", _RUNNABLE, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_commands_run(page: Path, tmp_path: Path, prefect_server: str) -> None:
     environment = {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if "MLFLOW" not in name},
         "NORMSCOPE_HOME": str(tmp_path / "home"),
-        "MLFLOW_TRACKING_URI": "",
         "PREFECT_API_URL": prefect_server,
         "PYTHONPATH": str(ROOT),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
