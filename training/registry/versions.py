@@ -287,10 +287,12 @@ def _copy_code(folder: Path) -> list[str]:
     root = Path(training.__path__[0]).parent
     files = {file for pattern in _CODE for file in root.glob(pattern)}
     packages = {parent for file in files for parent in file.relative_to(root).parents[:-1]}
-    for file in files | {root / package / "__init__.py" for package in packages}:
+    for file in files:
         target = folder / file.relative_to(root)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(file, target)
+    for package in packages:  # without the names that they export here
+        (folder / package / "__init__.py").touch()
     return [str(package) for package in folder.iterdir()]
 
 

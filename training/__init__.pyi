@@ -1,0 +1,13 @@
+from .evaluation.intervals import bootstrap_auroc as bootstrap_auroc
+from .evaluation.metrics import measure_auroc as measure_auroc
+from .evaluation.metrics import measure_average_precision as measure_average_precision
+from .presets import load_preset as load_preset
+from .registry.promotion import PromotionReport as PromotionReport
+from .registry.promotion import promote as promote
+from .registry.versions import load_champion as load_champion
+from .registry.versions import load_version as load_version
+from .score import ScoreReport as ScoreReport
+from .score import score_dataset as score_dataset
+from .settings import TrainSettings as TrainSettings
+from .train import TrainedModel as TrainedModel
+from .train import train_and_register as train_and_register
