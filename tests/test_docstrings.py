@@ -20,6 +20,9 @@ ROOT = Path(__file__).parents[1]
 HELD: Final[tuple[str, ...]] = (
     "flows",
     "benchmarks",
+    "pipeline/dicom",
+    "pipeline/images",
+    "pipeline/privacy",
     "pipeline/slides",
     "pipeline/synthetic",
     "pipeline/ingest",

@@ -81,10 +81,10 @@ def check_codestream(frame: bytes, syntax: UID, rows: int, columns: int, name: s
 
     Args:
         frame: The compressed frame.
-        syntax: Its transfer syntax.
+        syntax: Transfer syntax of the frame.
         rows: Height by the DICOM header.
         columns: Width by the DICOM header.
-        name: What errors call the file.
+        name: Public name of the file, for errors.
 
     Raises:
         SourceError: It is cut off, of another size (a small header may hide a large image), or

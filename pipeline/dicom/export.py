@@ -29,14 +29,14 @@ class CaptureFacts:
     """What a capture says of itself.
 
     Args:
-        image_id: Of the image that it shows, a pseudonym.
-        group_id: Of its patient, a pseudonym.
+        image_id: Pseudonym of the image that the capture shows.
+        group_id: Pseudonym of the patient.
         sex: `M`, `F` or empty.
-        burned_in_text: Whether the image shows text, as `privacy.burned_in_text` has it.
-        title: Of the series, at most 64 characters.
-        derivation: How the picture was made, and what a reader must know of it.
+        burned_in_text: Whether the image shows text, as `header.burned_in_text` judges.
+        title: Description of the series, at most 64 characters.
+        derivation: Text on how the picture was made, and what its reader must know.
         software: Name and version of what made it.
-        made_at: When, with a time zone.
+        made_at: Date and time of making, with a time zone.
     """
 
     image_id: str
@@ -54,7 +54,7 @@ def encode_capture(picture: NDArray[np.uint8], facts: CaptureFacts) -> bytes:
 
     Args:
         picture: uint8 (H, W, 3), red, green, blue.
-        facts: What it says of itself.
+        facts: Description of the capture, for its header.
 
     Returns:
         A file of PS3.10, explicit little endian, not compressed.

@@ -48,8 +48,8 @@ def parse_dicom(data: bytes, name: str) -> Dataset:
     """Parse a whole DICOM file.
 
     Args:
-        data: Its bytes.
-        name: What errors call it; no file name, for that may hold a person's.
+        data: The whole file's bytes.
+        name: Public name of the file, for errors; a file's own name may hold a person's.
 
     Returns:
         The dataset with its `file_meta`. Values are converted when they are first used.
@@ -65,7 +65,7 @@ def parse_header(file: BinaryIO, name: str, tags: Collection[int]) -> Dataset:
 
     Args:
         file: At its beginning.
-        name: What errors call it.
+        name: Public name of the file, for errors.
         tags: The elements wanted; no others are kept.
 
     Raises:

@@ -35,13 +35,13 @@ class PixelFacts:
     r"""How a file's pixels are to be understood; nothing in it tells of a person.
 
     Args:
-        shape_yx: (rows, columns).
-        transfer_syntax: UID.
+        shape_yx: Rows and columns of the image.
+        transfer_syntax: UID of the transfer syntax.
         photometric: `MONOCHROME1` or `MONOCHROME2`.
         bits_stored: 1 to 16.
         is_signed: Whether stored values are two's complement.
         is_inverted: Whether the presentation stage inverts.
-        orientation: Where rows and columns point to in the patient, e.g. `L\F` (towards left,
+        orientation: Directions of rows and columns in the patient, e.g. `L\F` (towards left,
             towards the feet); empty where unknown.
     """
 
@@ -59,8 +59,8 @@ def decode_dicom(data: bytes, name: str, *, voi: Voi = 0) -> NDArray[np.uint8]:
 
     Args:
         data: The file's bytes.
-        name: What errors call it; no file name, for that may hold a person's.
-        voi: As of `render_pixels`.
+        name: Public name of the file, for errors; a file's own name may hold a person's.
+        voi: Position or explanation of a VOI LUT or window, as `render_pixels` takes it.
 
     Returns:
         uint8 (H, W); 0 is black.
@@ -78,9 +78,9 @@ def render_pixels(
 
     Args:
         dataset: With `file_meta` and pixel data.
-        name: What errors call it.
-        voi: Which VOI LUT or window: its position (LUTs first, then windows), or its explanation
-            in the file, in any case of letters. Position 0 may be absent, any other may not.
+        name: Public name of the file, for errors.
+        voi: Position of a VOI LUT or window (LUTs first, then windows), or its explanation in the
+            file, in any case of letters. Position 0 may be absent, any other may not.
 
     Returns:
         uint8 (H, W), 0 is black, and the facts.
@@ -116,10 +116,10 @@ def describe_pixels(dataset: Dataset, name: str) -> PixelFacts:
 
     Args:
         dataset: With `file_meta`; pixel data need not be there.
-        name: What errors call it.
+        name: Public name of the file, for errors.
 
     Raises:
-        SourceError: As of `render_pixels`, as far as the header tells.
+        SourceError: As `render_pixels`, as far as the header tells.
     """
     with refusing(name, "the image attributes are damaged", _REMEDY):
         syntax = _check_syntax(dataset, name)

@@ -34,9 +34,9 @@ class Strip:
     """One line of the sheet.
 
     Args:
-        caption: Above it.
-        rows: Of the dataset, ascending.
-        is_marked: For each row whether it is to be framed.
+        caption: Text above the line of images.
+        rows: Rows of the dataset that are shown, ascending.
+        is_marked: Whether each row is framed, in the order of `rows`.
     """
 
     caption: str
@@ -53,10 +53,10 @@ def choose_strips(
     """Choose images of every split and label, evenly spread over the dataset's order.
 
     Args:
-        splits: str (image,).
-        labels: int8 (image,).
+        splits: str (image,): the split of each image.
+        labels: int8 (image,): the `Label` of each image.
         readable: bool (image,): the others are counted and not shown.
-        burned_in_text: str (image,), as of `privacy.burned_in_text`, where it is known.
+        burned_in_text: str (image,): `stated`, `possible` or `denied`, where it is known.
 
     Returns:
         Those that may have text burned in before all others.

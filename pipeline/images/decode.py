@@ -46,7 +46,7 @@ def decode_image(data: bytes, name: str) -> NDArray[np.uint8]:
 
     Args:
         data: The file's bytes.
-        name: Of the file, for the error.
+        name: Public name of the file, for errors.
 
     Returns:
         uint8 (H, W, C): one channel where the file is grey, three (red, green, blue) otherwise.
@@ -91,7 +91,7 @@ def prepare_image(
 
     Args:
         pixels: uint8 (H, W, 1 or 3).
-        name: Of the file, for the error.
+        name: Public name of the file, for errors.
         size_px: Side of the result. The whole (cropped) image is squeezed into it, so that
             nothing is cut off unasked.
         channels: 1: colour becomes grey by ITU-R BT.601 luma. 3: grey is repeated.

@@ -39,7 +39,7 @@ class DuplicateSet:
     """Images that are, or look like, one.
 
     Args:
-        rows: Of the dataset, ascending.
+        rows: Rows of the dataset that belong to the set, ascending.
         kind: `exact`: equal pixels; `near`: each within the distance of another of the set.
         crosses_splits: Whether they are in more than one split; all sets cross groups.
     """
@@ -90,7 +90,7 @@ def find_duplicates(
         digests: str (image,): of the pixels.
         hashes: uint64 (image, 4): perceptual.
         group_ids: str (image,): patient or slide.
-        splits: str (image,).
+        splits: str (image,): the split of each image.
         readable: bool (image,): the others are left out; None takes all.
         max_distance_bits: Bits in which near duplicates may differ, 0 to 48.
 

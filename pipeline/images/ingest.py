@@ -47,7 +47,7 @@ class ImageIngestReport(IngestReport):
     """The outcome of an ingest of images, and of the review after it.
 
     Args:
-        notes: Of the source: how it was read.
+        notes: Remarks on how the source was read, a line each.
         duplicates: Images of different groups that are, or look like, one; as `image_id`s.
         further: Reports on the datasets of further sizes, made in the same run.
     """
@@ -88,13 +88,13 @@ def ingest_images(
     that.
 
     Args:
-        url: Of the dataset; the size replaces `{size_px}` in it, which several sizes need.
-        listing: What to take.
-        settings: How.
+        url: URL of the dataset; the size replaces `{size_px}` in it, which several sizes need.
+        listing: The images to ingest, and what the source left out.
+        settings: Size, colour, resampling and splits of the dataset.
         map_work: An engine of `pipeline.runtime.engines`.
         source: Name of the dataset's source, e.g. `chestxray14`.
-        sizes_px: In place of that of the settings.
-        scratch: Where archives are unpacked; None for the usual place.
+        sizes_px: Sizes that replace the one of the settings; empty keeps it.
+        scratch: Folder where archives are unpacked; None for the usual one.
         on_progress: Called with images done and in all, of all sizes.
 
     Returns:

@@ -53,17 +53,17 @@ class ImageSettings(BaseModel):
     """How files of one image each become a dataset.
 
     Args:
-        modality: What they show.
+        modality: Kind of the images; `radiograph` gives pseudonyms where there is a key.
         size_px: Height and width of the dataset's images.
         crop_px: Side of the square first cut from the centre, in the file's pixels, or None.
         colour: `grey` or `rgb` converts every image to that; `auto` looks at a sample of them
             and takes `rgb` if at least half has colour.
         equalize: Whether to equalise the histogram, grey only.
         resampling: `antialiased` (a triangle) or `area` (the mean).
-        voi: Which VOI LUT or window of DICOM files: its position or its explanation.
+        voi: VOI LUT or window of DICOM files, by its position or its explanation in the file.
         validation_fraction: Share of the groups kept for validation where no official split is.
         test_fraction: Share of the groups kept for testing where no official split is.
-        seed: Of the splits.
+        seed: Seed of the random splits.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -103,10 +103,10 @@ def plan_images(
     Rows are ordered by split, then by `image_id`, so that a split is read in whole chunks.
 
     Args:
-        images: What to take; every `image_id` once.
-        settings: How.
+        images: Images to ingest; every `image_id` once.
+        settings: Size, colour, resampling and splits of the dataset.
         source: Name of the dataset's source, e.g. `chestxray14`.
-        rejected: What the source itself could not list.
+        rejected: Items that the source itself left out, for the manifest.
 
     Raises:
         SchemaError: The official splits divide a group.
@@ -148,8 +148,8 @@ def make_reader(plan: Plan, scratch: Scratch | None = None) -> ImageReader:
     """The reader of the images that `plan_images` planned.
 
     Args:
-        plan: By `plan_images`.
-        scratch: Where archives are unpacked; None for the usual place.
+        plan: Plan that `plan_images` made.
+        scratch: Folder where archives are unpacked; None for the usual one.
     """
     settings = ImageSettings.model_validate(plan.spec.parameters)
     return ImageReader(

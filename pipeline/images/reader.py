@@ -21,7 +21,7 @@ from pipeline.ingest.plan import SourceRead
 from pipeline.io.archives import read_member
 from pipeline.io.scratch import Scratch
 from pipeline.io.storage import describe, read_bytes
-from pipeline.privacy.redaction import calling_it
+from pipeline.privacy.redaction import named_as
 from pipeline.records import Array, SourceImage
 
 MEASURED_COLUMNS: Final[Mapping[str, np.dtype[Any]]] = {
@@ -41,9 +41,9 @@ class ImageReader:
         channels: 1 or 3.
         crop_px: Side of the centre crop in the file's pixels, or None.
         equalize: Whether to equalise the histogram.
-        resampling: How it is resized.
-        voi: Of DICOM files, as of `dicom_pixels.render_pixels`.
-        scratch: Where archives are unpacked; None for the usual place.
+        resampling: Filter of the resizing, as `prepare_image` takes it.
+        voi: Position or explanation of a VOI LUT or window, for DICOM files.
+        scratch: Folder where archives are unpacked; None for the usual one.
     """
 
     size_px: int
@@ -52,7 +52,7 @@ class ImageReader:
     equalize: bool = False
     resampling: Resampling = "antialiased"
     voi: Voi = 0
-    scratch: Scratch | None = field(default=None, repr=False)  # of no weight for the images
+    scratch: Scratch | None = field(default=None, repr=False)  # changes no pixel
 
     def read(
         self,
@@ -110,7 +110,7 @@ def read_source(
         AbsentError: It is gone.
         StorageError: It cannot be reached.
     """
-    with calling_it(source.name) if source.name else nullcontext():
+    with named_as(source.name) if source.name else nullcontext():
         if source.span_bytes is not None:
             size = source.span_bytes[1] - source.span_bytes[0]
             if size > max_bytes:
@@ -135,8 +135,8 @@ def decode_source(data: bytes, name: str, *, voi: Voi = 0) -> NDArray[np.uint8]:
 
     Args:
         data: The file's bytes.
-        name: What errors call it.
-        voi: Of DICOM files, as of `dicom_pixels.render_pixels`.
+        name: Public name of the file, for errors.
+        voi: Position or explanation of a VOI LUT or window, for DICOM files.
 
     Returns:
         uint8 (H, W, C), one channel or three.

@@ -54,7 +54,7 @@ class PseudonymKey:
         """A pseudonym: 32 hexadecimal digits that only this key gives.
 
         Args:
-            kind: What is named, e.g. `patient`: equal values of different kinds differ.
+            kind: Kind of the name, e.g. `patient`; equal values of two kinds differ.
             value: The name or number; blanks around it do not matter.
         """
         return self._digest(kind, value).hex()[:32]

@@ -15,11 +15,11 @@ WITHHELD: Final = "(withheld)"
 
 
 @contextmanager
-def calling_it(name: str) -> Iterator[None]:
-    """Call a file by its public name: let no error through that quotes its URL.
+def named_as(name: str) -> Iterator[None]:
+    """Raise errors under a file's public name: none of them quotes its URL.
 
     Args:
-        name: The public name.
+        name: Public name of the file.
 
     Raises:
         SourceError: This one file cannot be read.

@@ -41,7 +41,7 @@ from pipeline.errors import SourceError
 from pipeline.io.ranges import open_by_range
 from pipeline.io.storage import ObjectInfo, name_of, read_bytes
 from pipeline.privacy.key import PseudonymKey
-from pipeline.privacy.redaction import calling_it
+from pipeline.privacy.redaction import named_as
 from pipeline.records import ImageListing, Label, ManifestEntry, Scalar, SourceImage
 from pipeline.runtime.engines import MapWork, map_serially
 from pipeline.sources.listing import list_folder, relative_path
@@ -99,8 +99,8 @@ def list_radiographs(
 
     Args:
         url: A folder, an S3 prefix, or one file.
-        key: Of the pseudonyms.
-        label: Of all its images, e.g. normal for a folder of normals.
+        key: Key that the pseudonyms are made with.
+        label: Label of all images, e.g. normal for a folder of normals.
         period: Only files last modified then are looked at.
         map_work: An engine of `pipeline.runtime.engines`; one file an item.
 
@@ -148,7 +148,7 @@ def _examine(
 ) -> tuple[str, SourceImage | ManifestEntry]:
     """A file's public name, and what became of it."""
     try:
-        with calling_it(file.name), _open_header(file.info) as opened:
+        with named_as(file.name), _open_header(file.info) as opened:
             header = parse_header(opened, file.name, HEADER_TAGS)
         with refusing(file.name, "the header is damaged", "Export it again, or leave it out"):
             kind = name_other_kind(header)
@@ -188,7 +188,7 @@ def _make_image(file: _File, header: Dataset, key: PseudonymKey, label: Label) -
 def _tell_apart(file: _File, image: SourceImage, key: PseudonymKey) -> SourceImage | ManifestEntry:
     """Of files with one SOP Instance UID: the id is extended by a keyed digest of the content."""
     try:
-        with calling_it(file.name):
+        with named_as(file.name):
             digest = sha256(read_bytes(image.url)).hexdigest()
     except SourceError as error:
         return ManifestEntry(file.name, "failed", error.problem)

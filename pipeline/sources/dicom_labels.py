@@ -31,11 +31,11 @@ def apply_labels(
     Images without a row keep their label. Rows are called by their number.
 
     Args:
-        listing: From `sources.dicom`.
-        table_url: Of the table: a label, and the file's path below the folder or its SOP
+        listing: Listing that `sources.dicom` made.
+        table_url: URL of the table: a label, and the file's path below the folder or its SOP
             Instance UID; `split` where there is one.
-        folder_url: Of the folder that was listed.
-        key: Of the pseudonyms.
+        folder_url: URL of the folder that was listed.
+        key: Key that the pseudonyms are made with.
 
     Raises:
         SourceError: It is no such table.

@@ -40,7 +40,7 @@ def list_privately(
     Args:
         list_them: Lists them under their own names.
         url: The place that the user has named, for errors.
-        key: Of the pseudonyms, or None.
+        key: Key that the pseudonyms are made with, or None.
 
     Raises:
         NormscopeError: As `list_them`; without quotes where there is a key.
@@ -63,8 +63,8 @@ def pseudonymise(listing: ImageListing, key: PseudonymKey) -> ImageListing:
     Patients get the pseudonyms that they get from DICOM files too.
 
     Args:
-        listing: Of files whose names, folders and table were not made for the public.
-        key: Of the pseudonyms.
+        listing: Listing of files whose names, folders and table were not made for the public.
+        key: Key that the pseudonyms are made with.
     """
     return ImageListing(
         tuple(_replace_image(image, key) for image in listing.images),
@@ -78,7 +78,7 @@ def withholding(item: str) -> Iterator[None]:
     """Let no error through that quotes a table or a file's name.
 
     Args:
-        item: What the error is to be about: the place that the user has named.
+        item: Place that the user has named; errors are about it.
 
     Raises:
         NormscopeError: The body's own, without its quotes.
