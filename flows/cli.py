@@ -157,7 +157,7 @@ def env() -> None:
 @app.command(help_epilogue="Example: normscope deploy")
 def deploy() -> None:
     """Deploy every flow to the work pool `local` of the server at `PREFECT_API_URL` or of `up`."""
-    from flows.deployments import deploy_all  # noqa: PLC0415 -- imports every flow
+    from flows.local.deployments import deploy_all  # noqa: PLC0415 -- imports every flow
 
     for name in deploy_all():
         print(f"Deployed {name}")

@@ -19,11 +19,12 @@ from pipeline.ingest.plan import Plan
 from pipeline.ingest.run import IngestReport, ingest
 from pipeline.io.scratch import DEFAULT_FOLDER, GIB, Scratch
 from pipeline.io.storage import join
+from pipeline.records import SlideListing
 from pipeline.runtime.engines import MapWork
 from pipeline.slides.plan import plan_slides
 from pipeline.slides.reader import make_tile_reader
 from pipeline.slides.settings import SlideSettings, StainSetting, load_slide_preset
-from pipeline.sources.slides import SlideListing, list_slides
+from pipeline.sources.slides import list_slides
 from pipeline.store.dataset import read_group_order
 from pipeline.store.layout import require_destination
 

@@ -6,13 +6,14 @@ from .ingest.run import IngestReport as IngestReport
 from .records import ImageListing as ImageListing
 from .records import Label as Label
 from .records import Slide as Slide
+from .records import SlideListing as SlideListing
 from .records import SourceImage as SourceImage
 from .runtime.engines import dask_engine as dask_engine
 from .runtime.engines import map_serially as map_serially
+from .slides.ingest import ingest_slides as ingest_slides
 from .slides.settings import SlideSettings as SlideSettings
 from .slides.settings import load_slide_preset as load_slide_preset
 from .sources.images import list_images as list_images
-from .sources.slides import SlideListing as SlideListing
 from .sources.slides import list_slides as list_slides
 from .sources.xrays import list_xrays as list_xrays
 from .store.dataset import Dataset as Dataset

@@ -19,6 +19,7 @@ from pipeline.records import (
     ManifestEntry,
     Progress,
     Slide,
+    SlideListing,
     SourceImage,
     ignore_progress,
 )
@@ -29,7 +30,7 @@ from pipeline.slides.settings import SlideSettings
 from pipeline.sources.images import list_images
 from pipeline.sources.modified_range import ALWAYS, ModifiedRange
 from pipeline.sources.private_listing import list_privately, name_source
-from pipeline.sources.slides import SlideListing, list_slides
+from pipeline.sources.slides import list_slides
 from pipeline.sources.xrays import list_xrays, recognise_format
 from pipeline.store.dataset import open_dataset
 

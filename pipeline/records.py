@@ -108,6 +108,26 @@ class ManifestEntry:
     facts: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
+@dataclass(frozen=True, slots=True)
+class SlideListing:
+    """The slides of a source, and what became of the files and rows that gave none.
+
+    Args:
+        source: `camelyon16` where slides have its names, else the folder's or file's name.
+        slides: Slides to try, in order of `slide_id`.
+        rejected: Slides that the errata exclude or whose row or annotation is ambiguous;
+            annotations and table rows without a slide.
+        mpp_um: Slide id -> um per level-0 pixel from the user's table.
+        partly_annotated: Ids of slides on which lesions may lie outside the outlines.
+    """
+
+    source: str
+    slides: tuple[Slide, ...]
+    rejected: tuple[ManifestEntry, ...]
+    mpp_um: Mapping[str, float] = field(default_factory=dict)
+    partly_annotated: frozenset[str] = frozenset()
+
+
 @dataclass(frozen=True)
 class ImageListing:
     """The images of a source, and what became of the items that gave none.

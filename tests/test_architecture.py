@@ -224,7 +224,7 @@ def test_the_code_keeps_the_rule(rule: Callable[[str, str], list[str]]) -> None:
 
 
 def test_no_folder_is_full() -> None:
-    assert find_full_folders(list_files("pipeline", "training")) == []
+    assert find_full_folders(list_files(*PACKAGES)) == []
 
 
 def test_a_full_folder_is_found() -> None:

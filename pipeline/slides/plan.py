@@ -22,8 +22,8 @@ from pipeline.slides.reader import DECODER_COLUMN
 from pipeline.slides.settings import SlideSettings
 from pipeline.slides.stain.fit import encode_stains
 from pipeline.slides.stain.normalise import StainFit
-from pipeline.slides.survey import SlideSurvey, survey_slide
-from pipeline.slides.survey_cache import load_or_survey
+from pipeline.slides.survey.cache import load_or_survey
+from pipeline.slides.survey.measure import SlideSurvey, survey_slide
 from pipeline.slides.tiling import name_states
 from pipeline.splits import assign_splits
 from pipeline.store.spec import BASE_COLUMNS, DatasetSpec, code_version

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import chain, count
 from pathlib import PurePosixPath
 from typing import Final
 
 from pipeline.errors import SourceError
 from pipeline.io.storage import name_of
-from pipeline.records import Label, ManifestEntry, Slide
+from pipeline.records import Label, ManifestEntry, Slide, SlideListing
 from pipeline.sources.camelyon16 import (
     REFERENCE_NAME,
     Erratum,
@@ -35,26 +34,6 @@ from pipeline.sources.slide_tables import (
 logger = logging.getLogger(__name__)
 
 _ANNOTATION_SUFFIXES: Final = frozenset({".xml", ".geojson"})
-
-
-@dataclass(frozen=True, slots=True)
-class SlideListing:
-    """The slides of a source, and what became of the files and rows that gave none.
-
-    Args:
-        source: `camelyon16` where slides have its names, else the folder's or file's name.
-        slides: Slides to try, in order of `slide_id`.
-        rejected: Slides that the errata exclude or whose row or annotation is ambiguous;
-            annotations and table rows without a slide.
-        mpp_um: Slide id -> um per level-0 pixel from the user's table.
-        partly_annotated: Ids of slides on which lesions may lie outside the outlines.
-    """
-
-    source: str
-    slides: tuple[Slide, ...]
-    rejected: tuple[ManifestEntry, ...]
-    mpp_um: Mapping[str, float] = field(default_factory=dict)
-    partly_annotated: frozenset[str] = frozenset()
 
 
 def list_slides(

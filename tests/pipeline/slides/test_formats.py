@@ -23,7 +23,7 @@ from pipeline.slides.formats import find_companions
 from pipeline.slides.openslide_reader import digest_slide, open_slide
 from pipeline.slides.plan import plan_slides
 from pipeline.slides.reader import make_tile_reader
-from pipeline.slides.survey import survey_slide
+from pipeline.slides.survey.measure import survey_slide
 from pipeline.sources.slides import list_slides
 from pipeline.store.dataset import open_dataset
 from tests.conftest import S3Server

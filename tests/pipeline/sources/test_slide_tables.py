@@ -8,8 +8,8 @@ import pytest
 
 from pipeline.errors import SettingsError
 from pipeline.io.storage import write_bytes
-from pipeline.records import Label
-from pipeline.sources.slides import SlideListing, list_slides
+from pipeline.records import Label, SlideListing
+from pipeline.sources.slides import list_slides
 from tests.support.files import touch
 
 

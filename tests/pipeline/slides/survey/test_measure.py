@@ -9,7 +9,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from pipeline.records import Label
-from pipeline.slides.survey import survey_slide
+from pipeline.slides.survey.measure import survey_slide
 from pipeline.slides.tiling import label_tiles, name_states
 from tests.support.made.slides import (
     BOXES,

@@ -22,7 +22,7 @@ from pipeline.records import Slide
 from pipeline.slides.settings import SlideSettings
 from pipeline.slides.stain.fit import decode_stains, encode_stains
 from pipeline.slides.stain.normalise import StainFit
-from pipeline.slides.survey import SlideSurvey
+from pipeline.slides.survey.measure import SlideSurvey
 from pipeline.store.spec import code_version
 
 _ARRAYS: Final = ("origins_yx", "tissue_fraction", "lesion_fraction", "label", "tissue_um2")

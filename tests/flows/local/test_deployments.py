@@ -12,9 +12,9 @@ from prefect.events import DeploymentEventTrigger
 from prefect.exceptions import ParameterTypeError
 
 from flows.cli import _FLOWS
-from flows.deployments import PREFECT_FILE
 from flows.ingest_images import ingest_images
 from flows.ingest_xrays import ingest_xrays
+from flows.local.deployments import PREFECT_FILE
 
 DEPLOYMENTS = yaml.safe_load(PREFECT_FILE.read_text())["deployments"]
 

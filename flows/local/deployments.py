@@ -13,7 +13,7 @@ from flows.local.services import POOL
 from flows.shared.settings import Settings, child_environment
 from pipeline.errors import SettingsError
 
-PREFECT_FILE: Final = Path(__file__).with_name("prefect.yaml")
+PREFECT_FILE: Final = Path(__file__).parents[1] / "prefect.yaml"
 
 
 def deploy_all() -> tuple[str, ...]:

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from pipeline.records import Slide
-from pipeline.slides import survey_cache
 from pipeline.slides.settings import SlideSettings
-from pipeline.slides.survey import SlideSurvey, survey_slide
-from pipeline.slides.survey_cache import load_or_survey
+from pipeline.slides.survey import cache as survey_cache
+from pipeline.slides.survey.cache import load_or_survey
+from pipeline.slides.survey.measure import SlideSurvey, survey_slide
 from tests.support.made.slides import SETTINGS, list_slide, write_asap, write_slide
 
 
