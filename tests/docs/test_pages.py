@@ -13,6 +13,8 @@ from typing import Final
 
 import pytest
 
+from tests.docs.tree import PAGE, replace_tree
+
 ROOT: Final = Path(__file__).parents[2]
 PAGES: Final = (
     *sorted((ROOT / "docs").rglob("*.md")),
@@ -63,6 +65,18 @@ def test_commands_are_run_or_say_why_not(page: Path) -> None:
 def test_paths_exist(page: Path) -> None:
     named = set(_PATH.findall(page.read_text()))
     assert not sorted(path for path in named if not (ROOT / path).exists())
+
+
+def test_the_tree_is_todays() -> None:
+    assert replace_tree(PAGE.read_text()) == PAGE.read_text(), "python -m tests.docs.tree"
+
+
+def test_every_decision_is_listed() -> None:
+    folder = ROOT / "docs" / "adr"
+    listing = (folder / "index.md").read_text()
+    records = [path.name for path in folder.glob("[0-9]*.md")]
+    assert records
+    assert not [name for name in records if f"({name})" not in listing]
 
 
 def test_marks_are_read() -> None:

@@ -1,1 +1,1 @@
-"""Ray: connection, distributed training, mapping work. The only importer of ray, with search."""
+"""Ray: connection, distributed training, trials, mapping work. The only importer of ray."""
