@@ -17,6 +17,8 @@ from pipeline.store.sharding import ReadChunk, open_chunks
 from pipeline.store.spec import SCHEMA_VERSION
 
 _COMMANDS: Final[Mapping[str, str]] = {"histology": "slides", "radiograph": "xrays"}
+# 0.1 decoded names in file:// URLs twice, and mistook one file for another.
+_REFUSED_RELEASE: Final = "0.1."
 
 
 @dataclass(frozen=True)
@@ -124,18 +126,26 @@ def open_dataset(url: str, *, allow_unsealed: bool = False) -> Dataset:
         group = zarr.open_group(open_zarr_store(url, read_only=True), mode="r")
     except (FileNotFoundError, AbsentError) as error:
         raise SchemaError(url, "no dataset here", "Make one with `normscope ingest`") from error
-    found = group.attrs.get("normscope_schema")
-    if found != SCHEMA_VERSION:
-        raise SchemaError(
-            url,
-            f"schema {found!r}, this version reads schema {SCHEMA_VERSION}",
-            f"Make it again: {_name_command(group.attrs.get('modality'), url)}",
-        )
+    problem = _explain_refusal(group.attrs)
+    if problem:
+        command = _name_command(group.attrs.get("modality"), url)
+        raise SchemaError(url, problem, f"Make it again: {command}")
     if not group.attrs.get("sealed") and not allow_unsealed:
         raise SchemaError(
             url, "not sealed: its ingest has not finished", "Run the same ingest again to finish"
         )
     return Dataset(url, group)
+
+
+def _explain_refusal(attributes: Mapping[str, Any]) -> str:
+    """What keeps a dataset from being read; empty where nothing does."""
+    found = attributes.get("normscope_schema")
+    if found != SCHEMA_VERSION:
+        return f"schema {found!r}, this version reads schema {SCHEMA_VERSION}"
+    release = str(attributes.get("code_version")).partition("+")[0]
+    if release.startswith(_REFUSED_RELEASE):
+        return f"made by Normscope {release}, which mistook some files for others"
+    return ""
 
 
 def _name_command(modality: object, url: str) -> str:

@@ -232,6 +232,18 @@ def test_an_old_dataset_is_refused_with_the_command_that_makes_it_again(
     )
 
 
+def test_a_dataset_of_an_old_release_is_refused_until_it_is_made_again(tmp_path: Path) -> None:
+    url = str(tmp_path / "out")
+    plan = plan_made(write_sources(tmp_path / "in", CONTENTS))
+    ingest(url, plan, MadeReader(), map_serially)
+    zarr.open_group(url, mode="r+").attrs["code_version"] = "0.1.0+0123456789ab"
+    made_by = r"made by Normscope 0\.1\.0, .*`normscope ingest \w+ SOURCE"
+    with pytest.raises(SchemaError, match=made_by):
+        open_dataset(url)
+    report = ingest(url, plan, MadeReader(), map_serially)
+    assert (report.shards_kept, open_dataset(url).image_count) == (0, plan.spec.image_count)
+
+
 def test_an_unknown_column_names_those_there_are(tmp_path: Path) -> None:
     url = str(tmp_path / "out")
     ingest(url, plan_made(write_sources(tmp_path / "in", CONTENTS)), MadeReader(), map_serially)
