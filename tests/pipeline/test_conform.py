@@ -17,8 +17,8 @@ from pipeline.records import Label
 from pipeline.runtime.engines import map_serially
 from pipeline.sources.modified_range import ModifiedRange
 from pipeline.store.dataset import open_dataset
-from tests.pipeline.sources.test_xrays import write_films
 from tests.support.made.companions import write_dicom_slide
+from tests.support.made.dicom import write_films
 from tests.support.made.slides import (
     BOXES,
     SETTINGS,

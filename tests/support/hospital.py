@@ -19,7 +19,7 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
 from pipeline.store.dataset import open_dataset
-from tests.pipeline.sources.chestxray14.test_listing import table_text
+from tests.support.made.chestxray14 import table_text
 from tests.support.made.dicom import make_dicom, write_dicom
 
 NAME, NUMBER, BORN, CLINIC = "MUSTERFRAU^WALPURGIS", "HN-4711", "19580312", "Musterklinik"

@@ -14,7 +14,7 @@ from pipeline.ingest.manifest import read_manifest
 from pipeline.runtime.engines import map_serially
 from pipeline.sources.xrays import list_xrays
 from pipeline.store.dataset import open_dataset
-from tests.pipeline.sources.chestxray14.test_listing import table_text
+from tests.support.made.chestxray14 import table_text
 from tests.support.made.images import claim_png
 
 GREY = np.tile(np.arange(0, 160, 4, dtype=np.uint8), (24, 1))

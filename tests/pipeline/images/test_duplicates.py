@@ -1,27 +1,14 @@
 from __future__ import annotations
 
-import io
 import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.images.duplicates import DuplicateSet, find_duplicates, hash_images
-
-
-def make_image(seed: int) -> NDArray[np.uint8]:
-    """A smooth image (64, 96, 1) of no symmetry."""
-    coarse = np.random.default_rng(seed).integers(0, 256, (24, 36), dtype=np.uint8)
-    return np.array(Image.fromarray(coarse).resize((96, 64), Image.Resampling.BICUBIC))[..., None]
-
-
-def recompress(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    buffer = io.BytesIO()
-    Image.fromarray(image[..., 0]).save(buffer, "JPEG", quality=60)
-    return np.array(Image.open(buffer))[..., None]
+from tests.support.made.images import make_image, recompress
 
 
 def test_exact_and_near_duplicates_across_groups_are_found() -> None:

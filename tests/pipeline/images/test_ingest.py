@@ -23,9 +23,9 @@ from pipeline.records import ImageListing, Label, SourceImage
 from pipeline.runtime.engines import map_serially
 from pipeline.sources.xrays import list_xrays
 from pipeline.store.dataset import open_dataset
-from tests.pipeline.images.test_duplicates import make_image, recompress
-from tests.pipeline.sources.test_xrays import NAME, write_films
 from tests.support.content import content_of
+from tests.support.made.dicom import NAME, write_films
+from tests.support.made.images import make_image, recompress
 from tests.support.threads import thread_engine
 
 KEY = PseudonymKey(bytes(range(32)))

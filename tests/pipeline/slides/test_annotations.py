@@ -16,13 +16,9 @@ from skimage.draw import polygon
 from pipeline.errors import SourceError
 from pipeline.slides.annotations import measure_lesion_fractions, outline_lesions, parse_annotations
 from pipeline.slides.tiling import list_origins
-from tests.support.made.slides import write_asap
+from tests.support.made.slides import BOMB, write_asap
 
 SQUARE = ((10.0, 100.0), (30.0, 100.0), (30.0, 140.0), (10.0, 140.0))  # 20 wide, 40 high
-BOMB = (
-    b'<!DOCTYPE a [<!ENTITY b "boom"><!ENTITY c "&b;&b;&b;&b;">]>'
-    b"<ASAP_Annotations>&c;</ASAP_Annotations>"
-)
 
 
 def shoelace(vertices: list[tuple[float, float]]) -> float:

@@ -16,8 +16,8 @@ from pipeline.slides.plan import plan_slides
 from pipeline.slides.reader import make_tile_reader
 from pipeline.sources.slides import list_slides
 from pipeline.store.dataset import Dataset, open_dataset
-from tests.pipeline.slides.test_annotations import BOMB
 from tests.support.made.slides import (
+    BOMB,
     BOXES,
     SETTINGS,
     SHAPE,

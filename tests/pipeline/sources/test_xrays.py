@@ -14,26 +14,10 @@ from pipeline.errors import NormscopeError, SettingsError, SourceError
 from pipeline.privacy.key import PseudonymKey
 from pipeline.records import Label
 from pipeline.sources.xrays import list_xrays, recognise_format
-from tests.pipeline.sources.chestxray14.test_experiments import write_lists
-from tests.pipeline.sources.chestxray14.test_listing import NAMES, ROWS, table_text, write_set
-from tests.support.made.dicom import make_dicom, ramp, write_dicom
+from tests.support.made.chestxray14 import NAMES, ROWS, table_text, write_lists, write_set
+from tests.support.made.dicom import NAME, make_dicom, ramp, write_dicom, write_films
 
 KEY = PseudonymKey(bytes(range(32)))
-NAME = "MUSTERFRAU ERIKA"
-
-
-def write_films(folder: Path, count: int = 3) -> str:
-    """DICOM files without a suffix, each of its own patient."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for number in range(count):
-        film = make_dicom(
-            ramp(0, 255, "u1"),
-            SOPInstanceUID=f"1.2.{number}",
-            PatientID=f"P{number}",
-            ViewPosition="AP" if number == 1 else "PA",
-        )
-        (folder / f"{NAME} {number}").write_bytes(write_dicom(film))
-    return str(folder)
 
 
 def test_the_format_is_recognised(tmp_path: Path, shared_data: Path) -> None:

@@ -20,6 +20,7 @@ from pipeline.dicom.pixels import render_pixels
 
 # Wider than high, and no two corners alike, so that a swapped or turned axis fails.
 SHAPE = (17, 23)
+NAME = "MUSTERFRAU ERIKA"
 
 
 def ramp(low: int, high: int, dtype: str = "u2") -> NDArray[Any]:
@@ -116,3 +117,17 @@ def render_by_dcmtk(dataset: Dataset, folder: Path, *options: str) -> NDArray[np
 def assert_agree(ours: NDArray[np.uint8], theirs: NDArray[np.uint8]) -> None:
     assert ours.shape == theirs.shape
     assert np.abs(ours.astype(int) - theirs).max() <= 1
+
+
+def write_films(folder: Path, count: int = 3) -> str:
+    """DICOM files without a suffix, each of its own patient."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        film = make_dicom(
+            ramp(0, 255, "u1"),
+            SOPInstanceUID=f"1.2.{number}",
+            PatientID=f"P{number}",
+            ViewPosition="AP" if number == 1 else "PA",
+        )
+        (folder / f"{NAME} {number}").write_bytes(write_dicom(film))
+    return str(folder)

@@ -1,9 +1,14 @@
-"""Image files for tests that no encoder should have to make."""
+"""Image files that no encoder would make, and images to compare."""
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 
 
 def claim_png(width_px: int, height_px: int) -> bytes:
@@ -18,3 +23,16 @@ def claim_png(width_px: int, height_px: int) -> bytes:
     return (
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
     )
+
+
+def make_image(seed: int) -> NDArray[np.uint8]:
+    """A smooth image (64, 96, 1) of no symmetry."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (24, 36), dtype=np.uint8)
+    return np.array(Image.fromarray(coarse).resize((96, 64), Image.Resampling.BICUBIC))[..., None]
+
+
+def recompress(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The image after JPEG compression."""
+    buffer = io.BytesIO()
+    Image.fromarray(image[..., 0]).save(buffer, "JPEG", quality=60)
+    return np.array(Image.open(buffer))[..., None]

@@ -25,6 +25,10 @@ BOXES = [(64, 64, 320, 448), (384, 704, 576, 1088)]
 SETTINGS = SlideSettings(
     tile_size_px=32, mpp_um=1.0, mask_mpp_um=4.0, shard_images=32, chunk_images=16
 )
+BOMB = (
+    b'<!DOCTYPE a [<!ENTITY b "boom"><!ENTITY c "&b;&b;&b;&b;">]>'
+    b"<ASAP_Annotations>&c;</ASAP_Annotations>"
+)
 
 
 def make_pixels(shape_yx: tuple[int, int]) -> NDArray[np.uint8]:

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from torch import Tensor
 
+from tests.support.vgg import images_of, small_weights
 from training.networks.vgg import (
     LAYERS,
     VggFeatures,
@@ -17,17 +17,6 @@ from training.networks.vgg import (
     random_vgg_weights,
 )
 from training.networks.vgg_weights import load_vgg
-
-
-def images_of(*, channels: int = 3, height: int = 24, width: int = 16) -> Tensor:
-    generator = torch.Generator().manual_seed(6)
-    return torch.rand((2, channels, height, width), generator=generator) * 2 - 1
-
-
-def small_weights(layers: tuple[str, ...] = ("relu3_1",)) -> dict[str, Tensor]:
-    weights = random_vgg_weights(seed=4, layers=layers, width=4)
-    biases = {key: torch.linspace(-0.2, 0.3, len(v)) for key, v in weights.items() if v.ndim == 1}
-    return weights | biases
 
 
 def test_layers_reach_no_deeper_than_needed() -> None:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.errors import WeightsError
-from tests.training.networks.test_vgg import images_of, small_weights
+from tests.support.vgg import images_of, small_weights
 from training.networks import vgg_weights
 from training.networks.vgg import CONVOLUTIONS
 from training.networks.vgg_weights import convert_weights, load_vgg, read_statistics

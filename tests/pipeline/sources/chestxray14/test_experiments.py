@@ -15,20 +15,7 @@ from pipeline.sources.chestxray14.experiments import Experiment, read_experiment
 from pipeline.sources.chestxray14.listing import list_chestxray14
 from pipeline.sources.tables import read_table
 from pipeline.splits import prove_disjoint
-
-LISTS = {
-    "normal/train": "a.png\nb.png\n",
-    "normal/test": "c.png\n",
-    "anomaly/test": "d.png\n",
-}
-
-
-def write_lists(root: Path, lists: dict[str, str] = LISTS) -> str:
-    for part, text in lists.items():
-        path = root / "folds" / "train_test_split" / "nih" / "PA" / part
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    return str(root)
+from tests.support.made.chestxray14 import LISTS, write_lists
 
 
 def test_archive_and_folder_say_the_same(tmp_path: Path) -> None:

@@ -20,37 +20,7 @@ from pipeline.io.storage import plain_url, write_bytes
 from pipeline.records import Label
 from pipeline.sources.chestxray14.boxes import read_boxes
 from pipeline.sources.chestxray14.listing import list_chestxray14
-
-SIZES = "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]"
-HEAD_2017 = (
-    "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,"
-    f"View Position,{SIZES},\n"
-)
-HEAD_2020 = HEAD_2017.replace("Gender", "Sex").replace(",\n", "\n")
-ROWS: list[tuple[str, ...]] = [
-    ("00000001_000.png", "No Finding", "0", "1", "058Y", "M", "PA"),
-    ("00000001_001.png", "Mass|Nodule", "1", "1", "059Y", "M", "AP"),
-    ("00000002_000.png", "No Finding", "0", "2", "011M", "F", "AP"),
-    ("00000003_000.png", "Hernia", "0", "3", "412Y", "F", "PA"),
-]
-NAMES = [row[0] for row in ROWS]
-
-
-def table_text(rows: list[tuple[str, ...]] = ROWS, *, head: str = HEAD_2017) -> str:
-    end = ",2682,2749,0.143,0.143" + ("," if head is HEAD_2017 else "") + "\n"
-    return head + "".join(",".join(row) + end for row in rows)
-
-
-def write_set(
-    root: Path, table: str, names: list[str] = NAMES, *, folders: tuple[str, ...] = ("images",)
-) -> str:
-    for number, name in enumerate(names):
-        path = root / folders[number % len(folders)] / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"listing reads no image")
-    root.mkdir(exist_ok=True)
-    (root / "Data_Entry_2017.csv").write_text(table)
-    return str(root)
+from tests.support.made.chestxray14 import HEAD_2017, HEAD_2020, NAMES, ROWS, table_text, write_set
 
 
 @pytest.mark.parametrize("head", [HEAD_2017, HEAD_2020])
