@@ -63,6 +63,7 @@ class Reader(Protocol[S_contra]):
 
         Raises:
             SourceError: None of the remaining rows can be read.
+            StorageError: The storage fails; unlike all other errors it stops the ingest.
         """
         ...
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
 from queue import SimpleQueue
+from traceback import format_tb
 from typing import Any, Final, Self
 
 import numpy as np
@@ -15,7 +17,7 @@ import zarr
 from blake3 import blake3
 from numpy.typing import NDArray
 
-from pipeline.errors import AbsentError, SchemaError, SourceError
+from pipeline.errors import AbsentError, SchemaError, SourceError, StorageError
 from pipeline.ingest.plan import Plan, Reader, SourceRead
 from pipeline.io.storage import join, open_zarr_store, write_parts
 from pipeline.records import Array
@@ -26,6 +28,7 @@ from pipeline.store.spec import SCHEMA_VERSION, DatasetSpec, fill_value
 Images = NDArray[np.uint8]
 _UNREADABLE: Final = (SourceError, AbsentError)
 _memory: Final = ReusedMemory()
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -207,6 +210,19 @@ def _read(reader: Reader[Any], task: ShardTask, images: Images) -> Iterator[Sour
                 yield read
         except _UNREADABLE as error:
             yield SourceRead((str(error),) * left, {}, "")
+        except StorageError:
+            raise
+        except Exception as error:  # noqa: BLE001 - one file must not stop the batch
+            yield SourceRead((_report_defect(source, error),) * left, {}, "")
+
+
+def _report_defect(source: Any, error: Exception) -> str:
+    """Log what a reader should not have raised; its text may name a patient and is withheld."""
+    name, kind = getattr(source, "public_name", source.url), type(error).__name__
+    logger.error(
+        "%s: the reader raised %s\n%s", name, kind, "".join(format_tb(error.__traceback__))
+    )
+    return f"{name}: the reader raised {kind}. Report the log's traceback, or leave the file out"
 
 
 def cut_sources(task: ShardTask) -> Iterator[tuple[Any, int, int]]:

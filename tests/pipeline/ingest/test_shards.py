@@ -25,17 +25,23 @@ from tests.support.made.datasets import MadeReader, MadeSource, plan_made, write
 
 @dataclass(frozen=True)
 class PiecewiseReader(MadeReader):
-    """Reads as `MadeReader`, row by row; before the fourth row of a shard something may happen."""
+    """Reads as `MadeReader`, row by row; before the fourth row of a shard something may happen.
+
+    With `failing`, the error comes when the source of that name is opened.
+    """
 
     error: Exception | None = None
+    failing: str | None = None
     awaited: Event | None = field(default=None, repr=False)
 
     def read(
         self, source: MadeSource, rows: Mapping[str, Array], images: NDArray[np.uint8]
     ) -> Iterator[SourceRead]:
+        if self.failing == Path(source.url).name and self.error is not None:
+            raise self.error
         whole, read = read_all(MadeReader(), source, rows, images.shape)
         for row in range(len(images)):
-            if row == 3 and self.error is not None:
+            if row == 3 and self.error is not None and self.failing is None:
                 raise self.error
             if row == 3 and self.awaited is not None:
                 assert self.awaited.wait(30)
@@ -82,6 +88,21 @@ def test_a_source_that_breaks_off_keeps_what_was_read(tmp_path: Path) -> None:
     assert dataset.read_images(4, 8)[:, 4, 0, 1].tolist() == [*b"456", 0]
     assert dataset.column("source_digest")[3] == ""
     assert "2 of 8" in str(report.manifest[0].reason)
+
+
+def test_what_a_reader_should_not_raise_fails_its_source_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    plan = plan_made(write_sources(tmp_path / "in", {"a": b"012", "b": b"34567"}))
+    reader = PiecewiseReader(error=TypeError("MUSTERFRAU is no number"), failing="b")
+    report = ingest(str(tmp_path / "out"), plan, reader, map_serially)
+    readable = open_dataset(report.url).column("readable").tolist()
+    assert readable == [True] * 3 + [False] * 5
+    assert [entry.state for entry in report.manifest] == ["done", "failed"]
+    assert "b: the reader raised TypeError" in report.manifest[1].reason
+    assert "the reader raised TypeError" in caplog.text
+    assert "in read" in caplog.text
+    assert "MUSTERFRAU" not in caplog.text + report.manifest[1].reason
 
 
 def test_a_shard_that_cannot_be_finished_is_not_there(tmp_path: Path) -> None:
