@@ -34,7 +34,7 @@ from flows.shared.settings import (
     library_environment,
     prepare_environment,
 )
-from pipeline.errors import NormscopeError
+from pipeline.errors import NormscopeError, SettingsError
 from training.presets import explain
 
 _HELP: Final = (
@@ -210,11 +210,28 @@ app.meta.version_flags = []  # `app` has the flag; a command's own `--version` m
 def _explain(error: CycloptsError) -> str:
     """Say in one line what is wrong with a command line."""
     cause = error.__cause__ or error.__context__
-    if isinstance(cause, ValidationError) and cause.errors()[0]["loc"]:
-        return str(explain(cause))
-    if isinstance(cause, ValidationError) and error.argument:
-        return f"{error.argument.name}: {cause.errors()[0]['msg']}"
+    if isinstance(cause, ValidationError):
+        first = cause.errors()[0]
+        if any(isinstance(part, str) for part in first["loc"]):  # within the settings of a training
+            return str(explain(cause))
+        if error.argument:
+            return f"{error.argument.name}: {first['input']!r} will not do: {first['msg']}"
     return " ".join(str(error).split())
+
+
+def _parse(tokens: tuple[str, ...]) -> tuple[Any, Any]:
+    """Find the command of a command line, and bind its arguments."""
+    try:
+        command, bound, _ = app.parse_args(tokens, exit_on_error=False, print_error=False)
+    except IndexError as error:  # cyclopts' own, where a group of settings gets a value
+        arguments = app.parse_commands(tokens)[1][-1].assemble_argument_collection()
+        options = {token.partition("=")[0] for token in tokens}
+        group = next(each.name for each in arguments if each.children and options & {*each.names})
+        problem, remedy = "it is a group of settings and takes no value", "give one of them a value"
+        raise SettingsError(
+            group, problem, f"See `--help` and {remedy} by `{group}.NAME`"
+        ) from error
+    return command, bound
 
 
 @app.meta.default
@@ -228,7 +245,7 @@ def launch(*tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=Tr
         The exit status.
     """
     try:
-        command, bound, _ = app.parse_args(tokens, exit_on_error=False, print_error=False)
+        command, bound = _parse(tokens)
         if hasattr(command, "with_options"):  # a flow
             return _run_flow(command, bound, Settings())
         command(*bound.args, **bound.kwargs)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal, TypeAlias, cast
 
 from prefect import flow
+from pydantic import Field
 
 import flows.shared.environment  # noqa: F401 -- sets variables, before the rest
 from flows.shared.engine import open_engine, open_key
@@ -21,6 +22,8 @@ from pipeline.records import Split
 from pipeline.sources.images import list_images
 from pipeline.sources.private_listing import list_privately, name_source
 
+SplitWord: TypeAlias = Annotated[str, Field(pattern="^.+=(train|validation|test)$")]
+
 
 @flow(name="ingest-images")
 def ingest_images(
@@ -33,7 +36,7 @@ def ingest_images(
     crop_px: int | None = None,
     colour: Colour = "auto",
     equalize: bool = False,
-    split_map: dict[str, Split] | None = None,
+    split_map: list[SplitWord] | None = None,
     seed: int = 0,
 ) -> ImageIngestReport:
     """Preprocess a folder of images with a label table into a sealed dataset.
@@ -53,8 +56,8 @@ def ingest_images(
             is cut by default.
         colour: Colour of the dataset's images: `grey` or `rgb`; `auto` decides by a sample.
         equalize: Equalise the histogram, as the reference method does with radiographs.
-        split_map: Names of splits in the table and the splits that they stand for: train,
-            validation or test.
+        split_map: Names of splits in the table and the splits that they stand for, each as
+            NAME=train, NAME=validation or NAME=test, e.g. valid=test.
         seed: Seed of the random division into splits, where the table names none.
     """
     settings = ImageSettings(
@@ -62,7 +65,9 @@ def ingest_images(
     )
     surroundings = load_settings()
     key = open_key(surroundings) if modality == "radiograph" else None
-    list_them = partial(list_images, source, labels_url=labels, split_map=split_map)
+    words = dict(entry.rsplit("=", 1) for entry in split_map or ())
+    splits = cast("dict[str, Split]", words)  # the pattern allows no others
+    list_them = partial(list_images, source, labels_url=labels, split_map=splits)
     listing = list_privately(list_them, source, key)
     with open_engine(surroundings) as map_work, progress("Images") as advance:
         report = resumable(image_ingest.ingest_images)(

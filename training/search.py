@@ -48,7 +48,7 @@ def search(
     Args:
         settings: Settings that all trials share.
         dataset_url: Sealed dataset with labelled anomalies in its validation split.
-        storage_url: Where Ray Tune keeps its record: a path, `file://` or `s3://`.
+        storage_url: Folder of Ray Tune's records: a path, `file://` or `s3://`.
         tracking_uri: MLflow's server, or `sqlite:///file`.
         run_name: Name of the search, in the storage and in MLflow.
         trials: Number of trials.

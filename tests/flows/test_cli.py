@@ -78,6 +78,17 @@ def test_several_sizes_become_a_dataset_each(
         assert open_dataset(f"{tmp_path}/out-{size}.zarr").image_shape == (size, size, 1)
 
 
+def test_names_of_splits_are_given_as_words(tmp_path: Path) -> None:
+    source, dataset = write_images(tmp_path / "in"), str(tmp_path / "out.zarr")
+    header, *rows = (source / "manifest.csv").read_text().splitlines()
+    named = [f"{row},{'a=b' if row.startswith('image_0') else 'rest'}" for row in rows]
+    (source / "manifest.csv").write_text("\n".join([f"{header},split", *named]))
+    command = ("ingest", "images", str(source), dataset, "--split-map", "a=b=train")
+    assert launch(*command, "--split-map", "rest=validation") == 0
+    splits = open_dataset(dataset).column("split")
+    assert sorted(map(str, splits)) == ["train"] * 10 + ["validation"] * 2
+
+
 def refuse(capsys: pytest.CaptureFixture[str], *tokens: str) -> str:
     """Run a command that must be refused; return the one line that it says."""
     assert launch(*tokens) == 2
@@ -171,6 +182,7 @@ def test_no_dataset_and_no_champion(tmp_path: Path, capsys: pytest.CaptureFixtur
         ("ingest slides a b --tile-size-px", "--tile-size-px"),
         ("ingest slides a b --tile-size-px 0", "--tile-size-px"),
         ("ingest slides a b --stain foo", "foo"),
+        ("ingest images a b --split-map a=test --split-map b=tuning", "--split-map: 'b=tuning'"),
         ("up extra", "extra"),
     ],
 )
