@@ -149,16 +149,13 @@ def _processor_seconds() -> float:
 
 def run_benchmark(
     name: str, measure: Callable[[bool], Outcome], arguments: Sequence[str] | None = None
-) -> int:
+) -> None:
     """The command line of a benchmark.
 
     Args:
         name: Name of the benchmark, as in `python -m benchmarks.NAME`.
         measure: Does it; its argument says whether it must end within five minutes on two cores.
         arguments: Command-line arguments; None takes those of the process.
-
-    Returns:
-        The exit status.
     """
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}")
     parser.add_argument("--quick", action="store_true", help="end within 5 minutes on 2 cores")
@@ -176,7 +173,6 @@ def run_benchmark(
         }
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(record, indent=2) + "\n")
-    return 0
 
 
 def describe_hardware() -> str:

@@ -10,7 +10,6 @@ out the transfer of the slides, which depends on the network alone.
 from __future__ import annotations
 
 import shutil
-import sys
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
@@ -132,4 +131,4 @@ def _conclude(
 
 
 if __name__ == "__main__":
-    sys.exit(run_benchmark("ingest_scaling", measure))
+    run_benchmark("ingest_scaling", measure)

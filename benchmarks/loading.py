@@ -39,8 +39,8 @@ from benchmarks.harness import (
     compare_by_clock_and_processor,
     run_benchmark,
 )
+from benchmarks.painted import paint_shard
 from benchmarks.scoring import JpegFolder
-from benchmarks.storage import paint_shard
 from infra.s3 import server as s3_server
 from pipeline.images.ingest import ingest_images
 from pipeline.images.plan import ImageSettings
@@ -223,4 +223,4 @@ def _conclude(by_clock: Comparison, by_processor: Comparison, note: str) -> Outc
 
 
 if __name__ == "__main__":
-    sys.exit(run_benchmark("loading", measure))
+    run_benchmark("loading", measure)

@@ -152,4 +152,4 @@ def _read_centre(path: Path) -> Images:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_benchmark("precision", measure))
+    run_benchmark("precision", measure)

@@ -34,7 +34,7 @@ from benchmarks.harness import (
     compare_by_clock_and_processor,
     run_benchmark,
 )
-from benchmarks.storage import SHAPE, SHARD_IMAGES, Painter, make_plan, paint_shard
+from benchmarks.painted import SHAPE, SHARD_IMAGES, Painter, make_plan, paint_shard
 from flows.shared.settings import QUIET, adopt_environment
 from pipeline.images.plan import ImageSettings, make_reader, plan_images
 from pipeline.ingest.run import ingest
@@ -257,4 +257,4 @@ def measure_memory(folder: Path, count: int) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(run_benchmark("scoring", measure))
+    run_benchmark("scoring", measure)

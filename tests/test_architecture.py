@@ -269,7 +269,7 @@ def test_the_root_holds_what_it_should() -> None:
         ("pipeline/slides/tiling.py", "def late():\n    from flows import settings"),
         ("pipeline/sources/images.py", "from ...training import losses"),
         ("training/learning/loop.py", "from flows.shared.settings import Settings"),
-        ("training/learning/loop.py", "import benchmarks.storage"),
+        ("training/learning/loop.py", "import benchmarks.painted"),
         ("flows/train.py", "from tests import conftest"),
     ],
 )

