@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.ingest.plan import name_source
 from pipeline.io.storage import read_bytes, write_bytes
 from pipeline.records import ManifestEntry
 
@@ -44,8 +45,7 @@ def account_for(
     entries = []
     for number, source in enumerate(sources):
         reasons = lost.get(number, [])
-        name = getattr(source, "public_name", source.url)
-        entry = ManifestEntry(name, "done", facts=facts.get(number, {}))
+        entry = ManifestEntry(name_source(source), "done", facts=facts.get(number, {}))
         if reasons and len(reasons) == planned[number]:
             entry = replace(entry, state="failed", reason=reasons[0])
         elif reasons:

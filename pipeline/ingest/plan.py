@@ -25,6 +25,11 @@ class Source(Protocol):
         """Changes when the file does."""
 
 
+def name_source(source: Source) -> str:
+    """Name a source in public; its URL may name a person, or be that of an archive of many."""
+    return str(getattr(source, "public_name", source.url))
+
+
 @dataclass(frozen=True)
 class SourceRead:
     """What a reader found out about the next rows of a source.

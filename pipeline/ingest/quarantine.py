@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import NormscopeError, SourceError
-from pipeline.ingest.plan import Reader, SourceRead, read_all
+from pipeline.ingest.plan import Reader, SourceRead, name_source, read_all
 from pipeline.ingest.shards import Commit, ShardTask, cut_sources, make_shard
 from pipeline.records import Array
 from pipeline.runtime.engines import DEATH, DEATH_REMEDY, MapWork
@@ -35,8 +35,8 @@ class Quarantine:
         self, source: Any, rows: Mapping[str, Array], images: NDArray[np.uint8]
     ) -> Iterator[SourceRead]:
         """Read rows; raises SourceError for a source that is refused."""
-        if _name(source) in self.names:
-            raise SourceError(_name(source), DEATH, DEATH_REMEDY)
+        if name_source(source) in self.names:
+            raise SourceError(name_source(source), DEATH, DEATH_REMEDY)
         yield from self.reader.read(source, rows, images)
 
 
@@ -60,15 +60,10 @@ def make_shard_without_killers(
     for source, begin, end in cut_sources(task):
         sample = source, {name: values[begin:end] for name, values in task.columns.items()}
         probe = partial(_survive, reader, (end - begin, *task.spec.image_shape))
-        deadly += map_work(probe, [sample], give_up=lambda killer: _name(killer[0]))
+        deadly += map_work(probe, [sample], give_up=lambda killer: name_source(killer[0]))
     careful = Quarantine(reader, frozenset(filter(None, deadly)))
     (made,) = map_work(partial(make_shard, url, careful), [replace(task, key="")])
     return made
-
-
-def _name(source: Any) -> str:
-    """What a source is called in public; its URL may be that of an archive of many."""
-    return str(getattr(source, "public_name", source.url))
 
 
 def _survive(reader: Reader[Any], shape: tuple[int, ...], sample: _Sample) -> str:

@@ -18,7 +18,7 @@ from blake3 import blake3
 from numpy.typing import NDArray
 
 from pipeline.errors import AbsentError, SchemaError, SourceError, StorageError
-from pipeline.ingest.plan import Plan, Reader, SourceRead
+from pipeline.ingest.plan import Plan, Reader, SourceRead, name_source
 from pipeline.io.storage import join, open_zarr_store, write_parts
 from pipeline.records import Array
 from pipeline.runtime.malloc import ReusedMemory
@@ -218,7 +218,7 @@ def _read(reader: Reader[Any], task: ShardTask, images: Images) -> Iterator[Sour
 
 def _report_defect(source: Any, error: Exception) -> str:
     """Log what a reader should not have raised; its text may name a patient and is withheld."""
-    name, kind = getattr(source, "public_name", source.url), type(error).__name__
+    name, kind = name_source(source), type(error).__name__
     logger.error(
         "%s: the reader raised %s\n%s", name, kind, "".join(format_tb(error.__traceback__))
     )

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from hashlib import sha256
 from math import ceil
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 import numpy as np
 import openslide
@@ -17,42 +17,12 @@ from PIL import Image
 
 from pipeline.errors import SourceError
 from pipeline.slides.formats import find_companions
-from pipeline.slides.resolution import MppSource, find_mpp
+from pipeline.slides.resolution import find_mpp
 
 READ_REMEDY: Final = "Copy the file again from its archive, or leave it out"
 
 _DIGEST_BLOCK_BYTES: Final = 1 << 16
 _DIGEST_BLOCKS: Final = 64
-
-
-class SlideReader(Protocol):
-    """One open slide. Coordinates are (y, x); level 0 is the finest."""
-
-    @property
-    def level_shapes_yx(self) -> tuple[tuple[int, int], ...]:
-        """Height and width of each level in its own pixels."""
-        ...
-
-    @property
-    def level_downsamples_yx(self) -> tuple[tuple[float, float], ...]:
-        """Level-0 pixels per pixel of each level, for each axis by itself."""
-        ...
-
-    @property
-    def mpp_yx(self) -> tuple[float, float]:
-        """Micrometres per level-0 pixel."""
-        ...
-
-    @property
-    def mpp_source(self) -> MppSource:
-        """Where `mpp_yx` comes from."""
-        ...
-
-    def read_region_yx(
-        self, origin_yx: tuple[int, int], level: int, shape_yx: tuple[int, int]
-    ) -> NDArray[np.uint8]:
-        """Read a rectangle of one level; see `OpenSlideReader.read_region_yx`."""
-        ...
 
 
 @contextmanager
@@ -93,7 +63,7 @@ def open_slide(
 
 
 class OpenSlideReader:
-    """The `SlideReader` of every vendor's format.
+    """One open slide of any vendor's format. Coordinates are (y, x); level 0 is the finest.
 
     Pixels that a format stores nothing for (alpha 0: between the scanned parts of a MIRAX slide,
     for example) are background by the format's definition and come out white. Pixels that are
@@ -107,6 +77,12 @@ class OpenSlideReader:
         item: Name of the slide, for errors.
         mpp_override_um: um per level-0 pixel in place of what the file says.
         mpp_fallback_um: um per level-0 pixel, both axes, where the file has none.
+
+    Attributes:
+        level_shapes_yx: Height and width of each level in its own pixels.
+        level_downsamples_yx: Level-0 pixels per pixel of each level, for each axis by itself.
+        mpp_yx: Micrometres per level-0 pixel.
+        mpp_source: Origin of `mpp_yx`.
     """
 
     def __init__(

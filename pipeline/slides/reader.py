@@ -19,7 +19,7 @@ from pipeline.io.staging import stage
 from pipeline.records import Array, Slide
 from pipeline.slides.jpeg.proof import open_jpeg_tiles
 from pipeline.slides.jpeg.tiles import JpegTiles
-from pipeline.slides.openslide_reader import OpenSlideReader, SlideReader, digest_slide, open_slide
+from pipeline.slides.openslide_reader import OpenSlideReader, digest_slide, open_slide
 from pipeline.slides.quality import QUALITY_COLUMNS, measure_quality
 from pipeline.slides.settings import SlideSettings, StainSetting
 from pipeline.slides.stain.fit import decode_stains
@@ -165,7 +165,7 @@ def _read_regions(
             yield error
 
 
-def choose_read(slide: SlideReader, extent_yx: PairYX, tile_size_px: int) -> tuple[int, PairYX]:
+def choose_read(slide: OpenSlideReader, extent_yx: PairYX, tile_size_px: int) -> tuple[int, PairYX]:
     """Choose the level to read tiles from, and the shape of a tile in its pixels.
 
     Args:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import PurePosixPath
 from typing import Final, Literal, TypeAlias
 
@@ -73,12 +72,30 @@ def list_xrays(
     """
     chosen = recognise_format(url) if source_format == "auto" else source_format
     if chosen == "dicom":
-        return chosen, _list_dicom(
-            url, key, table_url, views, findings, experiment, period, map_work
+        if findings or experiment:
+            raise SettingsError(
+                "findings" if findings else "experiment",
+                "DICOM files do not say such a thing",
+                "Give a table of labels instead",
+            )
+        return chosen, _choose_views(_list_dicom(url, key, table_url, period, map_work), views)
+
+    def list_pngs() -> ImageListing:
+        lists = (
+            read_experiment(lists_url or _find_lists(url, table_url), experiment)
+            if experiment
+            else None
         )
-    list_pngs = partial(
-        _list_pngs, url, table_url, views, findings, experiment, lists_url, scratch, map_work
-    )
+        return list_chestxray14(
+            url,
+            table_url=table_url,
+            views=views,
+            findings=findings,
+            experiment=lists,
+            scratch=scratch,
+            map_work=map_work,
+        )
+
     return chosen, list_privately(list_pngs, url, key)
 
 
@@ -106,30 +123,6 @@ def recognise_format(url: str) -> SourceFormat:
     return "dicom" if has_dicom else "chestxray14"
 
 
-def _list_pngs(
-    url: str,
-    table_url: str | None,
-    views: Views,
-    findings: Sequence[str],
-    experiment: Experiment | None,
-    lists_url: str | None,
-    scratch: Scratch | None,
-    map_work: MapWork,
-) -> ImageListing:
-    lists = None
-    if experiment is not None:
-        lists = read_experiment(lists_url or _find_lists(url, table_url), experiment)
-    return list_chestxray14(
-        url,
-        table_url=table_url,
-        views=views,
-        findings=findings,
-        experiment=lists,
-        scratch=scratch,
-        map_work=map_work,
-    )
-
-
 def _find_lists(url: str, table_url: str | None) -> str:
     for place in filter(None, (url, table_url)):
         folder = list_folder(place) if place == url else Folder(place, ())
@@ -146,26 +139,15 @@ def _list_dicom(
     url: str,
     key: PseudonymKey | None,
     table_url: str | None,
-    views: Views,
-    findings: Sequence[str],
-    experiment: Experiment | None,
     period: ModifiedRange,
     map_work: MapWork,
 ) -> ImageListing:
     key = key or PseudonymKey.parse(None)
-    if findings or experiment:
-        raise SettingsError(
-            "findings" if findings else "experiment",
-            "DICOM files do not say such a thing",
-            "Give a table of labels instead",
-        )
     listing = dicom.list_radiographs(url, key, period=period, map_work=map_work)
     if table_url:
         with withholding(table_url):
-            listing = apply_labels(listing, table_url, url, key)
-    else:
-        listing = replace(listing, notes=(*listing.notes, "no labels: they are unknown"))
-    return _choose_views(listing, views)
+            return apply_labels(listing, table_url, url, key)
+    return replace(listing, notes=(*listing.notes, "no labels: they are unknown"))
 
 
 def _choose_views(listing: ImageListing, views: Views) -> ImageListing:
@@ -174,6 +156,5 @@ def _choose_views(listing: ImageListing, views: Views) -> ImageListing:
     chosen = [image for image in listing.images if image.columns["view_position"] == views]
     left = len(listing.images) - len(chosen)
     entry = ManifestEntry("views", "skipped", f"{left} images: the view position is not {views}")
-    return ImageListing(
-        tuple(chosen), (*listing.rejected, *([entry] if left else [])), listing.notes
-    )
+    rejected = (*listing.rejected, entry) if left else listing.rejected
+    return replace(listing, images=tuple(chosen), rejected=rejected)

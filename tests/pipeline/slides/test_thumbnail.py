@@ -4,12 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from pipeline.errors import SourceError
 from pipeline.slides import thumbnail as thumbnails
 from pipeline.slides.openslide_reader import open_slide
-from pipeline.slides.resolution import MppSource
 from pipeline.slides.thumbnail import read_thumbnail
 from tests.support.made.slides import corrupt_tile, make_pixels, write_pyramid
 
@@ -74,20 +72,13 @@ def test_marks_what_is_corrupt_and_nothing_far_from_it(tmp_path: Path) -> None:
     assert not small.pixels[~small.is_readable].any()
 
 
-class UnreadableSlide:
-    """A slide every read of which fails."""
+def test_refuses_a_slide_with_nothing_to_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise SourceError("a.tif", "corrupt", "Mend it")
 
-    level_shapes_yx = ((60, 50),)
-    level_downsamples_yx = ((1.0, 1.0),)
-    mpp_yx = (0.5, 0.5)
-    mpp_source: MppSource = "vendor property"
-
-    def read_region_yx(
-        self, origin_yx: tuple[int, int], level: int, shape_yx: tuple[int, int]
-    ) -> NDArray[np.uint8]:
-        raise SourceError("a.tif", f"corrupt at {origin_yx} {level} {shape_yx}", "Mend it")
-
-
-def test_refuses_a_slide_with_nothing_to_read() -> None:
-    with pytest.raises(SourceError, match=r"a\.tif: corrupt"):
-        read_thumbnail(UnreadableSlide(), 30)
+    with open_slide(write_pyramid(tmp_path / "a.tif", make_pixels((60, 50)))) as slide:
+        monkeypatch.setattr(slide, "read_region_yx", fail)
+        with pytest.raises(SourceError, match=r"a\.tif: corrupt"):
+            read_thumbnail(slide, 30)
