@@ -32,7 +32,7 @@ lint: $(VENV)/.installed-dev ## Style, spelling and types only
 	$(BIN)/mypy
 
 docs: $(VENV)/.installed-dev ## The documentation, built strictly into build/docs; notebooks run
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 audit: $(VENV)/.installed-dev ## Known vulnerabilities of the locked versions, as far as the package index tells
 	$(BIN)/pip-audit --disable-pip --no-deps --requirement $(LOCK)

@@ -77,8 +77,18 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("untimed")
 
 
+# Fixtures and folders whose tests start Prefect, MLflow, Ray, Dask or a browser.
+_SERVERS = {"prefect_server", "mlflow_server", "real_s3_server", "browser", "cluster", "ray_head"}
+_SERVER_FOLDERS = ("flows", "e2e", "infra", "training/cluster", "training/registry", "benchmarks")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files of slow tests, so that processes that share the files end together."""
+    """Mark tests that start servers; begin with slow files, so that processes end together."""
+    folders = tuple(str(ROOT / "tests" / folder) for folder in _SERVER_FOLDERS)
+    for item in items:
+        names = set(getattr(item, "fixturenames", ()))
+        if names & _SERVERS or str(item.path).startswith(folders):
+            item.add_marker("server")
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 
