@@ -47,14 +47,15 @@ from training.networks.vgg_weights import load_vgg
 from training.presets import load_preset
 
 REFERENCE, OURS, REDUCED = "published", "ours", "ours, all in bf16"
-OFF: Final = {
+_SWITCHES: Final = {
     "uses_channels_last": False,
     "keeps_freed_memory": False,
     "target_cache_bytes": 0,
 }
+OFF: Final[Mapping[str, Any]] = {"acceleration": _SWITCHES}
 WAYS: Final[Mapping[str, Mapping[str, Any]]] = {
-    "switches off": {"acceleration": OFF},
-    "channels last": {"acceleration": {**OFF, "uses_channels_last": True}},
+    "switches off": OFF,
+    "channels last": {"acceleration": {**_SWITCHES, "uses_channels_last": True}},
     "and freed memory kept": {"acceleration": {"target_cache_bytes": 0}},
     OURS: {},
     "ours, VGG19 in bf16": {"precision": "bf16_features"},

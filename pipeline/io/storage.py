@@ -108,10 +108,14 @@ def plain_url(url: str) -> str:
     return (place.key if place.scheme == "file" else url).rstrip("/")
 
 
+def decode_file_url(url: str) -> str:
+    """Return the plain path that a `file://` URL names, and any other path or URL as it is."""
+    return plain_url(url) if url.startswith("file:") else url
+
+
 def join(url: str, *parts: str) -> str:
     """Append path segments to a URL."""
-    base = plain_url(url) if url.startswith("file:") else url.rstrip("/")
-    return "/".join([base, *(part.strip("/") for part in parts)])
+    return "/".join([decode_file_url(url).rstrip("/"), *(part.strip("/") for part in parts)])
 
 
 def name_of(url: str) -> str:

@@ -8,7 +8,16 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from pipeline.errors import AbsentError
-from pipeline.io.storage import ObjectInfo, exists, join, list_objects, name_of, parse, plain_url
+from pipeline.io.storage import (
+    ObjectInfo,
+    decode_file_url,
+    exists,
+    join,
+    list_objects,
+    name_of,
+    parse,
+    plain_url,
+)
 from pipeline.records import ManifestEntry, SourceImage
 
 IMAGE_SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff"})
@@ -124,6 +133,7 @@ def list_source(url: str) -> list[ObjectInfo]:
         AbsentError: There is no file.
         StorageError: The URL cannot be read.
     """
+    url = decode_file_url(url)
     if found := list_objects(url):
         zarrs = {parent_of(info.url) for info in found if name_of(info.url) == "zarr.json"}
         if not zarrs:

@@ -8,7 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Final
 
-from pipeline.io.storage import ObjectInfo, join, join_versions, list_objects, name_of, plain_url
+from pipeline.io.storage import (
+    ObjectInfo,
+    decode_file_url,
+    join,
+    join_versions,
+    list_objects,
+    name_of,
+    plain_url,
+)
 from pipeline.slides.formats import (
     DICOM_SUFFIX,
     HAMAMATSU_SUFFIXES,
@@ -74,6 +82,7 @@ def list_files(url: str) -> tuple[list[ListedFile], list[ListedFile]]:
         AbsentError: There is no file.
         StorageError: The URL cannot be read.
     """
+    url = decode_file_url(url)
     infos = list_source(url)
     if [info.url for info in infos] != [url]:
         files = [_name(info, url.rstrip("/")) for info in infos]

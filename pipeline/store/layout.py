@@ -26,6 +26,7 @@ def require_destination(url: str) -> None:
         SettingsError: Something else lies there, e.g. the source itself.
         StorageError: It cannot be written.
     """
+    url = storage.plain_url(url)
     require_reachable(url)
     for info in storage.list_objects(url) if lacks_dataset(url) else ():
         key = _key_of(info.url, url)

@@ -141,4 +141,4 @@ def test_what_was_dropped_is_scored_by_the_clock_and_all_after_a_promotion(home:
     with get_client(sync_client=True) as client:
         only = ArtifactFilter.model_validate({"key": {"any_": ["ranking"]}})
         (moved,) = client.read_artifacts(artifact_filter=only)
-    assert str(moved.data).startswith("Version 1 in place of version 2, 8 images")
+    assert str(moved.data).startswith("Version 1 replaces version 2. Both have scored 8 images")
