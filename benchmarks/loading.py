@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -41,6 +40,7 @@ from benchmarks.harness import (
 )
 from benchmarks.painted import paint_shard
 from benchmarks.scoring import JpegFolder
+from flows.local.loopback import HOST, answers, find_free_port
 from infra.s3 import server as s3_server
 from pipeline.images.ingest import ingest_images
 from pipeline.images.plan import ImageSettings
@@ -143,15 +143,13 @@ def _running_ceph(folder: Path) -> Iterator[dict[str, str]]:
 
 @contextmanager
 def _running_moto() -> Iterator[dict[str, str]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    port = find_free_port()
+    command = [sys.executable, "-m", "moto.server", "-H", HOST, "-p", str(port)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # noqa: S603  # our own
     try:
         _wait_for(port)
         yield {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+            "AWS_ENDPOINT_URL": f"http://{HOST}:{port}",
             "AWS_ALLOW_HTTP": "true",
             "AWS_ACCESS_KEY_ID": "moto",
             "AWS_SECRET_ACCESS_KEY": "moto",
@@ -165,9 +163,8 @@ def _running_moto() -> Iterator[dict[str, str]]:
 
 def _wait_for(port: int) -> None:
     for _ in range(300):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
+        if answers(port, "/moto-api/") is not None:
+            return
         time.sleep(0.2)
     raise RuntimeError("moto's server does not start")
 

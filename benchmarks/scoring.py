@@ -36,7 +36,8 @@ from benchmarks.harness import (
 )
 from benchmarks.painted import SHAPE, SHARD_IMAGES, Painter, make_plan, paint_shard
 from flows.shared.settings import QUIET, adopt_environment
-from pipeline.images.plan import ImageSettings, make_reader, plan_images
+from pipeline.images.ingest import ingest_images
+from pipeline.images.plan import ImageSettings
 from pipeline.ingest.run import ingest
 from pipeline.runtime.engines import map_serially
 from pipeline.runtime.malloc import set_freed_memory
@@ -165,14 +166,9 @@ def measure(quick: bool) -> Outcome:
 
 
 def _ingest(folder: Path) -> Dataset:
-    url = str(folder / "dataset")
-    listing = list_images(str(folder / "jpegs"))
-    plan = plan_images(
-        listing.images,
-        ImageSettings(size_px=64, colour="rgb", validation_fraction=0, test_fraction=0),
-        source="painted",
-    )
-    ingest(url, plan, make_reader(plan), map_serially)
+    url, listing = str(folder / "dataset"), list_images(str(folder / "jpegs"))
+    settings = ImageSettings(size_px=64, colour="rgb", validation_fraction=0, test_fraction=0)
+    ingest_images(url, listing, settings, map_serially, source="painted")
     return open_dataset(url)
 
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from benchmarks.harness import Comparison, Method, Outcome, compare, run_benchmark
 from benchmarks.peers import make_environment, run_peer
-from pipeline.slides.openslide_reader import open_slide
+from pipeline.slides.openslide_reader import OpenSlideReader
 from pipeline.slides.quality import QUALITY_COLUMNS, measure_quality
 from pipeline.slides.stain.fit import fit_stains
 from pipeline.slides.stain.normalise import REFERENCE_STAINS, StainMethod, normalise_stains
@@ -106,7 +106,7 @@ class Workplace:
 def read_tiles() -> tuple[NDArray[np.uint8], str]:
     """Tissue tiles on a grid over the real slide, or over a painted one where that is absent."""
     if SLIDE.exists():
-        with open_slide(SLIDE, item=SLIDE.name) as slide:
+        with OpenSlideReader(SLIDE, item=SLIDE.name) as slide:
             shape_yx = slide.level_shapes_yx[0]
             pixels, name = slide.read_region_yx((0, 0), 0, shape_yx), SLIDE.name
     else:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from hashlib import sha256
 from math import ceil
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 import numpy as np
 import openslide
@@ -25,45 +23,10 @@ _DIGEST_BLOCK_BYTES: Final = 1 << 16
 _DIGEST_BLOCKS: Final = 64
 
 
-@contextmanager
-def open_slide(
-    path: Path,
-    *,
-    item: str | None = None,
-    mpp_override_um: float | None = None,
-    mpp_fallback_um: float | None = None,
-) -> Iterator[OpenSlideReader]:
-    """Open a slide of any format that OpenSlide reads, and close it again.
-
-    Args:
-        path: A local file; of a slide of several files, see `pipeline.slides.formats`, any DICOM
-            file, or the `.mrxs`, `.vms` or `.vmu`.
-        item: Name of the slide for errors, e.g. the URL that the file was staged from.
-        mpp_override_um: um per level-0 pixel, both axes, in place of what the file says.
-        mpp_fallback_um: um per level-0 pixel, both axes, where the file has none.
-
-    Yields:
-        The open slide. It belongs to one thread.
-
-    Raises:
-        SourceError: OpenSlide refuses the file, none of its pixels can be read, or its um/px is
-            absent or impossible.
-    """
-    reader = OpenSlideReader(
-        path,
-        item=item or str(path),
-        mpp_override_um=mpp_override_um,
-        mpp_fallback_um=mpp_fallback_um,
-    )
-    try:
-        reader.require_readable()
-        yield reader
-    finally:
-        reader.close()
-
-
 class OpenSlideReader:
     """One open slide of any vendor's format. Coordinates are (y, x); level 0 is the finest.
+
+    Entering it as a context reads a pixel; leaving it closes the file. It belongs to one thread.
 
     Pixels that a format stores nothing for (alpha 0: between the scanned parts of a MIRAX slide,
     for example) are background by the format's definition and come out white. Pixels that are
@@ -73,9 +36,10 @@ class OpenSlideReader:
     error and the next read starts afresh.
 
     Args:
-        path: Local path of the slide.
-        item: Name of the slide, for errors.
-        mpp_override_um: um per level-0 pixel in place of what the file says.
+        path: A local file; of a slide of several files, see `pipeline.slides.formats`, any DICOM
+            file, or the `.mrxs`, `.vms` or `.vmu`.
+        item: Name of the slide for errors, e.g. the URL that the file was staged from.
+        mpp_override_um: um per level-0 pixel, both axes, in place of what the file says.
         mpp_fallback_um: um per level-0 pixel, both axes, where the file has none.
 
     Attributes:
@@ -83,33 +47,39 @@ class OpenSlideReader:
         level_downsamples_yx: Level-0 pixels per pixel of each level, for each axis by itself.
         mpp_yx: Micrometres per level-0 pixel.
         mpp_source: Origin of `mpp_yx`.
+
+    Raises:
+        SourceError: OpenSlide refuses the file, its um/px is absent or impossible or, on entering,
+            none of its pixels can be read.
     """
 
     def __init__(
         self,
         path: Path,
         *,
-        item: str,
+        item: str | None = None,
         mpp_override_um: float | None = None,
         mpp_fallback_um: float | None = None,
     ) -> None:
-        self._path, self.item = path, item
+        self._path, self.item = path, item or str(path)
         self._slide = self._open()
         self.level_shapes_yx = tuple((h, w) for w, h in self._slide.level_dimensions)
         height, width = self.level_shapes_yx[0]
         self.level_downsamples_yx = tuple((height / h, width / w) for h, w in self.level_shapes_yx)
         self.mpp_yx, self.mpp_source = find_mpp(
-            self._slide.properties, mpp_override_um, item, fallback_um=mpp_fallback_um
+            self._slide.properties, mpp_override_um, self.item, fallback_um=mpp_fallback_um
         )
         self.vendor = self._slide.properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown")
 
-    @property
-    def level_count(self) -> int:
-        """Count the levels."""
-        return len(self.level_shapes_yx)
+    def __enter__(self) -> Self:
+        try:
+            self._require_readable()
+        except SourceError:
+            self._slide.close()
+            raise
+        return self
 
-    def close(self) -> None:
-        """Close the file."""
+    def __exit__(self, *_: object) -> None:
         self._slide.close()
 
     def read_region_yx(
@@ -193,13 +163,9 @@ class OpenSlideReader:
             starts.append(min(round(start), available - size))
         return starts[0], starts[1]
 
-    def require_readable(self) -> None:
-        """Read a pixel at the centre or, failing that, at a corner of the coarsest level.
-
-        Raises:
-            SourceError: None of the five can be read.
-        """
-        level = self.level_count - 1
+    def _require_readable(self) -> None:
+        """Read a pixel at the centre or, failing that, at a corner of the coarsest level."""
+        level = len(self.level_shapes_yx) - 1
         (height, width) = self.level_shapes_yx[0]
         bottom, right = (int(d) for d in self.level_downsamples_yx[level])
         far_y, far_x = max(0, height - bottom - 1), max(0, width - right - 1)

@@ -19,7 +19,7 @@ from pipeline.io.staging import stage
 from pipeline.records import Array, Slide
 from pipeline.slides.jpeg.proof import open_jpeg_tiles
 from pipeline.slides.jpeg.tiles import JpegTiles
-from pipeline.slides.openslide_reader import OpenSlideReader, digest_slide, open_slide
+from pipeline.slides.openslide_reader import OpenSlideReader, digest_slide
 from pipeline.slides.quality import QUALITY_COLUMNS, measure_quality
 from pipeline.slides.settings import SlideSettings, StainSetting
 from pipeline.slides.stain.fit import decode_stains
@@ -75,7 +75,7 @@ class SlideTileReader:
         fit = self._choose_fit(rows)
         with (
             stage(source.url, source.version, source.companions, scratch=self.scratch) as path,
-            open_slide(path, item=source.url, mpp_override_um=self._choose_mpp(rows)) as slide,
+            OpenSlideReader(path, item=source.url, mpp_override_um=self._choose_mpp(rows)) as slide,
         ):
             done = 0
             for read in self._fill(path, slide, rows["origin_yx"], images):

@@ -42,7 +42,7 @@ from pipeline.io.ranges import open_by_range
 from pipeline.io.storage import ObjectInfo, name_of, read_bytes
 from pipeline.privacy.key import PseudonymKey
 from pipeline.privacy.redaction import named_as
-from pipeline.records import ImageListing, Label, ManifestEntry, Scalar, SourceImage
+from pipeline.records import ImageListing, ManifestEntry, Scalar, SourceImage
 from pipeline.runtime.engines import MapWork, map_serially
 from pipeline.sources.listing import list_folder, relative_path
 from pipeline.sources.modified_range import ALWAYS, ModifiedRange
@@ -88,7 +88,6 @@ def list_radiographs(
     url: str,
     key: PseudonymKey,
     *,
-    label: Label = Label.UNKNOWN,
     period: ModifiedRange = ALWAYS,
     map_work: MapWork = map_serially,
 ) -> ImageListing:
@@ -100,7 +99,6 @@ def list_radiographs(
     Args:
         url: A folder, an S3 prefix, or one file.
         key: Key that the pseudonyms are made with.
-        label: Label of all images, e.g. normal for a folder of normals.
         period: Only files last modified then are looked at.
         map_work: An engine of `pipeline.runtime.engines`; one file an item.
 
@@ -115,7 +113,7 @@ def list_radiographs(
         if not _is_hidden(info.url)
     ]
     files = [file for file in everything if period.covers(file.info.modified_at)]
-    outcomes = dict(map_work(partial(_examine, key=key, label=label), files))
+    outcomes = dict(map_work(partial(_examine, key=key), files))
     images: dict[str, SourceImage] = {}
     rejected = list(period.leave_out(len(everything) - len(files)))
     counts = Counter(
@@ -143,9 +141,7 @@ def list_radiographs(
     return ImageListing(ordered, tuple(rejected), _notes(ordered))
 
 
-def _examine(
-    file: _File, key: PseudonymKey, label: Label
-) -> tuple[str, SourceImage | ManifestEntry]:
+def _examine(file: _File, key: PseudonymKey) -> tuple[str, SourceImage | ManifestEntry]:
     """A file's public name, and what became of it."""
     try:
         with named_as(file.name), _open_header(file.info) as opened:
@@ -154,14 +150,14 @@ def _examine(
             kind = name_other_kind(header)
             if kind:
                 return file.name, ManifestEntry(file.name, "skipped", f"no radiograph: {kind}")
-            return file.name, _make_image(file, header, key, label)
+            return file.name, _make_image(file, header, key)
     except SourceError as error:
         is_other = PurePosixPath(name_of(file.info.url)).suffix.lower() in _OTHER_SUFFIXES
         state: Literal["skipped", "failed"] = "skipped" if is_other else "failed"
         return file.name, ManifestEntry(file.name, state, f"{error.problem}. {error.remedy}")
 
 
-def _make_image(file: _File, header: Dataset, key: PseudonymKey, label: Label) -> SourceImage:
+def _make_image(file: _File, header: Dataset, key: PseudonymKey) -> SourceImage:
     facts = describe_pixels(header, file.name)
     uid = str(
         header.get("SOPInstanceUID") or header.file_meta.get("MediaStorageSOPInstanceUID") or ""
@@ -181,7 +177,7 @@ def _make_image(file: _File, header: Dataset, key: PseudonymKey, label: Label) -
         "burned_in_text": burned_in_text(header),
     }
     return SourceImage(
-        image_id, group_id, file.info.url, file.info.version, label, columns=columns, name=image_id
+        image_id, group_id, file.info.url, file.info.version, columns=columns, name=image_id
     )
 
 

@@ -82,7 +82,7 @@ def _find_page(
     """Find the one TIFF page that holds a level, if its tiles are JPEG."""
     pages = [page for page in tiff.pages if isinstance(page, tifffile.TiffPage) and page.is_tiled]
     height, width = slide.level_shapes_yx[level]
-    if slide.vendor == "philips" and len(pages) == slide.level_count:
+    if slide.vendor == "philips" and len(pages) == len(slide.level_shapes_yx):
         # Its pages are padded to whole tiles, and OpenSlide cuts the padding off.
         pages = [pages[level]]
         found = [page for page in pages if page.imagelength >= height and page.imagewidth >= width]

@@ -19,7 +19,7 @@ from pipeline.io.staging import stage
 from pipeline.records import Label, Slide
 from pipeline.slides.annotations import outline_lesions, parse_annotations
 from pipeline.slides.formats import require_whole
-from pipeline.slides.openslide_reader import OpenSlideReader, digest_slide, open_slide
+from pipeline.slides.openslide_reader import OpenSlideReader, digest_slide
 from pipeline.slides.reader import make_tile_reader
 from pipeline.slides.resolution import MppSource
 from pipeline.slides.review import draw_review
@@ -152,7 +152,7 @@ def _read_overview(slide: Slide, settings: SlideSettings, scratch: Scratch | Non
     require_whole(slide)
     with (
         stage(slide.url, slide.version, slide.companions, scratch=scratch) as path,
-        open_slide(
+        OpenSlideReader(
             path,
             item=slide.url,
             mpp_override_um=settings.mpp_override_um,

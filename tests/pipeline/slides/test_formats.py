@@ -20,7 +20,7 @@ from pipeline.io.staging import stage
 from pipeline.records import Slide
 from pipeline.runtime.engines import map_serially
 from pipeline.slides.formats import find_companions
-from pipeline.slides.openslide_reader import digest_slide, open_slide
+from pipeline.slides.openslide_reader import OpenSlideReader, digest_slide
 from pipeline.slides.plan import plan_slides
 from pipeline.slides.reader import make_tile_reader
 from pipeline.slides.survey.measure import survey_slide
@@ -111,8 +111,8 @@ def test_a_real_dicom_slide_is_staged_whole(
         stage(
             slide.url, slide.version, slide.companions, scratch=Scratch(tmp_path / "scratch")
         ) as path,
-        open_slide(path) as staged,
-        open_slide(tmp_path / "boxes_0.dcm") as local,
+        OpenSlideReader(path) as staged,
+        OpenSlideReader(tmp_path / "boxes_0.dcm") as local,
     ):
         assert [file.name for file in (path, *find_companions(path))] == [
             "boxes_0.dcm",
@@ -261,7 +261,7 @@ def test_pixels_of_both_levels_are_as_written(
     write: Callable[[Path, NDArray[np.uint8]], list[Path]], name: str, tmp_path: Path
 ) -> None:
     pixels = make_pixels(SHAPE)
-    with open_slide(write(tmp_path / name, pixels)[0]) as slide:
+    with OpenSlideReader(write(tmp_path / name, pixels)[0]) as slide:
         assert (slide.mpp_yx, slide.mpp_source) == ((0.5, 0.5), "vendor property")
         level_0 = slide.read_region_yx((37, 211), 0, (120, 90))
         level_1 = slide.read_region_yx((38, 210), 1, (50, 90))

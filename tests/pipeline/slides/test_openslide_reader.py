@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import SourceError
-from pipeline.slides.openslide_reader import digest_slide, open_slide
+from pipeline.slides.openslide_reader import OpenSlideReader, digest_slide
 from pipeline.synthetic.slides import encode_pyramid
 from tests.support.made.slides import corrupt_tile, make_pixels, write_pyramid
 
@@ -16,7 +16,7 @@ SHAPE = (300, 470)
 @pytest.mark.parametrize("name", ["broken.svs", "unreadable.svs", "unopenable.tiff"])
 def test_refuses_a_file_that_openslide_cannot_use_by_name(shared_data: Path, name: str) -> None:
     path = shared_data / "slides" / name
-    with pytest.raises(SourceError, match=name) as caught, open_slide(path):
+    with pytest.raises(SourceError, match=name) as caught, OpenSlideReader(path):
         pass
     assert caught.value.remedy
 
@@ -26,13 +26,13 @@ def test_names_the_url_that_a_file_was_staged_from(tmp_path: Path) -> None:
     path.write_bytes(b"no slide")
     with (
         pytest.raises(SourceError, match=r"s3://archive/a\.tif"),
-        open_slide(path, item="s3://archive/a.tif"),
+        OpenSlideReader(path, item="s3://archive/a.tif"),
     ):
         pass
 
 
 def test_reads_a_real_slide(shared_data: Path) -> None:
-    with open_slide(shared_data / "slides" / "cmu-1-small-region.svs") as slide:
+    with OpenSlideReader(shared_data / "slides" / "cmu-1-small-region.svs") as slide:
         assert slide.level_shapes_yx == ((2967, 2220),)
         assert (slide.mpp_yx, slide.mpp_source) == ((0.499, 0.499), "vendor property")
         assert slide.vendor == "aperio"
@@ -42,7 +42,7 @@ def test_reads_a_real_slide(shared_data: Path) -> None:
 def test_regions_are_where_they_should_be(tmp_path: Path) -> None:
     pixels = make_pixels(SHAPE)
     path = write_pyramid(tmp_path / "a.tif", pixels, downsamples_yx=((1, 1), (2, 2)))
-    with open_slide(path) as slide:
+    with OpenSlideReader(path) as slide:
         assert slide.level_downsamples_yx == ((1.0, 1.0), (2.0, 2.0))
         level_0 = slide.read_region_yx((37, 211), 0, (120, 90))
         level_1 = slide.read_region_yx((38, 210), 1, (50, 90))
@@ -57,7 +57,7 @@ def test_anisotropic_levels_are_read_at_each_axis_own_scale(tmp_path: Path) -> N
     path = write_pyramid(
         tmp_path / "a.tif", pixels, mpp_yx=(0.5, 0.25), downsamples_yx=((1, 1), (2, 4))
     )
-    with open_slide(path) as slide:
+    with OpenSlideReader(path) as slide:
         assert slide.mpp_yx == (0.5, 0.25)
         assert slide.level_downsamples_yx[1] == (2.0, 4.0)
         region = slide.read_region_yx((200, 480), 1, (60, 70))
@@ -77,7 +77,7 @@ def test_refuses_a_region_outside_of_the_level(
     tmp_path: Path, origin_yx: tuple[int, int], level: int, shape_yx: tuple[int, int]
 ) -> None:
     path = write_pyramid(tmp_path / "a.tif", make_pixels(SHAPE), downsamples_yx=((1, 1), (2, 2)))
-    with open_slide(path) as slide, pytest.raises(ValueError, match="keep it inside"):
+    with OpenSlideReader(path) as slide, pytest.raises(ValueError, match="keep it inside"):
         slide.read_region_yx(origin_yx, level, shape_yx)
 
 
@@ -85,7 +85,7 @@ def test_goes_on_after_a_corrupt_tile(tmp_path: Path) -> None:
     pixels = make_pixels(SHAPE)
     path = write_pyramid(tmp_path / "a.tif", pixels)
     corrupt_tile(path, row=1, column=3)
-    with open_slide(path) as slide:
+    with OpenSlideReader(path) as slide:
         with pytest.raises(SourceError, match=r"a\.tif: .*y=64, x=192"):
             slide.read_region_yx((64, 192), 0, (64, 64))
         after = slide.read_region_yx((64, 256), 0, (64, 64))
@@ -97,15 +97,15 @@ def test_refuses_a_truncated_slide(tmp_path: Path, kept: float) -> None:
     data = encode_pyramid(make_pixels((700, 900)), 0.5)
     path = tmp_path / "cut.tif"
     path.write_bytes(data[: int(len(data) * kept)])
-    with pytest.raises(SourceError, match=r"cut\.tif.*truncated"), open_slide(path):
+    with pytest.raises(SourceError, match=r"cut\.tif.*truncated"), OpenSlideReader(path):
         pass
 
 
 def test_refuses_a_slide_without_mpp_unless_it_is_given(tmp_path: Path) -> None:
     path = write_pyramid(tmp_path / "a.tif", make_pixels(SHAPE), mpp_yx=None)
-    with pytest.raises(SourceError, match=r"a\.tif.*mpp.*mpp_fallback_um"), open_slide(path):
+    with pytest.raises(SourceError, match=r"a\.tif.*mpp.*mpp_fallback_um"), OpenSlideReader(path):
         pass
-    with open_slide(path, mpp_override_um=0.3) as slide:
+    with OpenSlideReader(path, mpp_override_um=0.3) as slide:
         assert (slide.mpp_yx, slide.mpp_source) == ((0.3, 0.3), "settings")
 
 

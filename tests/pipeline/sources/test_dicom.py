@@ -105,13 +105,11 @@ def test_columns_groups_and_pixels(tmp_path: Path) -> None:
     second = make_named(
         "1.2.2", PatientAge="095Y", SOPClassUID=DigitalXRayImageStorageForPresentation
     )
-    listing = list_radiographs(
-        write(tmp_path, {"b": first, "a/c.dcm": second}), KEY, label=Label.NORMAL
-    )
+    listing = list_radiographs(write(tmp_path, {"b": first, "a/c.dcm": second}), KEY)
     by_id = {image.image_id: image for image in listing.images}
     image, older = by_id[KEY.map_uid("1.2.1")], by_id[KEY.map_uid("1.2.2")]
     assert image.group_id == older.group_id == KEY.pseudonym("patient", NAME + "-7")
-    assert image.label is Label.NORMAL
+    assert image.label is Label.UNKNOWN
     assert image.columns == {
         "view_position": "PA",
         "age_years": 64,

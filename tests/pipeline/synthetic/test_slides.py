@@ -10,7 +10,7 @@ from pipeline.io.storage import list_objects, read_bytes
 from pipeline.records import Label
 from pipeline.runtime.engines import map_serially
 from pipeline.slides.annotations import outline_lesions, parse_annotations
-from pipeline.slides.openslide_reader import open_slide
+from pipeline.slides.openslide_reader import OpenSlideReader
 from pipeline.slides.plan import plan_slides
 from pipeline.slides.reader import make_tile_reader
 from pipeline.slides.settings import SlideSettings
@@ -46,7 +46,7 @@ def test_is_read_as_camelyon16(archive: Path) -> None:
 
 
 def test_slides_are_generic_pyramids_with_mpp_in_the_tags(archive: Path) -> None:
-    with open_slide(archive / "training" / "tumor" / "tumor_001.tif") as slide:
+    with OpenSlideReader(archive / "training" / "tumor" / "tumor_001.tif") as slide:
         assert slide.vendor == "generic-tiff"
         assert slide.level_shapes_yx == ((1024, 1536), (512, 768), (256, 384), (128, 192))
         assert (slide.mpp_yx, slide.mpp_source) == ((0.5, 0.5), "TIFF resolution tags")

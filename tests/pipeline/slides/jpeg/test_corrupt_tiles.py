@@ -14,7 +14,7 @@ from pipeline.ingest.plan import read_all
 from pipeline.io.storage import describe
 from pipeline.records import Slide
 from pipeline.slides.jpeg.proof import open_jpeg_tiles
-from pipeline.slides.openslide_reader import open_slide
+from pipeline.slides.openslide_reader import OpenSlideReader
 from pipeline.slides.reader import SlideTileReader, _read_regions
 from tests.support.made.jpeg_slides import encode, paint, write_tiles
 
@@ -59,8 +59,8 @@ def test_a_corrupt_tile_is_not_read_and_its_neighbours_are(
     y, x = 256 * (number // 5), 256 * (number % 5)
     starts_yx = [(y, x), (y + 100, x - 30), (y, x - 50), (y, x + 256), (256 - y, x)]
     with (
-        open_slide(sound) as sound_slide,
-        open_slide(path) as slide,
+        OpenSlideReader(sound) as sound_slide,
+        OpenSlideReader(path) as slide,
         open_jpeg_tiles(path, slide, 0) as tiles,
     ):
         assert tiles is not None
@@ -77,7 +77,7 @@ def test_a_corrupt_tile_is_not_read_and_its_neighbours_are(
 
 def test_a_corrupt_tile_that_openslide_would_paint_is_unreadable_and_named(tmp_path: Path) -> None:
     path = write_tiles(tmp_path / "a.tif", (512, 1280), (256, 256), spoil_tiles(add_noise, 6))
-    with open_slide(path) as opened:
+    with OpenSlideReader(path) as opened:
         opened.read_region_yx((256, 256), 0, (256, 256))  # no error
     origins_yx = np.array([(0, 256), (256, 256), (256, 512)])
     slide = Slide("a", str(path), describe(str(path)).version)
@@ -94,7 +94,7 @@ def test_beside_a_missing_tile_a_corrupt_one_is_not_painted_either(tmp_path: Pat
         tiles[5], tiles[6] = b"", add_noise(tiles[6])
 
     path = write_tiles(tmp_path / "a.tif", (512, 1280), (256, 256), spoil)
-    with open_slide(path) as slide, open_jpeg_tiles(path, slide, 0) as tiles:
+    with OpenSlideReader(path) as slide, open_jpeg_tiles(path, slide, 0) as tiles:
         assert tiles is not None
         missing, both = tiles.read_regions([(300, 180), (300, 240)], (20, 50))
     assert missing is None
@@ -105,14 +105,14 @@ def test_where_a_scanner_makes_every_tile_warn_openslide_reads(tmp_path: Path) -
     path = write_tiles(tmp_path / "a.tif", (512, 1280), (256, 256), spoil_tiles(pad_the_end))
     sound = write_tiles(tmp_path / "sound.tif", (512, 1280), (256, 256))
     one = write_tiles(tmp_path / "one.tif", (512, 1280), (256, 256), spoil_tiles(pad_the_end, 6))
-    with open_slide(path) as slide, open_slide(sound) as sound_slide:
+    with OpenSlideReader(path) as slide, OpenSlideReader(sound) as sound_slide:
         with open_jpeg_tiles(path, slide, 0) as tiles:
             assert tiles is None
         np.testing.assert_array_equal(
             slide.read_region_yx((0, 0), 0, (512, 1280)),
             sound_slide.read_region_yx((0, 0), 0, (512, 1280)),
         )
-    with open_slide(one) as slide, open_jpeg_tiles(one, slide, 0) as tiles:
+    with OpenSlideReader(one) as slide, open_jpeg_tiles(one, slide, 0) as tiles:
         assert tiles is not None
         (region,) = tiles.read_regions([(300, 300)], (20, 50))
         assert isinstance(region, SourceError)

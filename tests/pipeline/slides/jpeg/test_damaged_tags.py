@@ -12,7 +12,7 @@ import pytest
 import tifffile
 
 from pipeline.slides.jpeg.proof import open_jpeg_tiles
-from pipeline.slides.openslide_reader import OpenSlideReader, open_slide
+from pipeline.slides.openslide_reader import OpenSlideReader
 from tests.support.made.jpeg_slides import write_philips, write_tiles
 
 _TILE_WIDTH: Final = 322
@@ -57,7 +57,7 @@ def test_two_values_of_the_tile_width_leave_the_level_to_openslide(tmp_path: Pat
     _ENTRY.pack_into(data, offset, tag, kind, 2, value)
     damaged = tmp_path / "b.tif"
     damaged.write_bytes(data)
-    with open_slide(sound) as slide:
+    with OpenSlideReader(sound) as slide:
         assert isinstance(read(sound, slide), np.ndarray)
         assert read(damaged, slide) is None
 
@@ -69,7 +69,7 @@ def test_no_damaged_tag_raises(tmp_path: Path, is_philips: bool) -> None:
     data = sound.read_bytes()
     entries = [offset for tag, offset in list_entries(sound).items() if tag in _LAYOUT_TAGS]
     outcomes = set()
-    with open_slide(sound) as slide:
+    with OpenSlideReader(sound) as slide:
         for number, offset in enumerate(entries):
             for variant, entry in enumerate(mutate(_ENTRY.unpack_from(data, offset))):
                 damaged = tmp_path / f"{number}_{variant}.tif"

@@ -16,7 +16,7 @@ from pipeline.records import Slide
 from pipeline.slides.jpeg import proof as jpeg_proof
 from pipeline.slides.jpeg.proof import open_jpeg_tiles
 from pipeline.slides.jpeg.tiles import JpegTiles
-from pipeline.slides.openslide_reader import OpenSlideReader, open_slide
+from pipeline.slides.openslide_reader import OpenSlideReader
 from pipeline.slides.reader import SlideTileReader, resample
 from tests.support.made.jpeg_slides import (
     cut,
@@ -32,7 +32,7 @@ def read_both(
     path: Path, level: int, shape_yx: tuple[int, int], count: int = 40
 ) -> Iterator[tuple[NDArray[np.uint8] | SourceError | None, NDArray[np.uint8] | SourceError]]:
     """Regions at the level's corners and at random, by us and by OpenSlide."""
-    with open_slide(path) as slide, open_jpeg_tiles(path, slide, level) as tiles:
+    with OpenSlideReader(path) as slide, open_jpeg_tiles(path, slide, level) as tiles:
         assert tiles is not None
         room = np.subtract(slide.level_shapes_yx[level], shape_yx)
         starts = np.random.default_rng(3).integers(0, room + 1, (count, 2))
@@ -106,7 +106,7 @@ def test_where_markers_in_the_tiles_would_change_colours_openslide_reads(tmp_pat
         "compressionargs": {"outcolorspace": "RGB"},
     }
     path = write_tiles(tmp_path / "a.tif", (500, 813), (256, 256), **rgb)  # JFIF says YCbCr
-    with open_slide(path) as slide, open_jpeg_tiles(path, slide, 0) as tiles:
+    with OpenSlideReader(path) as slide, open_jpeg_tiles(path, slide, 0) as tiles:
         assert tiles is None
 
 
@@ -138,7 +138,7 @@ def test_levels_with_a_downsample_for_each_axis_equal_openslides(tmp_path: Path)
 
 def test_a_level_that_openslide_interpolates_is_left_to_it(tmp_path: Path) -> None:
     path = write_pyramid(tmp_path / "a.tif", [(1201, 1807), (600, 451)], tile=(128, 256))
-    with open_slide(path) as slide, open_jpeg_tiles(path, slide, 1) as tiles:
+    with OpenSlideReader(path) as slide, open_jpeg_tiles(path, slide, 1) as tiles:
         assert tiles is None
 
 
@@ -146,7 +146,7 @@ def test_camelyons_padded_levels_equal_openslides_and_missing_tiles_are_left_to_
     tmp_path: Path,
 ) -> None:
     path = write_philips(tmp_path / "a.tif")
-    with open_slide(path) as slide:
+    with OpenSlideReader(path) as slide:
         assert slide.vendor == "philips"
         assert slide.level_shapes_yx == ((1024, 1536), (512, 768))
     assert_equal_to_openslide(path, 1, (200, 310))
@@ -165,17 +165,15 @@ def test_real_aperio_slide_equals_openslide(shared_data: Path) -> None:
 @pytest.mark.parametrize("shared", ["boxes.tiff", "hs2p-test-mask.tif", "small.svs"])
 def test_other_real_slides_are_equal_or_left_to_openslide(shared_data: Path, shared: str) -> None:
     path = shared_data / "slides" / shared
-    slide = OpenSlideReader(path, item=shared, mpp_override_um=0.5)
-    for level in range(slide.level_count):
-        with open_jpeg_tiles(path, slide, level) as tiles:
-            height, width = slide.level_shapes_yx[level]
-            if tiles is not None:
-                (mine,) = tiles.read_regions([(0, 0)], (height, width))
-                assert isinstance(mine, np.ndarray)
-                np.testing.assert_array_equal(
-                    mine, slide.read_region_yx((0, 0), level, (height, width))
-                )
-    slide.close()
+    with OpenSlideReader(path, item=shared, mpp_override_um=0.5) as slide:
+        for level in range(len(slide.level_shapes_yx)):
+            with open_jpeg_tiles(path, slide, level) as tiles:
+                height, width = slide.level_shapes_yx[level]
+                if tiles is not None:
+                    (mine,) = tiles.read_regions([(0, 0)], (height, width))
+                    assert isinstance(mine, np.ndarray)
+                    theirs = slide.read_region_yx((0, 0), level, (height, width))
+                    np.testing.assert_array_equal(mine, theirs)
 
 
 @pytest.mark.parametrize(
@@ -189,7 +187,7 @@ def test_other_real_slides_are_equal_or_left_to_openslide(shared_data: Path, sha
 )
 def test_other_codecs_are_left_to_openslide(tmp_path: Path, arguments: dict[str, Any]) -> None:
     path = write_pyramid(tmp_path / "a.tif", [(300, 500)], **arguments)
-    with open_slide(path) as slide, open_jpeg_tiles(path, slide, 0) as tiles:
+    with OpenSlideReader(path) as slide, open_jpeg_tiles(path, slide, 0) as tiles:
         assert tiles is None
 
 
@@ -206,13 +204,13 @@ def test_a_decoder_that_differs_by_one_is_found_out(
         return pixels
 
     monkeypatch.setattr(JpegTiles, "_decode", decode_wrongly)
-    with open_slide(path) as slide, open_jpeg_tiles(path, slide, 0) as tiles:
+    with OpenSlideReader(path) as slide, open_jpeg_tiles(path, slide, 0) as tiles:
         assert tiles is None
 
 
 def test_a_file_cut_off_after_opening_gives_no_pixels(tmp_path: Path) -> None:
     path = write_tiles(tmp_path / "a.tif", (512, 1280), (256, 256))
-    with open_slide(path) as slide, open_jpeg_tiles(path, slide, 0) as tiles:
+    with OpenSlideReader(path) as slide, open_jpeg_tiles(path, slide, 0) as tiles:
         assert tiles is not None
         with path.open("r+b") as file:
             file.truncate(path.stat().st_size // 2)
@@ -229,7 +227,7 @@ def test_every_tile_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         return right(self, number)
 
     starts = [(y, x) for y in range(0, 896, 64) for x in range(1408, -1, -128)]
-    with open_slide(path) as slide, open_jpeg_tiles(path, slide, 0) as tiles:
+    with OpenSlideReader(path) as slide, open_jpeg_tiles(path, slide, 0) as tiles:
         assert tiles is not None
         monkeypatch.setattr(JpegTiles, "_decode", decode_and_tell)
         assert sum(1 for _ in tiles.read_regions(starts, (128, 128))) == len(starts)
@@ -239,7 +237,7 @@ def test_every_tile_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_the_cache_stays_within_its_bounds(tmp_path: Path) -> None:
     path = write_tiles(tmp_path / "a.tif", (1024, 1536), (256, 256))
-    with open_slide(path) as slide, open_jpeg_tiles(path, slide, 0) as tiles:
+    with OpenSlideReader(path) as slide, open_jpeg_tiles(path, slide, 0) as tiles:
         assert tiles is not None
         tiles._capacity = 3
         (whole,) = tiles.read_regions([(0, 0)], (1024, 1536))
@@ -259,7 +257,7 @@ def test_a_dataset_says_what_decoded_each_slide(tmp_path: Path) -> None:
         for p in (other, jpeg)
     ]
     assert [set(read.columns["decoder"]) for _, read in reads] == [{"openslide"}, {"jpeg"}]
-    with open_slide(jpeg) as slide:
+    with OpenSlideReader(jpeg) as slide:
         for image, origin in zip(reads[1][0], [(0, 640), (256, 128)], strict=True):
             expected = resample(slide.read_region_yx(origin, 0, (128, 128)), 64)
             np.testing.assert_array_equal(image, expected)
@@ -276,7 +274,7 @@ def test_a_level_is_proved_once_for_each_version_of_its_file(
 
     def open_twice(path: Path) -> None:
         for _ in range(2):
-            with open_slide(path) as slide, open_jpeg_tiles(path, slide, 0) as tiles:
+            with OpenSlideReader(path) as slide, open_jpeg_tiles(path, slide, 0) as tiles:
                 assert tiles is not None
 
     monkeypatch.setattr(jpeg_proof, "_is_proved", count)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from skimage.color import rgb2hsv, rgb2lab
 
-from pipeline.slides.openslide_reader import open_slide
+from pipeline.slides.openslide_reader import OpenSlideReader
 from pipeline.slides.stain.fit import fit_stains
 from pipeline.slides.stain.normalise import REFERENCE_STAINS, StainMethod, normalise_stains
 from tests.support.made.stains import METHODS, require_stains
@@ -42,7 +42,7 @@ def test_a_slide_reaches_the_target(method: StainMethod, shared_data: Path) -> N
     path = shared_data / "slides" / "cmu-1-small-region.svs"
     if not path.exists():
         pytest.skip(f"no slide at {path}")
-    with open_slide(path, item=str(path)) as slide:
+    with OpenSlideReader(path, item=str(path)) as slide:
         region = slide.read_region_yx((300, 200), 0, (1536, 1280))
     tiles = region.reshape(6, 256, 5, 256, 3).swapaxes(1, 2).reshape(-1, 256, 256, 3)
     fit = fit_stains(tiles, method)
