@@ -51,11 +51,7 @@ def _install(python: Path, requirements: Sequence[str], *options: str) -> None:
     if not requirements:
         return
     command = [str(python), "-m", "pip", "install", "--quiet", *options, *requirements]
-    done = subprocess.run(  # noqa: S603  # pip, with what a benchmark asks for
-        command, capture_output=True, text=True, check=False
-    )
-    if done.returncode != 0:
-        raise RuntimeError(f"cannot install {', '.join(requirements)}: {done.stderr[-1000:]}")
+    run_command(command, f"cannot install {', '.join(requirements)}")
 
 
 def run_peer(python: Path, script: Path, *arguments: str, timeout_s: float = 600) -> Any:
@@ -75,9 +71,14 @@ def run_peer(python: Path, script: Path, *arguments: str, timeout_s: float = 600
     """
     # -I: neither our packages nor our paths may reach the peer.
     command = [str(python), "-I", str(script), *arguments]
-    done = subprocess.run(  # noqa: S603  # a script of this folder
+    return json.loads(run_command(command, f"{script.name} failed", timeout_s))
+
+
+def run_command(command: Sequence[str], problem: str, timeout_s: float | None = None) -> str:
+    """Run a command and return the last line that it prints; RuntimeError quotes its errors."""
+    done = subprocess.run(  # noqa: S603  # pip, or a script of this folder
         command, capture_output=True, text=True, check=False, timeout=timeout_s
     )
     if done.returncode != 0:
-        raise RuntimeError(f"{script.name} failed: {done.stderr[-1000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+        raise RuntimeError(f"{problem}: {done.stderr[-1000:]}")
+    return "".join(done.stdout.splitlines()[-1:])

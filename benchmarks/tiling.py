@@ -17,7 +17,6 @@ the most that the disk would allow: its rate of writing against that peer's of r
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -32,7 +31,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.harness import Comparison, Method, Outcome, compare, run_benchmark
-from benchmarks.peers import make_environment, run_peer
+from benchmarks.peers import make_environment, run_command, run_peer
 from benchmarks.tiling_libraries import OPENSLIDE_REQUIREMENTS, PEERS
 from benchmarks.tiling_run import MPP_UM, list_slide, make_settings
 from pipeline.runtime.engines import map_serially
@@ -169,10 +168,7 @@ def _run_own(bench: Bench, name: str, method: str, workers: int, runs: int = 1) 
         str(bench.folder / "dataset"),
         str(runs),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  # our own module
-    if done.returncode != 0:
-        raise RuntimeError(f"{method} failed: {done.stderr[-1000:]}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, Any] = json.loads(run_command(command, f"{method} failed"))
     expected = len(np.load(bench.origins))
     if found["tiles"] != expected:
         raise ValueError(f"{method} made {found['tiles']} tiles of {expected}")

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
 from io import BytesIO
-from typing import Final
 from uuid import UUID
 
 import numpy as np
@@ -20,8 +19,6 @@ from pydicom.uid import ExplicitVRLittleEndian
 from pydicom.valuerep import DA, TM
 
 from pipeline.dicom.header import BurnedInText
-
-_SEXES: Final = {"M": "M", "F": "F"}
 
 
 @dataclass(frozen=True)
@@ -75,7 +72,7 @@ def encode_capture(picture: NDArray[np.uint8], facts: CaptureFacts) -> bytes:
         manufacturer_model_name="Normscope",
         software_versions=facts.software[:64],
         patient_id=facts.group_id[:64],
-        patient_sex=_SEXES.get(facts.sex),
+        patient_sex=facts.sex if facts.sex in {"M", "F"} else None,
         patient_orientation=("L", "F"),
         series_description=facts.title[:64],
         content_date=day,

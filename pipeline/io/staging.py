@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from functools import cache, partial
 from hashlib import file_digest, md5, sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import boto3
 import botocore.exceptions
@@ -43,6 +43,7 @@ _PARALLEL: Final = TransferConfig(
     multipart_threshold=16 << 20, multipart_chunksize=16 << 20, max_concurrency=8
 )
 _TRANSFER_ERRORS: Final = (RetriesExceededError, S3DownloadFailedError)
+_md5: Final = partial(md5, usedforsecurity=False)
 _MD5_ETAG: Final = re.compile(r'"?[0-9a-f]{32}(?:-(\d+))?"?')
 
 
@@ -197,10 +198,6 @@ def _measure_etag(client: S3Client, place: Place, etag: str, path: Path) -> str 
         while data := file.read(part["ContentLength"]):
             total.update(_md5(data).digest())
     return f"{total.hexdigest()}-{match[1]}"
-
-
-def _md5(data: bytes = b"") -> Any:
-    return md5(data, usedforsecurity=False)
 
 
 def _translate(url: str, error: botocore.exceptions.ClientError) -> StorageError:

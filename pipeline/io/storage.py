@@ -282,6 +282,13 @@ def read_range(url: str, start: int, stop: int) -> bytes:
         return bytes(obstore.get_range(store, place.key, start=start, end=stop))
 
 
+def holds(url: str, data: bytes) -> bool:
+    """Whether a file is there and has these bytes."""
+    with suppress(AbsentError):
+        return read_bytes(url) == data
+    return False
+
+
 def write_bytes(url: str, data: bytes) -> None:
     """Write one whole file: readers see the old content or the new; StorageError if neither."""
     place = parse(url)

@@ -47,10 +47,7 @@ def lacks_dataset(url: str) -> bool:
 def is_laid_out(url: str, documents: Mapping[str, bytes]) -> bool:
     """Whether a dataset's arrays are declared as in these documents, whatever they hold."""
     key = "image/zarr.json"  # it counts the images, as every other array's does
-    try:
-        return storage.read_bytes(storage.join(url, key)) == documents[key]
-    except AbsentError:
-        return False
+    return storage.holds(storage.join(url, key), documents[key])
 
 
 def write_changed(url: str, documents: Mapping[str, bytes]) -> None:
@@ -61,7 +58,7 @@ def write_changed(url: str, documents: Mapping[str, bytes]) -> None:
     """
     for key, data in sorted(documents.items(), key=lambda item: item[0].count("/")):
         target = storage.join(url, key)
-        if not storage.exists(target) or storage.read_bytes(target) != data:
+        if not storage.holds(target, data):
             storage.write_bytes(target, data)
 
 

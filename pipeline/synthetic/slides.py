@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy.ndimage import distance_transform_edt
 
-from pipeline.io.storage import exists, join, read_bytes, write_bytes
+from pipeline.io.storage import holds, join, write_bytes
 
 Outline: TypeAlias = NDArray[np.float64]
 
@@ -96,7 +96,7 @@ def write_slides(
 
 def _write(url: str, data: bytes) -> None:
     """Leave an equal file alone: its version, and all that was made from it, stays valid."""
-    if not exists(url) or read_bytes(url) != data:
+    if not holds(url, data):
         write_bytes(url, data)
 
 

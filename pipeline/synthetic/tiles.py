@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.io.storage import exists, join, read_bytes, write_bytes
+from pipeline.io.storage import holds, join, write_bytes
 from pipeline.synthetic.slides import paint_slide
 
 TABLE: Final = "labels.csv"
@@ -52,7 +52,7 @@ def write_tiles(
             rows.append(f"{path},{int(centre.any())},slide_{slide:02d}")
     table = ("\n".join(rows) + "\n").encode()
     # The table is written last: where it stands, all the rest does.
-    if exists(join(url, TABLE)) and read_bytes(join(url, TABLE)) == table:
+    if holds(join(url, TABLE), table):
         return
     for path, tile in images.items():
         stream = BytesIO()

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from pipeline.io.storage import exists, join, read_bytes, write_bytes
+from pipeline.io.storage import holds, join, write_bytes
 
 Grid: TypeAlias = NDArray[np.floating[Any]]  # one value a painted pixel
 
@@ -85,7 +85,7 @@ def write_xrays(url: str, *, seed: int, patients: int = 200, size_px: int = 256)
     films = list(_plan_films(seed, patients, size_px))
     table = (_HEADER + "".join(film.row for film in films)).encode()
     # The table is written last: where it stands, all the rest does.
-    if exists(join(url, _TABLE)) and read_bytes(join(url, _TABLE)) == table:
+    if holds(join(url, _TABLE), table):
         return
     for film in films:
         stream = BytesIO()

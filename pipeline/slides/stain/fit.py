@@ -33,6 +33,10 @@ from pipeline.slides.stain.normalise import (
 _VALUE: Final = np.arange(256) / 255
 _LIGHT: Final = np.where(_VALUE <= 0.04045, _VALUE / 12.92, ((_VALUE + 0.055) / 1.055) ** 2.4)
 _LUMINANCE: Final = np.array([0.2126, 0.7152, 0.0722])
+# Tissue is below CIE L* = 116 Y^(1/3) - 16 of 80.
+_MAX_LUMINANCE: Final = ((100 * 0.8 + 16) / 116) ** 3
+_ALPHA: Final = 1.0  # Macenko's: percent of the angles beyond each extreme
+_SPARSITY: Final = 0.1  # Vahadane's lambda: weight of the concentrations' sum in the learning
 # A scanner's border and black ink are darker than this in every channel; nuclei are not.
 _BLACK_BELOW: Final = 30
 _PSEUDO_MAXIMUM_PERCENTILE: Final = 99.0
@@ -54,9 +58,6 @@ def fit_stains(
     seed: int = 0,
     max_pixels: int = 65_536,
     min_tissue_pixels: int = 1_000,
-    max_lightness: float = 0.8,
-    angle_percentile: float = 1.0,
-    sparsity: float = 0.1,
 ) -> StainFit:
     """Find the two stains of a slide from its pixels, a random sample of them where many.
 
@@ -66,9 +67,6 @@ def fit_stains(
         seed: Seed of the random sample.
         max_pixels: Tissue pixels to fit on, drawn from four times as many pixels.
         min_tissue_pixels: Least number of tissue pixels; with fewer the fit is degenerate.
-        max_lightness: CIE lightness (L* / 100) below which a pixel is tissue.
-        angle_percentile: Macenko's alpha, 0 to 50: how far from the extreme angles to stay.
-        sparsity: Vahadane's lambda: weight of the concentrations' sum in the dictionary learning.
 
     Returns:
         The fit; degenerate, with its reason, where there is too little tissue or only one stain.
@@ -77,16 +75,13 @@ def fit_stains(
         ValueError: The pixels are not uint8 (..., 3).
     """
     check_pixels(pixels)
-    sample = _sample_tissue(pixels.reshape(-1, 3), seed, max_pixels, max_lightness)
+    sample = _sample_tissue(pixels.reshape(-1, 3), seed, max_pixels)
     if len(sample) < min_tissue_pixels:
         found = f"{len(sample)} tissue pixels in the sample, {min_tissue_pixels} needed"
         return StainFit(method, None, found)
     planes = measure_density(sample)
     density = np.stack(planes, axis=1, dtype=np.float64)
-    if method == "macenko":
-        matrix = _find_macenko(density, angle_percentile)
-    else:
-        matrix = _find_vahadane(density, sparsity)
+    matrix = _find_macenko(density) if method == "macenko" else _find_vahadane(density)
     # Haematoxylin is the one that takes more red. Rounded, so that the order in which threads
     # add up cannot show in a tile.
     matrix = matrix[np.argsort(-matrix[:, 0])].round(6)
@@ -101,33 +96,29 @@ def fit_stains(
     return StainFit(method, Stains(haematoxylin, eosin, (float(maxima[0]), float(maxima[1]))))
 
 
-def _sample_tissue(
-    pixels: NDArray[np.uint8], seed: int, max_pixels: int, max_lightness: float
-) -> NDArray[np.uint8]:
+def _sample_tissue(pixels: NDArray[np.uint8], seed: int, max_pixels: int) -> NDArray[np.uint8]:
     looked_at = min(len(pixels), 4 * max_pixels)
     chosen = np.random.default_rng(seed).choice(len(pixels), looked_at, replace=False)
     sample = pixels[chosen]
-    # CIE L* = 116 Y^(1/3) - 16.
-    max_luminance = ((100 * max_lightness + 16) / 116) ** 3
-    is_tissue = (np.take(_LIGHT, sample) @ _LUMINANCE < max_luminance) & (
+    is_tissue = (np.take(_LIGHT, sample) @ _LUMINANCE < _MAX_LUMINANCE) & (
         sample.max(axis=1) >= _BLACK_BELOW
     )
     tissue: NDArray[np.uint8] = sample[is_tissue][:max_pixels]
     return tissue
 
 
-def _find_macenko(density: NDArray[np.float64], angle_percentile: float) -> NDArray[np.float64]:
+def _find_macenko(density: NDArray[np.float64]) -> NDArray[np.float64]:
     """Find the extreme colours in the plane of the two largest axes; (2, 3), unit rows."""
     _, axes = np.linalg.eigh(density.T @ density)
     plane = axes[:, :0:-1]
     plane = plane * np.where(plane.sum(axis=0) < 0, -1.0, 1.0)
     first, second = (density @ plane).T
-    angles = np.percentile(np.arctan2(second, first), [angle_percentile, 100 - angle_percentile])
+    angles = np.percentile(np.arctan2(second, first), [_ALPHA, 100 - _ALPHA])
     matrix: NDArray[np.float64] = np.stack([np.cos(angles), np.sin(angles)], axis=1) @ plane.T
     return matrix
 
 
-def _find_vahadane(density: NDArray[np.float64], sparsity: float) -> NDArray[np.float64]:
+def _find_vahadane(density: NDArray[np.float64]) -> NDArray[np.float64]:
     """Minimise |density - C M|^2 / 2 + sparsity sum(C) over C, M >= 0, rows of M in the unit ball.
 
     The concentrations C are exact for each M; then M is, by block coordinate descent for that C
@@ -139,7 +130,7 @@ def _find_vahadane(density: NDArray[np.float64], sparsity: float) -> NDArray[np.
     for _ in range(_MAX_ITERATIONS):
         if _measure_sine(matrix) < _LEAST_SINE:
             break
-        concentrations = np.stack(unmix(planes, matrix, "vahadane", sparsity))
+        concentrations = np.stack(unmix(planes, matrix, "vahadane", _SPARSITY))
         updated = _update_dictionary(
             matrix, concentrations @ concentrations.T, concentrations @ density
         )
