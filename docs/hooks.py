@@ -60,7 +60,10 @@ def _list_fields(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             yield from _list_fields(inner, f"{prefix}{name}.")
             continue
-        shown = field.validation_alias if isinstance(field.validation_alias, str) else prefix + name
+        variable = str(model.model_config.get("env_prefix", "")) + name
+        shown = variable.upper() if variable != name else prefix + name
+        if isinstance(field.validation_alias, str):
+            shown = field.validation_alias
         meaning = field.description or meanings.get(name, "")
         cells = [f"`{shown}`", f"`{_name_type(field)}`", _show_default(field), meaning]
         yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
@@ -68,11 +71,12 @@ def _list_fields(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 def _name_type(field: FieldInfo) -> str:
     annotation: Any = field.annotation
-    return (
-        annotation.__name__
-        if isinstance(annotation, type) and not hasattr(annotation, "__args__")
-        else str(annotation).replace("typing.", "").replace("collections.abc.", "")
-    )
+    if isinstance(annotation, type) and not hasattr(annotation, "__args__"):
+        return annotation.__name__
+    text = str(annotation)
+    for module in ("typing.", "collections.abc.", "pydantic.types."):
+        text = text.replace(module, "")
+    return text.replace(" | ", " or ")
 
 
 def _show_default(field: FieldInfo) -> str:

@@ -1,6 +1,6 @@
 """Raw scans to sealed Zarr datasets; knows nothing of models.
 
-Example:
+Examples:
     >>> import tempfile
     >>> from pipeline import ImageSettings, ingest_images, list_images, map_serially, open_dataset
     >>> from pipeline.synthetic import write_tiles

@@ -246,7 +246,7 @@ def load_preset(name: str, *changes: BaseModel | Mapping[str, Any] | None) -> Tr
     Raises:
         SettingsError: If there is no such preset or setting, or they contradict each other.
 
-    Example:
+    Examples:
         >>> load_preset("nih-subset-paper", {"growth": {"batch_sizes": 64}}).growth.batch_sizes
         64
         >>> load_preset("demo", TrainChanges(loss={"layers": ["relu1_1"]})).loss.layers

@@ -33,7 +33,7 @@ def progress(title: str, console: Console | None = None) -> Iterator[Advance]:
     Yields:
         `advance(done, total)`, to be called with the count so far, from any thread.
 
-    Example:
+    Examples:
         >>> with progress("Tiles") as advance:
         ...     for done in range(1, 11):
         ...         advance(done, 10)

@@ -126,7 +126,7 @@ def load_slide_preset(name: str, **changes: Any) -> SlideSettings:
     Raises:
         SettingsError: There is no such preset or setting, or they contradict each other.
 
-    Example:
+    Examples:
         >>> load_slide_preset("paper", seed=3, stain=None).stain
         'vahadane'
     """

@@ -42,7 +42,7 @@ def measure_tile_extent_yx(
     Raises:
         ValueError: The slide is coarser than wanted, so that detail would have to be invented.
 
-    Example:
+    Examples:
         >>> measure_tile_extent_yx((0.25, 0.5), 1.0, 64)
         (256, 128)
     """
@@ -106,7 +106,7 @@ def choose_level(
         level_downsamples_yx: Downsamples (y, x) of the levels, finest first.
         wanted_downsample_yx: Level-0 pixels per wanted pixel, (y, x).
 
-    Example:
+    Examples:
         >>> choose_level([(1, 1), (4, 4), (16, 16)], (8, 8))
         1
     """

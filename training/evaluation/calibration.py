@@ -96,7 +96,7 @@ def calibrate(
     Raises:
         SettingsError: There is no normal image, a score is not finite or all pixels are equal.
 
-    Example:
+    Examples:
         >>> scores = np.array([1.0, 2.0, 2.0, 3.0])
         >>> calibration = calibrate(scores, np.linspace(0, 1, 9), np.zeros((4, 2)))
         >>> calibration.percentile(np.array([0.5, 2.5, 9.0])).tolist()

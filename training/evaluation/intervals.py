@@ -76,7 +76,7 @@ def bootstrap_auroc(
     Raises:
         ValueError: A class is missing.
 
-    Example:
+    Examples:
         >>> labels = np.repeat([0, 1], 50)
         >>> print(bootstrap_auroc(labels + np.arange(100) % 7, labels, draws=200))
         0.635 (95% interval 0.533 to 0.731)

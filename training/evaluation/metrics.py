@@ -21,7 +21,7 @@ def measure_auroc(scores: NDArray[np.floating[Any]], labels: NDArray[np.integer[
     Raises:
         ValueError: A class is missing, a label is unknown or a score is not finite.
 
-    Example:
+    Examples:
         >>> measure_auroc(np.array([0.1, 0.4, 0.4, 0.8]), np.array([0, 0, 1, 1]))
         0.875
     """
