@@ -67,9 +67,11 @@ def measure(quick: bool) -> Outcome:
 def _compare(
     slides: list[Slide], engines: dict[int, MapWork], folder: Path, quick: bool
 ) -> Outcome:
+    tiles: dict[str, int] = {}
+
     def method(name: str, chosen: list[Slide], settings: SlideSettings, workers: int) -> Method:
         def run() -> None:
-            run_ingest(chosen, settings, engines[workers], folder)
+            tiles[name] = run_ingest(chosen, settings, engines[workers], folder)
 
         return Method(name, run, 1.0, prepare=lambda: shutil.rmtree(folder, ignore_errors=True))
 
@@ -88,17 +90,9 @@ def _compare(
         unit="ingests/s",
         rounds=3 if quick else 5,
     )
-    engine = engines[1]
-    tiles = {
-        "few": _count(few, SETTINGS, engine, folder),
-        "dense": _count(few, dense, engine, folder),
-    }
-    return _conclude(comparison, {key: m.name for key, m in methods.items()}, tiles, len(few))
-
-
-def _count(slides: list[Slide], settings: SlideSettings, engine: MapWork, folder: Path) -> int:
-    shutil.rmtree(folder, ignore_errors=True)
-    return run_ingest(slides, settings, engine, folder)
+    names = {key: each.name for key, each in methods.items()}
+    counts = {key: tiles[name] for key, name in names.items()}
+    return _conclude(comparison, names, counts, len(few))
 
 
 def _conclude(

@@ -26,7 +26,6 @@ from pathlib import Path
 import boto3
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -38,7 +37,7 @@ from benchmarks.harness import (
     compare_by_clock_and_processor,
     run_benchmark,
 )
-from benchmarks.painted import paint_shard
+from benchmarks.painted import paint_shard, read_centre
 from benchmarks.scoring import JpegFolder
 from flows.local.loopback import HOST, answers, find_free_port
 from infra.s3 import server as s3_server
@@ -95,16 +94,9 @@ def write_tiles(folder: Path, count: int) -> tuple[list[Path], str]:
     paths = [folder / f"{number:05}.jpg" for number in range(count)]
     for number, path in enumerate(paths):
         turn, at = divmod(number, len(real) or len(paint_shard()))
-        pixels = _cut(real[at]) if real else paint_shard()[at]
+        pixels = read_centre(real[at], SIDE_PX) if real else paint_shard()[at]
         Image.fromarray(np.ascontiguousarray(np.rot90(pixels, turn))).save(path, quality=90)
     return paths, "PatchCamelyon's tiles" if real else "painted tiles"
-
-
-def _cut(path: Path) -> NDArray[np.uint8]:
-    """The centre of a tile."""
-    with Image.open(path) as tile:
-        left = (tile.width - SIDE_PX) // 2
-        return np.asarray(tile.crop((left, left, left + SIDE_PX, left + SIDE_PX)))
 
 
 def write_dataset(url: str, paths: list[Path]) -> None:

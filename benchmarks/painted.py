@@ -1,13 +1,15 @@
-"""Painted images, and a plan and reader that make datasets of them."""
+"""Images of the benchmarks: painted ones, with a plan and reader, and the centres of tiles."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from pipeline.ingest.plan import Plan, SourceRead
@@ -72,3 +74,10 @@ def make_plan(shard_count: int) -> Plan:
     }
     sources = tuple(Shardful(f"shard-{shard}") for shard in range(shard_count))
     return Plan(spec, sources, np.repeat(np.arange(shard_count), SHARD_IMAGES), columns)
+
+
+def read_centre(path: Path, side_px: int) -> NDArray[np.uint8]:
+    """Read the centre of a tile: uint8 (side_px, side_px, 3)."""
+    with Image.open(path) as tile:
+        left, top = (tile.width - side_px) // 2, (tile.height - side_px) // 2
+        return np.asarray(tile.convert("RGB").crop((left, top, left + side_px, top + side_px)))

@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from benchmarks.harness import Comparison, Outcome, run_benchmark
+from benchmarks.painted import read_centre
 from training.evaluation.intervals import bootstrap_auroc_difference
 from training.evaluation.metrics import measure_auroc
 from training.learning.loop import train_step
@@ -60,7 +60,7 @@ def read_tiles(split: str, limit: int) -> tuple[Images, NDArray[np.int8]]:
     with (TILES / "manifest.csv").open() as manifest:
         rows = [row for row in csv.DictReader(manifest) if row["split"] == split]
     chosen = [rows[place] for place in np.linspace(0, len(rows) - 1, limit).astype(int)]
-    images = [_read_centre(TILES / row["path"]) for row in chosen]
+    images = [read_centre(TILES / row["path"], CROP_PX) for row in chosen]
     return np.stack(images), np.array([int(row["label"]) for row in chosen], np.int8)
 
 
@@ -143,12 +143,6 @@ def conclude(found: Mapping[str, Trained], labels: NDArray[np.int8]) -> Outcome:
         "fp32",
     )
     return Outcome([speed], metrics, [f"AUROC in bf16 less that in fp32: {difference}"])
-
-
-def _read_centre(path: Path) -> Images:
-    pixels: Images = np.asarray(Image.open(path).convert("RGB"))
-    y, x = ((extent - CROP_PX) // 2 for extent in pixels.shape[:2])
-    return pixels[y : y + CROP_PX, x : x + CROP_PX]
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ dataset by a small network, as it is the scorer's memory that may grow and not t
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
@@ -35,6 +34,7 @@ from benchmarks.harness import (
     run_benchmark,
 )
 from benchmarks.painted import SHAPE, SHARD_IMAGES, Painter, make_plan, paint_shard
+from benchmarks.peers import run_command
 from flows.shared.settings import QUIET, adopt_environment
 from pipeline.images.ingest import ingest_images
 from pipeline.images.plan import ImageSettings
@@ -243,13 +243,9 @@ def measure_memory(folder: Path, count: int) -> float:
     ingest(url, make_plan(-(-count // SHARD_IMAGES)), Painter(), map_serially)
     dataset = open_dataset(url)
     version = register(make_detector(load_preset("demo")), dataset).version
-    done = subprocess.run(  # noqa: S603 -- our own script
-        [sys.executable, "-c", _MEMORY, mlflow.get_tracking_uri(), version, url, f"{url}-scores"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return float(done.stdout.splitlines()[-1])
+    uri, output = mlflow.get_tracking_uri(), f"{url}-scores"
+    command = [sys.executable, "-c", _MEMORY, uri, version, url, output]
+    return float(run_command(command, "scoring failed"))
 
 
 if __name__ == "__main__":

@@ -126,7 +126,10 @@ def plan_images(
         shard_images=shard_images,
         chunk_images=chunk_images,
         columns={
-            **{name: _dtype_of(name, values) for name, values in columns.items()},
+            **{
+                name: _DTYPES.get(name, _TEXT if values.dtype.kind == "O" else values.dtype)
+                for name, values in columns.items()
+            },
             **MEASURED_COLUMNS,
             **BASE_COLUMNS,
         },
@@ -247,7 +250,3 @@ def _collect_columns(images: Sequence[SourceImage], splits: Sequence[str]) -> di
         values = [image.columns.get(name, unknown) for image in images]
         columns[name] = np.array(values, object if dtype.kind == "T" else dtype)
     return columns
-
-
-def _dtype_of(name: str, values: Array) -> np.dtype[Any]:
-    return _DTYPES.get(name, _TEXT if values.dtype.kind == "O" else values.dtype)

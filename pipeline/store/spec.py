@@ -1,11 +1,8 @@
 """The specification of a dataset: its arrays and columns, and Zarr's documents that declare them.
 
-`image` is uint8 (image, y, x, channel), sharded. The columns are 1-D along `image`, each with one
-chunk per shard, so that writers of different shards share no object. `commit` (shard,) holds what
-each shard was made from. Metadata documents are computed and written whole: nothing is read,
-modified and written back. `xarray.open_zarr(url)` opens the result.
-
-The time of sealing is in `manifest.json`, not here: equal input gives equal bytes.
+docs/reference/dataset.md describes the format. Each column has one chunk per shard, so that writers
+of different shards share no object. Metadata documents are computed and written whole: nothing is
+read, modified and written back.
 """
 
 from __future__ import annotations
