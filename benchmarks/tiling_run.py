@@ -12,8 +12,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import repeat
 from pathlib import Path
@@ -44,12 +43,6 @@ def make_settings(side_px: int) -> SlideSettings:
 def list_slide(path: Path) -> Slide:
     """The slide as a source would list it."""
     return Slide(path.stem, str(path), describe(str(path)).version)
-
-
-@contextmanager
-def _engine(workers: int) -> Iterator[MapWork]:
-    with nullcontext(map_serially) if workers == 1 else dask_engine(workers=workers) as map_work:
-        yield map_work
 
 
 def tile(path: Path, side_px: int, folder: Path, map_work: MapWork) -> int:
@@ -99,10 +92,13 @@ def main(
     method: str, workers: str, path: str, origins: str, side: str, folder: str, runs: str = "1"
 ) -> None:
     """Do the work, and say how long it took."""
+    engine: AbstractContextManager[MapWork] = nullcontext(map_serially)
     if workers == "1":
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    else:
+        engine = dask_engine(workers=int(workers))
     set_freed_memory(is_kept=True)  # as workers do
-    with _engine(int(workers)) as map_work:
+    with engine as map_work:
         for run in range(int(runs)):
             place = Path(folder) / str(run)
             began, core_began = time.perf_counter(), time.process_time()

@@ -133,7 +133,13 @@ def _review(report: IngestReport, listing: ImageListing) -> ImageIngestReport:
     """Write what a person should look at beside a sealed dataset."""
     dataset = open_dataset(report.url)
     columns = {name: dataset.column(name) for name in _LOOKED_AT & set(dataset.column_names)}
-    duplicates = _find_duplicates(columns)
+    duplicates = find_duplicates(
+        columns["pixel_digest"],
+        read_hashes(columns["perceptual_hash"]),
+        columns["group_id"],
+        columns["split"],
+        readable=columns["readable"],
+    )
     write_bytes(join(report.url, CONTACT_SHEET), _draw_sheet(dataset, columns))
     write_bytes(join(report.url, DUPLICATES), _write_duplicates(duplicates, columns))
     ids = columns["image_id"]
@@ -141,16 +147,6 @@ def _review(report: IngestReport, listing: ImageListing) -> ImageIngestReport:
         **{field.name: getattr(report, field.name) for field in fields(report)},
         notes=listing.notes,
         duplicates=tuple((found, tuple(ids[list(found.rows)])) for found in duplicates),
-    )
-
-
-def _find_duplicates(columns: Mapping[str, Array]) -> tuple[DuplicateSet, ...]:
-    return find_duplicates(
-        columns["pixel_digest"],
-        read_hashes(columns["perceptual_hash"]),
-        columns["group_id"],
-        columns["split"],
-        readable=columns["readable"],
     )
 
 

@@ -230,6 +230,11 @@ def _specify(
 def _make_columns(surveys: Sequence[SlideSurvey], settings: SlideSettings) -> dict[str, Array]:
     """Make the columns that are known before tiles are read."""
     splits = _split_slides(surveys, settings)
+    words = {
+        "mpp_source": [found.mpp_source for found in surveys],
+        "stain_state": [_name_stain_state(found.stain_fit) for found in surveys],
+        "stain_fit": [encode_stains(found.stain_fit) for found in surveys],
+    }
     counts = [len(found.origins_yx) for found in surveys]
     names = np.array([found.slide.slide_id for found in surveys], dtype=object)
     origins_yx = _join([found.origins_yx for found in surveys], np.dtype("int64"), (2,))
@@ -250,12 +255,7 @@ def _make_columns(surveys: Sequence[SlideSurvey], settings: SlideSettings) -> di
         "tissue_fraction": _join([found.tissue_fraction for found in surveys], _FLOAT),
         "lesion_fraction": lesion_fraction,
         "tile_state": name_states(lesion_fraction, settings.lesion_threshold),
-        **_repeat(
-            counts,
-            mpp_source=[found.mpp_source for found in surveys],
-            stain_state=[_name_stain_state(found.stain_fit) for found in surveys],
-            stain_fit=[encode_stains(found.stain_fit) for found in surveys],
-        ),
+        **{name: np.repeat(np.array(values, object), counts) for name, values in words.items()},
     }
 
 
@@ -264,13 +264,6 @@ def _name_stain_state(fit: StainFit | None) -> str:
     if fit is None:
         return "unchanged"
     return "degenerate" if fit.is_degenerate else "normalised"
-
-
-def _repeat(counts: Sequence[int], **words: Sequence[str]) -> dict[str, Array]:
-    """Repeat one text per slide for each of its tiles."""
-    return {
-        name: np.repeat(np.array(values, dtype=object), counts) for name, values in words.items()
-    }
 
 
 def _join(parts: Sequence[Array], dtype: np.dtype[Any], tail: tuple[int, ...] = ()) -> Array:

@@ -18,13 +18,12 @@ manifest made from it quotes any of them:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
+from io import BufferedReader
 from pathlib import PurePosixPath
-from typing import BinaryIO, Final, Literal
+from typing import Final, Literal
 
 from pydicom.dataset import Dataset
 
@@ -201,15 +200,13 @@ def _is_hidden(url: str) -> bool:
     return name.startswith(".") or name == "DICOMDIR"
 
 
-@contextmanager
-def _open_header(info: ObjectInfo) -> Iterator[BinaryIO]:
+def _open_header(info: ObjectInfo) -> BufferedReader:
     """A file, of which only the beginning is read or fetched."""
     if info.size_bytes > MAX_FILE_BYTES:
         raise SourceError(
             info.url, f"{info.size_bytes} bytes, at most {MAX_FILE_BYTES} are read", "Leave it out"
         )
-    with open_by_range(info) as file:
-        yield file
+    return open_by_range(info)
 
 
 def _notes(images: tuple[SourceImage, ...]) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from typing import Final, TypeAlias
 from pipeline.errors import SourceError
 from pipeline.io.storage import plain_url
 from pipeline.privacy.key import PseudonymKey
-from pipeline.records import ImageListing, Label, ManifestEntry, SourceImage, Split
+from pipeline.records import ImageListing, Label, ManifestEntry, Split
 from pipeline.sources.listing import relative_path
 from pipeline.sources.tables import LABEL_WORDS, SPLIT_WORDS, read_table
 
@@ -56,29 +56,25 @@ def apply_labels(
         )
         meaning = _read_meaning(row)
         if image_id is None:
-            rejected.append(_refuse(number, "skipped", "names no radiograph of the folder"))
+            rejected.append(
+                ManifestEntry(f"row-{number}", "skipped", "names no radiograph of the folder")
+            )
         elif meaning is None:
-            rejected.append(_refuse(number, "failed", "unknown word for a label or split"))
+            rejected.append(
+                ManifestEntry(f"row-{number}", "failed", "unknown word for a label or split")
+            )
         elif known.setdefault(image_id, meaning) != meaning:
             known[image_id] = None
-            rejected.append(_refuse(number, "failed", "contradicts another row of the image"))
+            rejected.append(
+                ManifestEntry(f"row-{number}", "failed", "contradicts another row of the image")
+            )
     for image_id, said in known.items():
         if said is not None:
             images[image_id] = replace(images[image_id], label=said[0], split=said[1])
-    return ImageListing(
-        tuple(images.values()),
-        (*listing.rejected, *rejected),
-        (*listing.notes, _count(images, known)),
-    )
-
-
-def _count(images: Mapping[str, SourceImage], known: Mapping[str, _Meaning | None]) -> str:
     labelled = sum(meaning is not None for meaning in known.values())
-    return f"the table labels {labelled} of {len(images)} images"
-
-
-def _refuse(number: int, state: str, reason: str) -> ManifestEntry:
-    return ManifestEntry(f"row-{number}", "failed" if state == "failed" else "skipped", reason)
+    note = f"the table labels {labelled} of {len(images)} images"
+    rejected_all = (*listing.rejected, *rejected)
+    return ImageListing(tuple(images.values()), rejected_all, (*listing.notes, note))
 
 
 def _read_meaning(row: Mapping[str, str]) -> _Meaning | None:

@@ -63,7 +63,8 @@ def list_slides(
     known = read_errata(errata)
     label = match_rows(_read_labels(files, labels), found)
     mpp = match_rows(read_mpp(mpp_table) if mpp_table else (), found)
-    annotation = match_annotations(filter(_is_annotation, files), found)
+    annotations = [file for file in files if file.path.suffix.lower() in _ANNOTATION_SUFFIXES]
+    annotation = match_annotations(annotations, found)
     ambiguous = {**label.ambiguous, **mpp.ambiguous, **annotation.ambiguous}
     slide_ids = _name_uniquely(found)
     erratum = {file.path: find_erratum(file.stem, known) for file in found}
@@ -131,10 +132,6 @@ def _describe(
         annotation_url=annotation_url,
         companions=file.companion_urls,
     )
-
-
-def _is_annotation(file: ListedFile) -> bool:
-    return file.path.suffix.lower() in _ANNOTATION_SUFFIXES
 
 
 def _name_uniquely(files: Sequence[ListedFile]) -> dict[PurePosixPath, str]:
