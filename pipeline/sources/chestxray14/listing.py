@@ -112,11 +112,7 @@ def list_chestxray14(
         (
             f"{len(matched.images)} of {len(table.rows)} rows of {table.url!r} give an image",
             f"splits: {_name_origin(experiment, lists)}",
-            *(
-                [f"{len(boxes.keys() & matched.images)} images have boxes of findings"]
-                if boxes
-                else ()
-            ),
+            *_note_boxes(boxes, matched.images),
         ),
     )
 
@@ -133,6 +129,11 @@ def _read_boxes(folder: Folder, table_url: str) -> tuple[dict[str, str], tuple[M
     beside_table = [join(home, _BOXES + end) for end in ("", ".gz")] if home else []
     url = find_beside(folder, [_BOXES]) or next(filter(exists, beside_table), None)
     return read_boxes(url) if url else ({}, ())
+
+
+def _note_boxes(boxes: Mapping[str, str], images: Mapping[str, object]) -> tuple[str, ...]:
+    known = len(boxes.keys() & images.keys())
+    return (f"{known} images have boxes of findings",) if boxes else ()
 
 
 def _name_files(
