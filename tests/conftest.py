@@ -79,7 +79,15 @@ hypothesis.settings.load_profile("untimed")
 
 # Fixtures and folders whose tests start Prefect, MLflow, Ray, Dask or a browser.
 _SERVERS = {"prefect_server", "mlflow_server", "real_s3_server", "browser", "cluster", "ray_head"}
-_SERVER_FOLDERS = ("flows", "e2e", "infra", "training/cluster", "training/registry", "benchmarks")
+_SERVER_FOLDERS = (
+    "flows",
+    "e2e",
+    "infra",
+    "pipeline/runtime",
+    "training/cluster",
+    "training/registry",
+    "benchmarks",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

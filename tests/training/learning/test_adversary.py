@@ -182,6 +182,7 @@ def test_a_discriminator_that_is_no_number_any_more_stops_the_training() -> None
         bench.run(state)
 
 
+@pytest.mark.slow
 def test_an_adversarial_objective_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = torch.compile  # all of it but the writing of machine code, which takes a minute
     monkeypatch.setattr(torch, "compile", lambda it, **_: plain(it, backend="aot_eager"))

@@ -37,7 +37,15 @@ def run_until(bench: Bench, stop: int, checkpoints: Checkpoints) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stop", "weight"), [(5, 0), (8, 0), (10, 0), (16, 0), (8, 0.1), (13, 0.1)]
+    ("stop", "weight"),
+    [
+        (5, 0),
+        (8, 0),
+        (10, 0),
+        (16, 0),
+        pytest.param(8, 0.1, marks=pytest.mark.slow),
+        pytest.param(13, 0.1, marks=pytest.mark.slow),
+    ],
 )
 def test_a_resumed_training_ends_bit_for_bit_the_same(
     stop: int, weight: float, tmp_path: Path

@@ -150,6 +150,7 @@ def test_a_fade_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(compiled) == 1
 
 
+@pytest.mark.slow
 def test_a_compiled_training_is_near(
     exact: tuple[Tensor, dict[str, Tensor]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

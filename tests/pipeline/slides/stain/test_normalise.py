@@ -72,6 +72,7 @@ def define_concentrations(
     return lasso
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_parity_with_published_definition(method: StainMethod) -> None:
     tiles = paint(PURPLE)[:1]
