@@ -213,10 +213,10 @@ def _read(reader: Reader[Any], task: ShardTask, images: Images) -> Iterator[Sour
         except StorageError:
             raise
         except Exception as error:  # noqa: BLE001 - one file must not stop the batch
-            yield SourceRead((_report_defect(source, error),) * left, {}, "")
+            yield SourceRead((report_defect(source, error),) * left, {}, "")
 
 
-def _report_defect(source: Any, error: Exception) -> str:
+def report_defect(source: Any, error: Exception) -> str:
     """Log what a reader should not have raised; its text may name a patient and is withheld."""
     name, kind = name_source(source), type(error).__name__
     logger.error(

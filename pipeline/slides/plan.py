@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import NormscopeError
 from pipeline.ingest.plan import Plan
+from pipeline.ingest.shards import report_defect
 from pipeline.io.scratch import Scratch
 from pipeline.io.staging import require_reachable
 from pipeline.io.storage import join
@@ -195,6 +196,8 @@ def _try_survey(
             found = survey()
     except NormscopeError as error:
         return slide.slide_id, ManifestEntry(slide.url, "failed", str(error))
+    except Exception as error:  # noqa: BLE001 - one slide must not stop the batch
+        return slide.slide_id, ManifestEntry(slide.url, "failed", report_defect(slide, error))
     return slide.slide_id, replace(found, mpp_source="user table") if own is not settings else found
 
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tifffile
 
 from pipeline.ingest.run import IngestReport, ingest
-from pipeline.records import ManifestEntry
+from pipeline.records import ManifestEntry, Slide
 from pipeline.runtime.engines import map_serially
+from pipeline.slides import plan
 from pipeline.slides.plan import plan_slides
 from pipeline.slides.reader import make_tile_reader
+from pipeline.slides.survey.measure import SlideSurvey, survey_slide
 from pipeline.sources.slides import list_slides
 from pipeline.store.dataset import Dataset, open_dataset
 from tests.support.made.slides import (
@@ -161,3 +164,23 @@ def test_an_outline_that_crosses_itself_counts_by_the_even_odd_rule(
     assert dataset.column("image_id")[is_hit].tolist() == ["crossing_y64_x128"]
     assert dataset.column("lesion_fraction")[is_hit] == pytest.approx(0.5)
     assert dataset.column("tile_state")[is_hit].tolist() == ["tumour"]
+
+
+def test_what_a_survey_should_not_have_raised_fails_its_slide_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("good", "odd"):
+        write_slide(tmp_path, name)
+
+    def survey(slide: Slide, *args: Any, **settings: Any) -> SlideSurvey:
+        if slide.slide_id == "odd":
+            raise TypeError("'>' not supported between 'tuple' and 'int'")
+        return survey_slide(slide, *args, **settings)
+
+    monkeypatch.setattr(plan, "survey_slide", survey)
+    slides = list_slides(str(tmp_path)).slides
+    planned = plan_slides(slides, SETTINGS, map_serially, source="x")
+    (entry,) = planned.rejected
+    assert (entry.state, entry.item) == ("failed", str(tmp_path / "odd.tif"))
+    assert "raised TypeError" in entry.reason
+    assert planned.spec.image_count
