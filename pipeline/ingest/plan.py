@@ -38,11 +38,14 @@ class SourceRead:
         reasons: Why each row is unreadable, or None for a row that is readable.
         columns: Columns measured while reading, each (rows, ...).
         digest: SHA-256 of the source's bytes, hexadecimal.
+        is_defect: Whether the reader failed in a way that the source need not be to blame for;
+            a later run tries the shard again.
     """
 
     reasons: tuple[str | None, ...]
     columns: Mapping[str, Array]
     digest: str
+    is_defect: bool = False
 
 
 S = TypeVar("S", bound=Source)

@@ -138,12 +138,14 @@ def make_shard(url: str, reader: Reader[Any], task: ShardTask) -> Commit:
     """
     shard = _ShardInMemory.of(task)
     writer = _ImageWriter(shard.images, task.spec.chunk_images)
+    has_defect = False
     place = join(url, "image", "c", str(task.shard), "0", "0", "0")
     with ThreadPoolExecutor(1, thread_name_prefix="image-writer") as thread:
         written = thread.submit(writer.write, place, task.spec.shard_images)
         try:
             for read in _read(reader, task, shard.images):
                 writer.advance(shard.add(read))
+                has_defect |= read.is_defect
         except BaseException:
             writer.abort()
             raise
@@ -152,7 +154,8 @@ def make_shard(url: str, reader: Reader[Any], task: ShardTask) -> Commit:
         digest = written.result()
     reasons = enumerate(shard.reasons, task.start)
     unreadable = tuple((row, reason) for row, reason in reasons if reason is not None)
-    commit = Commit(task.shard, task.key, _digest(digest, shard.columns), unreadable)
+    key = "" if has_defect else task.key  # no task has an empty key: the shard is made again
+    commit = Commit(task.shard, key, _digest(digest, shard.columns), unreadable)
     text = np.array([commit.to_json()], object)
     _write_rows(group, slice(task.shard, task.shard + 1), {"commit": text})
     return commit
@@ -213,7 +216,7 @@ def _read(reader: Reader[Any], task: ShardTask, images: Images) -> Iterator[Sour
         except StorageError:
             raise
         except Exception as error:  # noqa: BLE001 - one file must not stop the batch
-            yield SourceRead((report_defect(source, error),) * left, {}, "")
+            yield SourceRead((report_defect(source, error),) * left, {}, "", is_defect=True)
 
 
 def report_defect(source: Any, error: Exception) -> str:
