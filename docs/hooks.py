@@ -82,7 +82,9 @@ def _name_type(field: FieldInfo) -> str:
 def _show_default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
-    return "computed" if field.default_factory is not None else f"`{field.default!r}`"
+    if field.default_factory is not None:
+        return "computed"
+    return f"`{field.default}`" if isinstance(field.default, Path) else f"`{field.default!r}`"
 
 
 def _read_attributes(model: type[BaseModel]) -> Mapping[str, str]:

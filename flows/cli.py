@@ -17,8 +17,10 @@ from shlex import quote
 from typing import Annotated, Any, Final
 
 from cyclopts import App, CycloptsError, Parameter
+from cyclopts.help import DefaultFormatter, HelpEntry
+from cyclopts.help.specs import ColumnSpec, NameRenderer, get_default_parameter_columns
 from pydantic import ValidationError
-from rich.console import Console
+from rich.console import Console, ConsoleOptions
 from rich.markdown import Markdown
 
 from flows.local.stack import (
@@ -43,6 +45,7 @@ _HELP: Final = (
     "The way through: `ingest` scans into a dataset, `train` on it, `promote` the new version, "
     "`score` new images with the champion. `demo` does all of it on synthetic scans."
 )
+_NAME_WIDTH: Final = 46  # of the longest option, --train.acceleration.no-uses-channels-last
 # Command -> (flow, what it does, example). The flows are imported when called: they bring Ray.
 _FLOWS: Final[dict[tuple[str, ...], tuple[str, str, str]]] = {
     ("demo",): (
@@ -112,6 +115,19 @@ _FLOWS: Final[dict[tuple[str, ...], tuple[str, str, str]]] = {
     ),
 }
 
+
+def _make_columns(
+    console: Console, options: ConsoleOptions, entries: list[HelpEntry]
+) -> tuple[ColumnSpec, ...]:
+    """Make the columns of the help; names of options are whole, however narrow the terminal."""
+    return tuple(
+        column.copy(renderer=NameRenderer(max_width=_NAME_WIDTH), max_width=_NAME_WIDTH)
+        if isinstance(column.renderer, NameRenderer)
+        else column
+        for column in get_default_parameter_columns(console, options, entries)
+    )
+
+
 app = App(name="normscope", help=_HELP, version=version("normscope"))
 _ingest = App(name="ingest", help="Turn scans into a sealed dataset.")
 app.command(_ingest)
@@ -121,6 +137,7 @@ for _path, (_flow, _what, _example) in _FLOWS.items():
         name=_path[-1],
         help=_what,
         help_epilogue=f"Example: {_example}",
+        help_formatter=DefaultFormatter(column_specs=_make_columns),
         version_flags=[],  # `answer` has an option of that name
     )
 
@@ -215,7 +232,7 @@ def _explain(error: CycloptsError) -> str:
         if any(isinstance(part, str) for part in first["loc"]):  # within the settings of a training
             return str(explain(cause))
         if error.argument:
-            return f"{error.argument.name}: {first['input']!r} will not do: {first['msg']}"
+            return f"{error.argument.name}: {first['input']!r} is not allowed: {first['msg']}"
     return " ".join(str(error).split())
 
 

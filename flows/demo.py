@@ -40,7 +40,7 @@ _MODALITIES = (
 def demo(*, folder: str | None = None, seed: int = 0) -> tuple[ModalityOutcome, ...]:
     """Run the whole chain on synthetic slides and X-rays with planted anomalies.
 
-    Needs no data, weights, credentials or GPU. The feature network is random, so the figures
+    Needs no data, weights, credentials or GPU. The feature extractor is random, so the figures
     show that everything works, not how good the method is. A second run reuses finished parts.
 
     Args:

@@ -170,7 +170,7 @@ Preset: TypeAlias = Literal[
     "radiographs-256",
 ]
 
-_TERM: Final = r"(\d+(\.\d+)?\*)?relu[1-5]_[1-4]"
+_TERM: Final = r"([0-9]{1,9}(\.[0-9]{1,9})?\*)?relu[1-5]_[1-4]"
 LayerSum: TypeAlias = Annotated[str, Field(pattern=rf"^{_TERM}(\+{_TERM})*$")]
 _LISTS: Final[Mapping[str, Any]] = {
     "network.channels": tuple[PositiveInt, ...],
@@ -181,6 +181,7 @@ _LISTS: Final[Mapping[str, Any]] = {
 }
 """What people type for settings that hold an entry for each resolution."""
 _OPTIONS: Final = frozenset({"seed", "loss.vgg_weights"})  # parameters of the flows
+_NO_SUM: Final = "not a layer such as relu3_1, nor a sum such as relu1_2+0.5*relu2_1"
 _KIND: Final = re.compile(r"int|float|str|bool|(constrained|function)-.*|\w+\[.*\]")
 
 
@@ -256,6 +257,8 @@ def load_preset(name: str, *changes: BaseModel | Mapping[str, Any] | None) -> Tr
         raise SettingsError(name, "no such preset", f"Choose {', '.join(PRESETS)}")
     content = dict(_PRESETS[name])
     for each in changes:
+        if not isinstance(each, BaseModel | Mapping | None):
+            raise SettingsError("settings", f"{each!r} is no mapping", "Give names and values")
         given = each.model_dump(exclude_none=True) if isinstance(each, BaseModel) else each or {}
         for group, value in given.items():
             is_group = isinstance(value, Mapping) and isinstance(content.get(group, {}), Mapping)
@@ -273,7 +276,10 @@ def _read_lists(content: dict[str, Any]) -> dict[str, Any]:
     read = {group: dict(value) for group, value in content.items() if isinstance(value, Mapping)}
     growth = read.get("growth", {}).items()
     span = {name: value for name, value in growth if name.endswith("_resolution")}
-    resolutions = GrowthSettings.model_validate(span).resolutions()
+    try:
+        resolutions = GrowthSettings.model_validate(span).resolutions()
+    except ValidationError as error:
+        raise explain(error, within="growth") from error
     for path in _LISTS:
         group, _, name = path.partition(".")
         values = read.get(group, {}).get(name)
@@ -294,8 +300,15 @@ def _read_lists(content: dict[str, Any]) -> dict[str, Any]:
 
 def _read_sum(text: str) -> dict[str, float]:
     """Read layers and weights from a sum such as `relu1_2+0.5*relu2_1`."""
-    terms = (term.rpartition("*") for term in text.split("+"))
-    return {layer: float(weight or 1) for weight, _, layer in terms}
+    if not isinstance(text, str) or not re.fullmatch(rf"{_TERM}(\+{_TERM})*", text):
+        raise SettingsError("loss.layers", f"{text!r} is {_NO_SUM}", "Give layers by their names")
+    terms = [term.rpartition("*") for term in text.split("+")]
+    read = {layer: float(weight or 1) for weight, _, layer in terms}
+    if len(read) < len(terms):
+        raise SettingsError("loss.layers", f"{text!r} names a layer twice", "Add up its weights")
+    if not all(read.values()):
+        raise SettingsError("loss.layers", f"{text!r} has a weight of 0", "Leave that layer out")
+    return read
 
 
 def write_sums(settings: TrainSettings) -> list[str]:
@@ -306,18 +319,20 @@ def write_sums(settings: TrainSettings) -> list[str]:
     ]
 
 
-def explain(error: ValidationError) -> SettingsError:
+def explain(error: ValidationError, within: str = "") -> SettingsError:
     """Make one error of the first setting that is wrong, with all that it could be instead.
 
     Args:
         error: Refusal of a `TrainSettings` or a `TrainChanges`.
+        within: Group of settings that was validated alone, e.g. `growth`.
     """
-    found = [(_name_setting(each["loc"]), each) for each in error.errors()]
+    above = (within,) if within else ()
+    found = [(_name_setting((*above, *each["loc"])), each) for each in error.errors()]
     where, first = found[0]
     wanted = [_say(each) for place, each in found if place == where]
     if not where:
         return SettingsError("settings", wanted[0], "Change one of the two")
-    given = f"{first['input']!r} will not do ({'; or: '.join(dict.fromkeys(wanted))})"
+    given = f"{first['input']!r} is not allowed ({'; or: '.join(dict.fromkeys(wanted))})"
     option = where.replace("_", "-")
     if first["type"] == "extra_forbidden":
         return SettingsError(where, "no such setting", "`normscope train --help` lists all of them")
@@ -326,11 +341,13 @@ def explain(error: ValidationError) -> SettingsError:
 
 def _say(wrong: ErrorDetails) -> str:
     if wrong["type"] == "string_pattern_mismatch":  # only layers have a pattern
-        return "not a layer such as relu3_1, nor a sum such as relu1_2+0.5*relu2_1"
+        return _NO_SUM
     return wrong["msg"].removeprefix("Value error, ")
 
 
 def _name_setting(place: tuple[int | str, ...]) -> str:
     """A setting's dotted path, without what pydantic adds to tell the kinds of a value apart."""
     named = [str(part) for part in place if isinstance(part, str)]
-    return ".".join(part for part in named if not _KIND.fullmatch(part))
+    path = ".".join(part for part in named if not _KIND.fullmatch(part))
+    # An entry of a list is given with the whole list.
+    return next((each for each in _LISTS if path.startswith(f"{each}.")), path)

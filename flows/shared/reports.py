@@ -227,7 +227,7 @@ def _(outcomes: tuple[ModalityOutcome, ...]) -> str:
         f"{outcome.scored.model_name} version {outcome.scored.model_version} |"
         for outcome in outcomes
     ]
-    lines += ["", "The feature network is random: this shows that the chain works, no more.", ""]
+    lines += ["", "The feature extractor is random: this shows that the chain works, no more.", ""]
     for outcome in outcomes:
         lines.append(f"- dataset `{outcome.ingested.url}`")
         lines.append(f"- worklist `{outcome.scored.worklist_url}`")

@@ -36,6 +36,7 @@ from pipeline.store.layout import (
     lacks_dataset,
     require_destination,
     sweep,
+    sweep_temporary,
     write_changed,
 )
 from pipeline.store.spec import write_documents
@@ -115,6 +116,8 @@ def ingest(
         on_progress(done, plan.spec.image_count)
     if is_changed:
         sweep(url, documents, plan.spec.shard_count)
+    else:
+        sweep_temporary(url)
     ordered = [commits[shard] for shard in range(plan.spec.shard_count)]
     return IngestReport(
         url=url,

@@ -161,11 +161,12 @@ class Scratch:
 
     def _require_own(self) -> None:
         """Refuse a folder of another user, who could put other files in place of the copies."""
-        owner = self.folder.stat().st_uid
-        if owner not in {0, os.getuid()}:
+        # A link of another user's counts too: it may lead anywhere tomorrow.
+        owners = {self.folder.lstat().st_uid, self.folder.stat().st_uid} - {0, os.getuid()}
+        if owners:
             raise DeniedError(
                 str(self.folder),
-                f"the scratch folder belongs to another user (id {owner})",
+                f"the scratch folder belongs to another user (id {owners.pop()})",
                 "Name another scratch folder",
             )
 

@@ -104,7 +104,17 @@ def _is_shard(key: str, shard_count: int) -> bool:
     return all(place.isdecimal() for place in places) and int(places[0]) < shard_count
 
 
+def sweep_temporary(url: str) -> None:
+    """Delete the temporary files that a killed writer left next to documents and pictures."""
+    for info in storage.list_objects(url):
+        if _is_left_over(_key_of(info.url, url)):
+            storage.delete(info.url)
+
+
 def _is_left_over(key: str) -> bool:
+    folder, _, name = key.rpartition("/")
+    if f"{folder}/" in _BESIDE:
+        return is_temporary(name, name[1:-9])  # of any picture or table
     return is_temporary(key, _ROOT) or is_temporary(key, MANIFEST)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
+from pipeline.errors import NormscopeError
 from pipeline.io.storage import join
 from pipeline.synthetic.slides import write_slides
 from pipeline.synthetic.tiles import write_tiles
@@ -21,8 +22,21 @@ def main() -> None:
     )
     parser.add_argument("folder", help="where they go, a path or s3://")
     parser.add_argument("--only", choices=("tiles", "slides", "xrays"), help="one kind of scan")
-    parser.add_argument("--seed", type=int, default=0, help="another seed gives other scans")
+    parser.add_argument("--seed", type=_read_seed, default=0, help="another seed gives other scans")
     asked = parser.parse_args()
+    try:
+        _write(asked)
+    except NormscopeError as error:
+        parser.error(str(error))  # one line, exit status 2
+
+
+def _read_seed(text: str) -> int:
+    if not text.isascii() or not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
+    return int(text)
+
+
+def _write(asked: argparse.Namespace) -> None:
     writers: dict[str, Callable[..., None]] = {
         "tiles": write_tiles,
         "slides": write_slides,

@@ -251,3 +251,17 @@ def test_an_unknown_column_names_those_there_are(tmp_path: Path) -> None:
     assert dataset.image_shape == SHAPE
     with pytest.raises(SchemaError, match="blur, group_id"):
         dataset.column("patient_name")
+
+
+def test_temporary_files_of_a_killed_run_go_though_nothing_is_made(tmp_path: Path) -> None:
+    url = str(tmp_path / "out")
+    plan = plan_made(write_sources(tmp_path / "in", CONTENTS))
+    ingest(url, plan, MadeReader(), map_serially)
+    review = tmp_path / "out" / "review"
+    review.mkdir(exist_ok=True)
+    left = [review / ".sheet.png.0a1b2c3d", tmp_path / "out" / ".manifest.json.0a1b2c3d"]
+    kept = [review / "sheet.png", review / ".notes"]
+    for path in (*left, *kept):
+        path.write_bytes(b"x")
+    assert ingest(url, plan, MadeReader(), map_serially).shards_made == 0
+    assert [path.exists() for path in (*left, *kept)] == [False, False, True, True]

@@ -197,3 +197,15 @@ def test_a_folder_of_another_user_is_refused(
         os.chown(scratch.folder, 4712, -1)
     with pytest.raises(DeniedError, match=r"belongs to another user .* Name another"):
         use(scratch, "a", 5)
+
+
+def test_a_link_of_another_user_is_refused_and_ones_own_is_not(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "scratch").symlink_to(tmp_path / "elsewhere")
+    scratch = Scratch(tmp_path / "scratch")
+    use(scratch, "a", 5)
+    if os.getuid() != 0:
+        pytest.skip("only root can give a link to another user")
+    os.chown(tmp_path / "scratch", 4712, -1, follow_symlinks=False)
+    with pytest.raises(DeniedError, match="belongs to another user"):
+        use(scratch, "a", 5)

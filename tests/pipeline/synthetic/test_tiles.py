@@ -29,6 +29,20 @@ def test_the_same_seed_writes_the_same_bytes(tmp_path: Path) -> None:
     assert a == b != c
 
 
+@pytest.mark.parametrize("seed", ["-1", "1.5", "x"])
+def test_the_command_refuses_a_wrong_seed_in_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    seed: str,
+) -> None:
+    monkeypatch.setattr("sys.argv", ["synthetic", str(tmp_path), f"--seed={seed}"])
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+    assert ended.value.code == 2
+    assert f"{seed!r} is not a whole number" in capsys.readouterr().err
+
+
 def test_the_command_writes_one_kind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
