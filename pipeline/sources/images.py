@@ -22,6 +22,7 @@ from pipeline.sources.listing import (
     relative_path,
 )
 from pipeline.sources.tables import (
+    IMAGE_COLUMNS,
     LABEL_WORDS,
     SPLIT_WORDS,
     TUNING_WORDS,
@@ -30,18 +31,8 @@ from pipeline.sources.tables import (
     read_table,
 )
 
-# What tables call our columns. `score pcam/valid` finds `pcam/manifest.csv`.
-_NAMES: Final[Mapping[str, tuple[str, ...]]] = {
-    "path": ("path", "file", "filename", "file_name", "image", "image_path"),
-    "label": ("label", "class", "target"),
-    "split": ("split",),
-    "group_id": ("group_id", "group", "patient_id", "patient", "slide_id", "slide"),
-    "view_position": ("view_position", "view", "possible_views"),
-    "age_years": ("age_years", "age", "patient_age"),
-    "sex": ("sex", "gender", "patient_sex", "patient_gender"),
-    "findings": ("findings", "finding", "finding_labels"),
-}
 _NEEDED: Final = ("path", "label")
+# `score pcam/valid` finds `pcam/manifest.csv`.
 _TABLE_NAMES: Final = ("manifest.csv", "labels.csv", "manifest.csv.gz", "labels.csv.gz")
 _PARSERS: Final[Mapping[str, Callable[[str], Scalar]]] = {
     "view_position": str.upper,
@@ -204,14 +195,14 @@ class _LabelRows:
 
 
 def _read_labels(url: str, columns: Mapping[str, str]) -> Table:
-    unknown = set(columns) - set(_NAMES)
+    unknown = set(columns) - set(IMAGE_COLUMNS)
     if unknown:
         raise SourceError(
             url,
             f"no such column of ours: {', '.join(sorted(unknown))}",
-            f"Map from {', '.join(_NAMES)}",
+            f"Map from {', '.join(IMAGE_COLUMNS)}",
         )
-    names = {**_NAMES, **{ours: (theirs,) for ours, theirs in columns.items()}}
+    names = {**IMAGE_COLUMNS, **{ours: (theirs,) for ours, theirs in columns.items()}}
     remedy = (
         "Name them "
         + " and ".join(f"`{name}`" for name in _NEEDED)

@@ -15,6 +15,17 @@ from pipeline.errors import SourceError
 from pipeline.io.storage import read_bytes
 from pipeline.records import Label, Split
 
+IMAGE_COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
+    "path": ("path", "file", "filename", "file_name", "image", "image_path"),
+    "label": ("label", "class", "target"),
+    "split": ("split",),
+    "group_id": ("group_id", "group", "patient_id", "patient", "slide_id", "slide"),
+    "view_position": ("view_position", "view", "possible_views"),
+    "age_years": ("age_years", "age", "patient_age"),
+    "sex": ("sex", "gender", "patient_sex", "patient_gender"),
+    "findings": ("findings", "finding", "finding_labels"),
+}
+"""Our columns of tables of images -> what the tables call them, in order of preference."""
 LABEL_WORDS: Final[Mapping[str, Label]] = {
     **dict.fromkeys(("0", "0.0", "normal", "negative", "healthy", "false"), Label.NORMAL),
     **dict.fromkeys(
