@@ -15,17 +15,13 @@ from flows.shared.progress import progress
 from flows.shared.reports import publish
 from flows.shared.settings import load_settings
 from flows.shared.tasks import resumable
-from pipeline.ingest.plan import Plan
 from pipeline.ingest.run import IngestReport, ingest
 from pipeline.io.scratch import DEFAULT_FOLDER, GIB, Scratch
 from pipeline.io.storage import join
-from pipeline.records import SlideListing
-from pipeline.runtime.engines import MapWork
-from pipeline.slides.plan import plan_slides
+from pipeline.slides.ingest import plan_listing
 from pipeline.slides.reader import make_tile_reader
-from pipeline.slides.settings import SlideSettings, StainSetting, load_slide_preset
+from pipeline.slides.settings import StainSetting, load_slide_preset
 from pipeline.sources.slides import list_slides
-from pipeline.store.dataset import read_group_order
 from pipeline.store.layout import require_destination
 
 
@@ -108,36 +104,13 @@ def ingest_slides(
     bounded = Scratch(Path(scratch or DEFAULT_FOLDER), int(scratch_gib * GIB))
     listing = list_slides(source, labels=labels, errata=errata, mpp_table=mpp_table)
     with open_engine(load_settings()) as map_work:
-        plan = _plan(listing, settings, map_work, dataset, bounded)
+        with progress("Slides") as advance:
+            plan = plan_listing(
+                dataset, listing, settings, map_work, scratch=bounded, on_progress=advance
+            )
+        publish_reviews(join(dataset, "review"), plan.coverage or {})
         with progress("Tiles") as advance:
             report = resumable(ingest)(
                 dataset, plan, make_tile_reader(settings, bounded), map_work, on_progress=advance
             )
     return publish(report)
-
-
-def _plan(
-    listing: SlideListing,
-    settings: SlideSettings,
-    map_work: MapWork,
-    dataset: str,
-    scratch: Scratch,
-) -> Plan:
-    """Survey the slides, publish their review pictures and choose their tiles."""
-    with progress("Slides") as advance:
-        plan = plan_slides(
-            listing.slides,
-            settings,
-            map_work,
-            source=listing.source,
-            rejected=listing.rejected,
-            mpp_um=listing.mpp_um,
-            partly_annotated=listing.partly_annotated,
-            known_order=read_group_order(dataset),
-            review_url=join(dataset, "review"),
-            survey_url=join(dataset, "survey"),
-            scratch=scratch,
-            on_progress=advance,
-        )
-    publish_reviews(join(dataset, "review"), plan.coverage or {})
-    return plan

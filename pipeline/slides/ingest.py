@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pipeline.ingest.plan import Plan
 from pipeline.ingest.run import IngestReport, ingest
 from pipeline.io.scratch import Scratch
 from pipeline.io.storage import join
@@ -40,7 +41,31 @@ def ingest_slides(
         SourceError: No slide can be used.
     """
     require_destination(url)
-    plan = plan_slides(
+    plan = plan_listing(url, listing, settings, map_work, scratch=scratch, on_progress=on_survey)
+    reader = make_tile_reader(settings, scratch)
+    return ingest(url, plan, reader, map_work, on_progress=on_progress)
+
+
+def plan_listing(
+    url: str,
+    listing: SlideListing,
+    settings: SlideSettings,
+    map_work: MapWork,
+    *,
+    scratch: Scratch | None = None,
+    on_progress: Progress = ignore_progress,
+) -> Plan:
+    """Survey listed slides and plan their dataset, with its review pictures and cached surveys.
+
+    Args:
+        url: Folder or prefix of the dataset, whose order of slides is kept if it exists.
+        listing: Slides to tile, e.g. from `pipeline.list_slides`.
+        settings: Tile size, um/px, stains and splits.
+        map_work: Engine to work with, e.g. `pipeline.map_serially`.
+        scratch: Scratch folder that slides on S3 are copied to; the usual one if None.
+        on_progress: Function that gets slides surveyed and slides in all.
+    """
+    return plan_slides(
         listing.slides,
         settings,
         map_work,
@@ -52,7 +77,5 @@ def ingest_slides(
         review_url=join(url, "review"),
         survey_url=join(url, "survey"),
         scratch=scratch,
-        on_progress=on_survey,
+        on_progress=on_progress,
     )
-    reader = make_tile_reader(settings, scratch)
-    return ingest(url, plan, reader, map_work, on_progress=on_progress)
