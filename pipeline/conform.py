@@ -145,8 +145,6 @@ def _plan_slides(
         map_work,
         source=name,
         rejected=(*left_out, *listing.rejected),
-        mpp_um=listing.mpp_um,
-        partly_annotated=listing.partly_annotated,
     )
     return plan, make_tile_reader(settings)
 

@@ -40,13 +40,21 @@ class Slide:
     """One whole-slide image and what its source says about it.
 
     Args:
-        slide_id: Unique in the dataset; the group of all its tiles.
+        slide_id: Unique in the dataset.
         url: Plain path or `s3://` URL of the file that OpenSlide opens.
         version: Changes when one of its files does (size and time, or the object's ETag).
         label: Label of the slide as a whole.
         split: The official split, or None where there is none.
         annotation_url: URL of the lesion polygons (ASAP XML), or None.
         companions: URLs of the slide's other files, below the folder of `url`.
+        patient: Id of the patient; empty where none is known.
+        site: Name of the hospital or laboratory that made the slide; empty where unknown.
+        scanner: Name of the scanner; empty where unknown.
+        mpp_um: Micrometres per level-0 pixel from the user's table, which replace the file's own;
+            None leaves it to the file.
+        mask_url: URL of the user's own tissue mask, or None to find the tissue.
+        is_partly_annotated: Whether lesions may lie outside the outlines, so that no tile beside
+            them is known to be normal.
     """
 
     slide_id: str
@@ -56,6 +64,17 @@ class Slide:
     split: Split | None = None
     annotation_url: str | None = None
     companions: tuple[str, ...] = ()
+    patient: str = ""
+    site: str = ""
+    scanner: str = ""
+    mpp_um: float | None = None
+    mask_url: str | None = None
+    is_partly_annotated: bool = False
+
+    @property
+    def group_id(self) -> str:
+        """The patient or, where none is known, the slide: splits never divide a group."""
+        return self.patient or self.slide_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,15 +136,11 @@ class SlideListing:
         slides: Slides to try, in order of `slide_id`.
         rejected: Slides that the errata exclude or whose row or annotation is ambiguous;
             annotations and table rows without a slide.
-        mpp_um: Slide id -> um per level-0 pixel from the user's table.
-        partly_annotated: Ids of slides on which lesions may lie outside the outlines.
     """
 
     source: str
     slides: tuple[Slide, ...]
     rejected: tuple[ManifestEntry, ...]
-    mpp_um: Mapping[str, float] = field(default_factory=dict)
-    partly_annotated: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

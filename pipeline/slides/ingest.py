@@ -71,8 +71,6 @@ def plan_listing(
         map_work,
         source=listing.source,
         rejected=listing.rejected,
-        mpp_um=listing.mpp_um,
-        partly_annotated=listing.partly_annotated,
         known_order=read_group_order(url),
         review_url=join(url, "review"),
         survey_url=join(url, "survey"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final
@@ -52,8 +52,6 @@ def plan_slides(
     *,
     source: str,
     rejected: Sequence[ManifestEntry] = (),
-    mpp_um: Mapping[str, float] | None = None,
-    partly_annotated: Collection[str] = (),
     known_order: Sequence[str] = (),
     review_url: str | None = None,
     survey_url: str | None = None,
@@ -71,8 +69,6 @@ def plan_slides(
         map_work: An engine of `pipeline.runtime.engines`; surveys run on it, one slide an item.
         source: Name of the dataset's source, e.g. `camelyon16`.
         rejected: Items that the source could not list, with the reason.
-        mpp_um: Slide id -> um per level-0 pixel that replaces the file's own.
-        partly_annotated: Ids of slides on which there may be lesions that nobody outlined.
         known_order: Ids of the slides of the dataset that this plan replaces, in its order
             (`schema.read_group_order`): they keep it and new ones come last, so that the shards
             in front stay as they are.
@@ -96,8 +92,6 @@ def plan_slides(
     survey = partial(
         _try_survey,
         settings=settings,
-        mpp_um=mpp_um or {},
-        partly_annotated=frozenset(partly_annotated),
         review_url=review_url,
         survey_url=survey_url,
         scratch=scratch or Scratch(),
@@ -170,28 +164,25 @@ def _try_survey(
     slide: Slide,
     *,
     settings: SlideSettings,
-    mpp_um: Mapping[str, float],
-    partly_annotated: frozenset[str],
     review_url: str | None,
     survey_url: str | None,
     scratch: Scratch,
 ) -> tuple[str, SlideSurvey | ManifestEntry]:
     own = settings
-    if slide.slide_id in mpp_um:
-        own = settings.model_copy(update={"mpp_override_um": mpp_um[slide.slide_id]})
-    is_partly_annotated = slide.slide_id in partly_annotated
+    if slide.mpp_um is not None:
+        own = settings.model_copy(update={"mpp_override_um": slide.mpp_um})
     survey = partial(
         survey_slide,
         slide,
         own,
-        is_partly_annotated=is_partly_annotated,
+        is_partly_annotated=slide.is_partly_annotated,
         review_url=join(review_url, f"{slide.slide_id}.png") if review_url else None,
         scratch=scratch,
     )
     try:
         if survey_url:
             place = join(survey_url, f"{slide.slide_id}.npz")
-            found = load_or_survey(place, slide, own, is_partly_annotated, survey)
+            found = load_or_survey(place, slide, own, slide.is_partly_annotated, survey)
         else:
             found = survey()
     except NormscopeError as error:
@@ -242,13 +233,16 @@ def _make_columns(surveys: Sequence[SlideSurvey], settings: SlideSettings) -> di
     names = np.array([found.slide.slide_id for found in surveys], dtype=object)
     origins_yx = _join([found.origins_yx for found in surveys], np.dtype("int64"), (2,))
     lesion_fraction = _join([found.lesion_fraction for found in surveys], _FLOAT)
-    group_id = np.repeat(names, counts)
+    groups = np.array([found.slide.group_id for found in surveys], dtype=object)
     return {
         "image_id": np.array(
-            [f"{name}_y{y}_x{x}" for name, (y, x) in zip(group_id, origins_yx, strict=True)],
+            [
+                f"{name}_y{y}_x{x}"
+                for name, (y, x) in zip(np.repeat(names, counts), origins_yx, strict=True)
+            ],
             dtype=object,
         ),
-        "group_id": group_id,
+        "group_id": np.repeat(groups, counts),
         "split": np.repeat(splits.astype(object), counts),
         "label": _join([found.label for found in surveys], np.dtype("int8")),
         "origin_yx": origins_yx,
@@ -278,7 +272,7 @@ def _split_slides(surveys: Sequence[SlideSurvey], settings: SlideSettings) -> ND
     official = [_official_split(found) for found in surveys]
     first: dict[str, str] = {}  # digest -> the first slide of these bytes
     groups = [
-        found.slide.slide_id if split else first.setdefault(found.digest, found.slide.slide_id)
+        found.slide.group_id if split else first.setdefault(found.digest, found.slide.group_id)
         for found, split in zip(surveys, official, strict=True)
     ]
     return assign_splits(

@@ -75,6 +75,8 @@ def list_slides(
             slide_ids[file.path],
             label.values.get(file.path),
             annotation.values.get(file.path),
+            mpp.values.get(file.path),
+            erratum[file.path],
         )
         for file in found
         if entries[file.path] is None
@@ -87,12 +89,6 @@ def list_slides(
         source="camelyon16" if is_camelyon16 else PurePosixPath(name_of(url)).stem or "slides",
         slides=tuple(sorted(slides, key=lambda slide: slide.slide_id)),
         rejected=(*filter(None, entries.values()), *unmatched),
-        mpp_um={slide_ids[path]: mpp_um for path, mpp_um in mpp.values.items()},
-        partly_annotated=frozenset(
-            slide_ids[path]
-            for path, its in erratum.items()
-            if its and its.state == "partly_annotated"
-        ),
     )
 
 
@@ -120,7 +116,12 @@ def _list_unmatched(
 
 
 def _describe(
-    file: ListedFile, slide_id: str, label: Label | None, annotation_url: str | None
+    file: ListedFile,
+    slide_id: str,
+    label: Label | None,
+    annotation_url: str | None,
+    mpp_um: float | None,
+    erratum: Erratum | None,
 ) -> Slide:
     official_label, split = parse_name(file.stem) or (Label.UNKNOWN, None)
     return Slide(
@@ -131,6 +132,8 @@ def _describe(
         split=split,
         annotation_url=annotation_url,
         companions=file.companion_urls,
+        mpp_um=mpp_um,
+        is_partly_annotated=erratum is not None and erratum.state == "partly_annotated",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -103,8 +104,11 @@ def test_tiles_are_read_at_each_slides_own_mpp(tmp_path: Path) -> None:
         list_slide(write_pyramid(tmp_path / f"{name}.tif", pixels, mpp_yx=own.get(name)))
         for name in (*by_table, *own)
     ]
-    table = {name: mpp_yx[0] for name, mpp_yx in by_table.items()}
-    plan = plan_slides(slides, SETTINGS, map_serially, source="made", mpp_um=table)
+    slides = [
+        replace(slide, mpp_um=by_table[slide.slide_id][0] if slide.slide_id in by_table else None)
+        for slide in slides
+    ]
+    plan = plan_slides(slides, SETTINGS, map_serially, source="made")
     assert not plan.rejected
     ingest(str(tmp_path / "out"), plan, make_tile_reader(SETTINGS), map_serially)
     dataset = open_dataset(str(tmp_path / "out"))
@@ -113,7 +117,7 @@ def test_tiles_are_read_at_each_slides_own_mpp(tmp_path: Path) -> None:
     columns = {name: dataset.column(name) for name in ("group_id", "origin_yx", "mpp_yx")}
     for name, mpp_yx in {**by_table, **own}.items():
         is_own = columns["group_id"] == name
-        source = "user table" if name in table else "TIFF resolution tags"
+        source = "user table" if name in by_table else "TIFF resolution tags"
         assert set(dataset.column("mpp_source")[is_own]) == {source}
         assert (columns["mpp_yx"][is_own] == mpp_yx).all()
         down, across = round(1 / mpp_yx[0]), round(1 / mpp_yx[1])

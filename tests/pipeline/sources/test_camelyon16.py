@@ -121,7 +121,7 @@ def test_a_user_overrides_the_errata(tmp_path: Path) -> None:
     )
     listing = list_slides(url, errata=str(table))
     assert [slide.slide_id for slide in listing.slides] == ["case_9", "normal_027", "tumor_001"]
-    assert listing.partly_annotated == {"tumor_001"}
+    assert [slide.is_partly_annotated for slide in listing.slides] == [False, False, True]
     assert len(list_slides(url, errata="none").slides) == 3
     table.write_text("slide,state,reason,source\ntumor_001,odd,x,us\n")
     with pytest.raises(SourceError, match="'odd' of tumor_001"):

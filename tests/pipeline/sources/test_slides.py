@@ -117,7 +117,7 @@ def test_reads_a_table_of_mpp(tmp_path: Path) -> None:
     table = tmp_path / "mpp.csv"
     table.write_text("slide,mpp_um\nx.svs,0.243\nz,0.5\n")
     listing = list_slides(url, mpp_table=str(table))
-    assert listing.mpp_um == {"x": 0.243}
+    assert {slide.slide_id: slide.mpp_um for slide in listing.slides} == {"x": 0.243, "y": None}
     (entry,) = listing.rejected
     assert (entry.item, entry.reason) == ("z", "in the mpp table, but no such slide file")
 
