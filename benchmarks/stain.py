@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from benchmarks.harness import Comparison, Method, Outcome, compare, run_benchmark
 from benchmarks.peers import make_environment, run_peer
-from pipeline.slides.openslide_reader import OpenSlideReader
 from pipeline.slides.quality import QUALITY_COLUMNS, measure_quality
+from pipeline.slides.readers.openslide_reader import OpenSlideReader
 from pipeline.slides.stain.fit import fit_stains
 from pipeline.slides.stain.normalise import REFERENCE_STAINS, StainMethod, normalise_stains
 from pipeline.synthetic.slides import paint_slide

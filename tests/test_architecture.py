@@ -68,7 +68,7 @@ APART: Final[Mapping[str, frozenset[str]]] = {
 """What a part does not import although it stands before it."""
 
 SOLE_IMPORTERS: Final[Mapping[str, tuple[str, ...]]] = {
-    "openslide": ("pipeline/slides/openslide_reader.py",),
+    "openslide": ("pipeline/slides/readers/openslide_reader.py",),
     "dask": ("pipeline/runtime/engines.py",),
     "distributed": ("pipeline/runtime/engines.py",),
     "obstore": ("pipeline/io/storage.py",),
@@ -298,7 +298,10 @@ def test_a_foreign_import_is_found(path: str, source: str) -> None:
 
 
 def test_modules_may_import_what_they_keep() -> None:
-    assert find_foreign_imports("pipeline/slides/openslide_reader.py", "import openslide") == []
+    assert (
+        find_foreign_imports("pipeline/slides/readers/openslide_reader.py", "import openslide")
+        == []
+    )
     assert find_foreign_imports("flows/train.py", "from prefect import flow") == []
     assert find_foreign_imports("training/learning/loop.py", "from . import ray_shell") == []
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
 from pathlib import Path
-from typing import Final, Literal, TypeAlias
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,14 +19,15 @@ from pipeline.io.staging import stage
 from pipeline.records import Array, Slide
 from pipeline.slides.jpeg.proof import open_jpeg_tiles
 from pipeline.slides.jpeg.tiles import JpegTiles
-from pipeline.slides.openslide_reader import OpenSlideReader, digest_slide
 from pipeline.slides.quality import QUALITY_COLUMNS, measure_quality
+from pipeline.slides.readers.openslide_reader import digest_slide
+from pipeline.slides.readers.protocol import SlideReader
+from pipeline.slides.readers.registry import open_slide
 from pipeline.slides.settings import SlideSettings, StainSetting
 from pipeline.slides.stain.fit import decode_stains
 from pipeline.slides.stain.normalise import StainFit, normalise_stains
 from pipeline.slides.tiling import PairYX, choose_level, measure_tile_extent_yx
 
-Decoder: TypeAlias = Literal["jpeg", "openslide"]
 DECODER_COLUMN: Final = "decoder"
 _BATCH_TILES: Final = 8  # read and measured together, while they are in the processor's cache
 
@@ -66,7 +67,7 @@ class SlideTileReader:
 
         Yields:
             The next few tiles; their quality, which of them are corrupt, and what decoded the
-            slide: `jpeg` (`pipeline.slides.jpeg.proof`) or `openslide`.
+            slide: `jpeg` (`pipeline.slides.jpeg.proof`) or the reader's name.
 
         Raises:
             SourceError: The slide cannot be opened, or has changed since it was planned.
@@ -75,7 +76,7 @@ class SlideTileReader:
         fit = self._choose_fit(rows)
         with (
             stage(source.url, source.version, source.companions, scratch=self.scratch) as path,
-            OpenSlideReader(path, item=source.url, mpp_override_um=self._choose_mpp(rows)) as slide,
+            open_slide(path, item=source.url, mpp_override_um=self._choose_mpp(rows)) as slide,
         ):
             done = 0
             for read in self._fill(path, slide, rows["origin_yx"], images):
@@ -101,7 +102,7 @@ class SlideTileReader:
     def _fill(
         self,
         path: Path,
-        slide: OpenSlideReader,
+        slide: SlideReader,
         origins_yx: NDArray[np.int64],
         images: NDArray[np.uint8],
     ) -> Iterator[SourceRead]:
@@ -110,7 +111,7 @@ class SlideTileReader:
         digest = digest_slide(path)
         with open_jpeg_tiles(path, slide, level) as tiles:
             regions = _read_regions(slide, tiles, origins_yx, level, shape_yx)
-            decoder: Decoder = "jpeg" if tiles else "openslide"
+            decoder = "jpeg" if tiles else slide.name
             for start in range(0, len(images), _BATCH_TILES):
                 batch = images[start : start + _BATCH_TILES]
                 reasons = tuple(_write_tile(image, next(regions)) for image in batch)
@@ -148,7 +149,7 @@ def _measure(images: NDArray[np.uint8], reasons: Sequence[str | None]) -> dict[s
 
 
 def _read_regions(
-    slide: OpenSlideReader,
+    slide: SlideReader,
     tiles: JpegTiles | None,
     origins_yx: NDArray[np.int64],
     level: int,
@@ -165,7 +166,7 @@ def _read_regions(
             yield error
 
 
-def choose_read(slide: OpenSlideReader, extent_yx: PairYX, tile_size_px: int) -> tuple[int, PairYX]:
+def choose_read(slide: SlideReader, extent_yx: PairYX, tile_size_px: int) -> tuple[int, PairYX]:
     """Choose the level to read tiles from, and the shape of a tile in its pixels.
 
     Args:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.errors import SourceError
-from pipeline.slides.openslide_reader import OpenSlideReader
+from pipeline.slides.readers.protocol import SlideReader
 
 _BLOCK_PX: Final = 1024
 # A corrupt block is quartered so often: to 256 px, about the size of a JPEG tile.
@@ -33,7 +33,7 @@ class Thumbnail:
     is_readable: NDArray[np.bool_]
 
 
-def read_thumbnail(slide: OpenSlideReader, max_side_px: int) -> Thumbnail:
+def read_thumbnail(slide: SlideReader, max_side_px: int) -> Thumbnail:
     """Read a whole slide at low resolution: each pixel is the mean of its area.
 
     The slide is read in blocks, so that memory stays bounded, from the coarsest level that holds
@@ -111,7 +111,7 @@ def _cut(part: slice, step: int) -> list[slice]:
 
 
 def _read_block(
-    slide: OpenSlideReader, level: int, shape_yx: tuple[int, int], block: _Block
+    slide: SlideReader, level: int, shape_yx: tuple[int, int], block: _Block
 ) -> NDArray[np.uint8]:
     """Read one block of the thumbnail, box-averaged from the level's pixels that it covers."""
     starts, sizes, edges = [], [], []

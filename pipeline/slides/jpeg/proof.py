@@ -19,7 +19,7 @@ import tifffile
 
 from pipeline.errors import SourceError
 from pipeline.slides.jpeg.tiles import JpegLayout, JpegTiles
-from pipeline.slides.openslide_reader import OpenSlideReader
+from pipeline.slides.readers.protocol import SlideReader
 
 # Formats whose levels OpenSlide takes from TIFF pages as they are: no overlap, no reordering.
 _VENDORS: Final = frozenset({"generic-tiff", "aperio", "philips"})
@@ -35,7 +35,7 @@ _MOST_PROVED: Final = 16
 
 
 @contextmanager
-def open_jpeg_tiles(path: Path, slide: OpenSlideReader, level: int) -> Iterator[JpegTiles | None]:
+def open_jpeg_tiles(path: Path, slide: SlideReader, level: int) -> Iterator[JpegTiles | None]:
     """Open a level's JPEG tiles, and close the file again.
 
     Args:
@@ -59,7 +59,7 @@ def open_jpeg_tiles(path: Path, slide: OpenSlideReader, level: int) -> Iterator[
         yield JpegTiles(file.fileno(), layout, slide.item)
 
 
-def _prove_layout(path: Path, slide: OpenSlideReader, level: int) -> JpegLayout | None:
+def _prove_layout(path: Path, slide: SlideReader, level: int) -> JpegLayout | None:
     """Find the layout of a level whose tiles are JPEG and come out equal to OpenSlide's."""
     if slide.vendor not in _VENDORS or not slide.gives_whole_pixels(level):
         return None
@@ -76,9 +76,7 @@ def _prove_layout(path: Path, slide: OpenSlideReader, level: int) -> JpegLayout 
         return layout if _is_proved(tiles, slide, level) else None
 
 
-def _find_page(
-    tiff: tifffile.TiffFile, slide: OpenSlideReader, level: int
-) -> tifffile.TiffPage | None:
+def _find_page(tiff: tifffile.TiffFile, slide: SlideReader, level: int) -> tifffile.TiffPage | None:
     """Find the one TIFF page that holds a level, if its tiles are JPEG."""
     pages = [page for page in tiff.pages if isinstance(page, tifffile.TiffPage) and page.is_tiled]
     height, width = slide.level_shapes_yx[level]
@@ -121,7 +119,7 @@ def _is_jpeg_of_rgb(page: tifffile.TiffPage) -> bool:
     )
 
 
-def _is_proved(tiles: JpegTiles, slide: OpenSlideReader, level: int) -> bool:
+def _is_proved(tiles: JpegTiles, slide: SlideReader, level: int) -> bool:
     """Check that tiles spread over a level equal OpenSlide's: at least one does, none differs.
 
     A tile that is corrupt, or that OpenSlide refuses too, proves nothing and is replaced by a
@@ -158,7 +156,7 @@ def _choose_probes(stored: Sequence[int]) -> Iterable[int]:
 
 
 def _locate_tile(
-    tiles: JpegTiles, slide: OpenSlideReader, level: int, number: int
+    tiles: JpegTiles, slide: SlideReader, level: int, number: int
 ) -> tuple[tuple[int, int], tuple[int, int]]:
     """Return start and shape of a tile; what is outside the level is cut off."""
     row, column = divmod(number, tiles.columns)
@@ -168,6 +166,6 @@ def _locate_tile(
     return (y, x), (min(tile_height, height - y), min(tile_width, width - x))
 
 
-def _to_level_0(slide: OpenSlideReader, level: int, start_yx: tuple[int, int]) -> tuple[int, int]:
+def _to_level_0(slide: SlideReader, level: int, start_yx: tuple[int, int]) -> tuple[int, int]:
     down_y, down_x = slide.level_downsamples_yx[level]
     return round(start_yx[0] * down_y), round(start_yx[1] * down_x)

@@ -16,7 +16,7 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from pipeline.errors import SourceError
-from pipeline.slides.openslide_reader import READ_REMEDY
+from pipeline.slides.readers.protocol import READ_REMEDY
 
 Pixels: TypeAlias = NDArray[np.uint8]
 # None: missing, or of another form than its page says. An error: corrupt.

@@ -19,8 +19,10 @@ from pipeline.io.staging import stage
 from pipeline.records import Label, Slide
 from pipeline.slides.annotations import outline_lesions, parse_annotations
 from pipeline.slides.formats import require_whole
-from pipeline.slides.openslide_reader import OpenSlideReader, digest_slide
 from pipeline.slides.reader import make_tile_reader
+from pipeline.slides.readers.openslide_reader import digest_slide
+from pipeline.slides.readers.protocol import SlideReader
+from pipeline.slides.readers.registry import open_slide
 from pipeline.slides.resolution import MppSource
 from pipeline.slides.review import draw_review
 from pipeline.slides.settings import SlideSettings
@@ -152,7 +154,7 @@ def _read_overview(slide: Slide, settings: SlideSettings, scratch: Scratch | Non
     require_whole(slide)
     with (
         stage(slide.url, slide.version, slide.companions, scratch=scratch) as path,
-        OpenSlideReader(
+        open_slide(
             path,
             item=slide.url,
             mpp_override_um=settings.mpp_override_um,
@@ -164,7 +166,7 @@ def _read_overview(slide: Slide, settings: SlideSettings, scratch: Scratch | Non
         return _Overview(thumbnail, shape_yx, reader.mpp_yx, reader.mpp_source, digest_slide(path))
 
 
-def _mask_side_px(reader: OpenSlideReader, mask_mpp_um: float) -> int:
+def _mask_side_px(reader: SlideReader, mask_mpp_um: float) -> int:
     sides_um = np.multiply(reader.level_shapes_yx[0], reader.mpp_yx)
     return min(_MASK_SIDE_LIMIT_PX, ceil(float(sides_um.max()) / mask_mpp_um))
 

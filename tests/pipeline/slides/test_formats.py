@@ -20,9 +20,9 @@ from pipeline.io.staging import stage
 from pipeline.records import Slide
 from pipeline.runtime.engines import map_serially
 from pipeline.slides.formats import find_companions
-from pipeline.slides.openslide_reader import OpenSlideReader, digest_slide
 from pipeline.slides.plan import plan_slides
 from pipeline.slides.reader import make_tile_reader
+from pipeline.slides.readers.openslide_reader import OpenSlideReader, digest_slide
 from pipeline.slides.survey.measure import survey_slide
 from pipeline.sources.slides import list_slides
 from pipeline.store.dataset import open_dataset

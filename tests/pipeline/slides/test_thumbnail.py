@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.errors import SourceError
 from pipeline.slides import thumbnail as thumbnails
-from pipeline.slides.openslide_reader import OpenSlideReader
+from pipeline.slides.readers.openslide_reader import OpenSlideReader
 from pipeline.slides.thumbnail import read_thumbnail
 from tests.support.made.slides import corrupt_tile, make_pixels, write_pyramid
 

@@ -10,9 +10,9 @@ from pipeline.io.storage import list_objects, read_bytes
 from pipeline.records import Label
 from pipeline.runtime.engines import map_serially
 from pipeline.slides.annotations import outline_lesions, parse_annotations
-from pipeline.slides.openslide_reader import OpenSlideReader
 from pipeline.slides.plan import plan_slides
 from pipeline.slides.reader import make_tile_reader
+from pipeline.slides.readers.openslide_reader import OpenSlideReader
 from pipeline.slides.settings import SlideSettings
 from pipeline.sources.slides import list_slides
 from pipeline.store.dataset import open_dataset

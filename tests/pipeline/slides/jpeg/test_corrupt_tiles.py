@@ -14,8 +14,8 @@ from pipeline.ingest.plan import read_all
 from pipeline.io.storage import describe
 from pipeline.records import Slide
 from pipeline.slides.jpeg.proof import open_jpeg_tiles
-from pipeline.slides.openslide_reader import OpenSlideReader
 from pipeline.slides.reader import SlideTileReader, _read_regions
+from pipeline.slides.readers.openslide_reader import OpenSlideReader
 from tests.support.made.jpeg_slides import encode, paint, write_tiles
 
 

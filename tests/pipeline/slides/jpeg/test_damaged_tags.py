@@ -12,7 +12,7 @@ import pytest
 import tifffile
 
 from pipeline.slides.jpeg.proof import open_jpeg_tiles
-from pipeline.slides.openslide_reader import OpenSlideReader
+from pipeline.slides.readers.openslide_reader import OpenSlideReader
 from tests.support.made.jpeg_slides import write_philips, write_tiles
 
 _TILE_WIDTH: Final = 322

@@ -16,8 +16,8 @@ from pipeline.records import Slide
 from pipeline.slides.jpeg import proof as jpeg_proof
 from pipeline.slides.jpeg.proof import open_jpeg_tiles
 from pipeline.slides.jpeg.tiles import JpegTiles
-from pipeline.slides.openslide_reader import OpenSlideReader
 from pipeline.slides.reader import SlideTileReader, resample
+from pipeline.slides.readers.openslide_reader import OpenSlideReader
 from tests.support.made.jpeg_slides import (
     cut,
     encode,

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from skimage.color import rgb2hsv, rgb2lab
 
-from pipeline.slides.openslide_reader import OpenSlideReader
+from pipeline.slides.readers.openslide_reader import OpenSlideReader
 from pipeline.slides.stain.fit import fit_stains
 from pipeline.slides.stain.normalise import REFERENCE_STAINS, StainMethod, normalise_stains
 from tests.support.made.stains import METHODS, require_stains

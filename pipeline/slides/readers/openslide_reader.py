@@ -6,7 +6,7 @@ import json
 from hashlib import sha256
 from math import ceil
 from pathlib import Path
-from typing import Final, Self
+from typing import ClassVar, Final, Self
 
 import numpy as np
 import openslide
@@ -15,9 +15,8 @@ from PIL import Image
 
 from pipeline.errors import SourceError
 from pipeline.slides.formats import find_companions
+from pipeline.slides.readers.protocol import READ_REMEDY
 from pipeline.slides.resolution import find_mpp
-
-READ_REMEDY: Final = "Copy the file again from its archive, or leave it out"
 
 _DIGEST_BLOCK_BYTES: Final = 1 << 16
 _DIGEST_BLOCKS: Final = 64
@@ -47,11 +46,22 @@ class OpenSlideReader:
         level_downsamples_yx: Level-0 pixels per pixel of each level, for each axis by itself.
         mpp_yx: Micrometres per level-0 pixel.
         mpp_source: Origin of `mpp_yx`.
+        vendor: OpenSlide's name of the format.
 
     Raises:
         SourceError: OpenSlide refuses the file, its um/px is absent or impossible or, on entering,
             none of its pixels can be read.
     """
+
+    name: ClassVar[str] = "openslide"
+
+    @classmethod
+    def can_open(cls, path: Path) -> bool:
+        """Tell whether OpenSlide knows the format of a local file."""
+        try:
+            return openslide.OpenSlide.detect_format(path) is not None
+        except (openslide.OpenSlideError, OSError):
+            return False
 
     def __init__(
         self,
@@ -70,6 +80,10 @@ class OpenSlideReader:
             self._slide.properties, mpp_override_um, self.item, fallback_um=mpp_fallback_um
         )
         self.vendor = self._slide.properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown")
+        self.level_tiles_yx = tuple(map(self._find_tile_yx, range(len(self.level_shapes_yx))))
+        self.associated = tuple(sorted(self._slide.associated_images))
+        # It comes with every region, this one of no pixel too.
+        self.icc_profile = self._slide.read_region((0, 0), 0, (0, 0)).info.get("icc_profile")
 
     def __enter__(self) -> Self:
         try:
@@ -162,6 +176,13 @@ class OpenSlideReader:
                 )
             starts.append(min(round(start), available - size))
         return starts[0], starts[1]
+
+    def _find_tile_yx(self, level: int) -> tuple[int, int] | None:
+        sides = [
+            self._slide.properties.get(f"openslide.level[{level}].tile-{side}")
+            for side in ("height", "width")
+        ]
+        return (int(sides[0]), int(sides[1])) if sides[0] and sides[1] else None
 
     def _require_readable(self) -> None:
         """Read a pixel at the centre or, failing that, at a corner of the coarsest level."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import SourceError
-from pipeline.slides.openslide_reader import OpenSlideReader, digest_slide
+from pipeline.slides.readers.openslide_reader import OpenSlideReader, digest_slide
 from pipeline.synthetic.slides import encode_pyramid
 from tests.support.made.slides import corrupt_tile, make_pixels, write_pyramid
 
