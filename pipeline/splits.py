@@ -7,17 +7,129 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import sha256
-from typing import Final
+from typing import Final, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pipeline.errors import SchemaError
-from pipeline.records import SPLITS, Label
+from pipeline.records import SPLITS, Label, Split
 
 _NAMED_LEAKS: Final = 5  # an error that names ten thousand patients helps nobody
+
+
+@dataclass(frozen=True, slots=True)
+class SlideFacts:
+    """What the split of a slide depends on.
+
+    Args:
+        slide_id: Unique in the dataset.
+        group_id: Patient or, where none is known, the slide.
+        digest: Digest of the slide's bytes, equal for copies; empty where unknown.
+        official: Split that the source or the user's sheet names; empty where there is none.
+        label: Label of the whole slide: 0 normal, 1 anomalous, -1 unknown.
+        has_lesion: Whether a lesion is outlined on it, however small.
+    """
+
+    slide_id: str
+    group_id: str
+    digest: str = ""
+    official: str = ""
+    label: int = Label.UNKNOWN
+    has_lesion: bool = False
+
+    @property
+    def is_anomalous(self) -> bool:
+        """Whether its label or an outlined lesion says so."""
+        return self.has_lesion or self.label == Label.ANOMALOUS
+
+
+def assign_slide_splits(
+    slides: Sequence[SlideFacts],
+    *,
+    seed: int,
+    validation_fraction: float,
+    test_fraction: float,
+) -> list[str]:
+    """Give every slide a split: patients undivided, copies together, no known lesion in training.
+
+    Groups that share a slide of the same bytes are kept together, official splits or not. Where
+    their official splits differ, the one that holds out more counts for all of them: `test` before
+    `validation` before `train`. So a copy can take a slide out of training, and can put none there.
+
+    A group that is officially in `train` but holds an anomalous slide goes to `validation`: a few
+    labelled anomalies choose the hyperparameters (Shvetsova et al. 2021, section 4). All else is
+    as in `assign_splits`; `explain_slide_splits` says which official splits were not kept.
+
+    Args:
+        slides: Facts of all slides of the dataset; their order does not matter.
+        seed: Seed of the hash; another seed gives another division.
+        validation_fraction: Share of the groups for validation, in [0, 1].
+        test_fraction: Share of the groups for test; both together at most 1.
+
+    Returns:
+        `train`, `validation` or `test` for each slide.
+
+    Raises:
+        SchemaError: An official split is unknown, or official splits divide a patient.
+        ValueError: The fractions are impossible.
+    """
+    groups = [slide.group_id for slide in slides]
+    official_of = _official_split_of_each(groups, [slide.official for slide in slides])
+    joined = _join_copies(slides)
+    held_out: dict[str, str] = {}
+    for slide in slides:
+        named = official_of.get(slide.group_id, "")
+        if named == "train" and slide.is_anomalous:
+            named = "validation"
+        if named:
+            name = joined[slide.group_id]
+            held_out[name] = max(held_out.get(name, named), named, key=_rank)
+    splits = assign_splits(
+        groups,
+        [Label.ANOMALOUS if slide.is_anomalous else slide.label for slide in slides],
+        [held_out.get(joined[group], "") for group in groups],
+        joined=joined,
+        seed=seed,
+        validation_fraction=validation_fraction,
+        test_fraction=test_fraction,
+    )
+    return [str(split) for split in splits]
+
+
+def explain_slide_splits(slides: Sequence[SlideFacts], splits: Sequence[str]) -> dict[str, str]:
+    """Explain which slides are not in their official split, and why.
+
+    Args:
+        slides: Facts as given to `assign_slide_splits`.
+        splits: Its answer.
+
+    Returns:
+        Id of each such slide -> a remark for the manifest.
+    """
+    anomalous = {slide.group_id for slide in slides if slide.is_anomalous}
+    copies: dict[str, list[SlideFacts]] = defaultdict(list)
+    for slide in slides:
+        copies[slide.digest].append(slide)
+    remarks = {}
+    for slide, split in zip(slides, splits, strict=True):
+        if slide.official in {"", split}:
+            continue
+        others = [o.slide_id for o in copies[slide.digest] if slide.digest and o is not slide]
+        if split == "validation" and slide.group_id in anomalous:
+            reason = "it or another slide of its patient is anomalous, and training takes normals"
+        elif others:
+            reason = f"{others[0]} has the same bytes, and copies share a split"
+        else:
+            reason = "it is kept together with copies, or validation held no normal slide"
+        remarks[slide.slide_id] = (
+            f"its official split is {slide.official}, but it is in {split}: {reason}"
+        )
+    return remarks
 
 
 def assign_splits(
@@ -28,6 +140,7 @@ def assign_splits(
     seed: int,
     validation_fraction: float,
     test_fraction: float,
+    joined: Mapping[str, str] | None = None,
 ) -> NDArray[np.str_]:
     """Give every image a split, whole groups at a time.
 
@@ -47,6 +160,9 @@ def assign_splits(
         seed: Seed of the hash; another seed gives another division.
         validation_fraction: Share of the groups for validation, in [0, 1]; 0 moves none there.
         test_fraction: Share of the groups for test; both together at most 1.
+        joined: Group -> name of the set of groups that it stays together with, for every group;
+            None where each stands alone. Of the places that the hash gives the groups of a set,
+            the one that holds out more counts, so that a group that joins puts none into training.
 
     Returns:
         str (image,): `train`, `validation` or `test`.
@@ -68,18 +184,21 @@ def assign_splits(
             f"fractions {validation_fraction} and {test_fraction}: give two that are not negative "
             "and add up to at most 1"
         )
-    placed = _official_split_of_each(groups, named)
-    anomalous = _groups_with(groups, label_of, Label.ANOMALOUS)
-    for group in dict.fromkeys(groups):
-        if group not in placed:
-            place = _place_anomalous if group in anomalous else _place
-            placed[group] = place(group, seed, validation_fraction, test_fraction)
-    normal = _groups_with(groups, label_of, Label.NORMAL)
-    if not any(placed[group] == "validation" for group in normal):
-        donors = [group for group in normal if placed[group] == "train"]
-        for group in _carve(donors, seed, validation_fraction):
-            placed[group] = "validation"
-    return np.array([placed[group] for group in groups], dtype=np.str_)
+    sets = [joined[group] for group in groups] if joined else groups
+    official_of = _official_split_of_each(sets, named)
+    anomalous = _groups_with(sets, label_of, Label.ANOMALOUS)
+    placed = dict(official_of)
+    for group, name in dict.fromkeys(zip(groups, sets, strict=True)):
+        if name not in official_of:
+            place = _place_anomalous if name in anomalous else _place
+            drawn = place(group, seed, validation_fraction, test_fraction)
+            placed[name] = max(placed.get(name, drawn), drawn, key=_rank)
+    normal = _groups_with(sets, label_of, Label.NORMAL)
+    if not any(placed[name] == "validation" for name in normal):
+        donors = [name for name in normal if placed[name] == "train"]
+        for name in _carve(donors, seed, validation_fraction):
+            placed[name] = "validation"
+    return np.array([placed[name] for name in sets], dtype=np.str_)
 
 
 def prove_disjoint(
@@ -122,6 +241,28 @@ def _official_split_of_each(groups: Sequence[str], named: Sequence[str]) -> dict
     pairs = [(group, split) for group, split in zip(groups, named, strict=True) if split]
     prove_disjoint(*zip(*pairs, strict=True) if pairs else ((), ()), item="official splits")
     return dict(pairs)
+
+
+def _join_copies(slides: Sequence[SlideFacts]) -> dict[str, str]:
+    """Map each group to the first, by name, of all groups that copies of slides tie it to."""
+    parent = {slide.group_id: slide.group_id for slide in slides}
+
+    def find(group: str) -> str:
+        while parent[group] != group:
+            parent[group] = group = parent[parent[group]]
+        return group
+
+    holder: dict[str, str] = {}  # digest -> a group that has it
+    for slide in slides:
+        if slide.digest:
+            pair = {find(slide.group_id), find(holder.setdefault(slide.digest, slide.group_id))}
+            parent[max(pair)] = min(pair)
+    return {group: find(group) for group in parent}
+
+
+def _rank(split: str) -> int:
+    """Rank splits by how much they hold out."""
+    return SPLITS.index(cast("Split", split))
 
 
 def _groups_with(groups: Sequence[str], labels: NDArray[np.generic], label: Label) -> set[str]:

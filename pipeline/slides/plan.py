@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.errors import NormscopeError
 from pipeline.ingest.plan import Plan
@@ -26,7 +25,7 @@ from pipeline.slides.stain.normalise import StainFit
 from pipeline.slides.survey.cache import load_or_survey
 from pipeline.slides.survey.measure import SlideSurvey, survey_slide
 from pipeline.slides.tiling import name_states
-from pipeline.splits import assign_splits
+from pipeline.splits import SlideFacts, assign_slide_splits
 from pipeline.store.spec import BASE_COLUMNS, DatasetSpec, code_version
 
 _FLOAT: Final = np.dtype("float32")
@@ -243,7 +242,7 @@ def _make_columns(surveys: Sequence[SlideSurvey], settings: SlideSettings) -> di
             dtype=object,
         ),
         "group_id": np.repeat(groups, counts),
-        "split": np.repeat(splits.astype(object), counts),
+        "split": np.repeat(np.array(splits, dtype=object), counts),
         "label": _join([found.label for found in surveys], np.dtype("int8")),
         "origin_yx": origins_yx,
         "mpp_yx": np.repeat(
@@ -267,32 +266,25 @@ def _join(parts: Sequence[Array], dtype: np.dtype[Any], tail: tuple[int, ...] = 
     return np.concatenate([np.empty((0, *tail), dtype), *parts])
 
 
-def _split_slides(surveys: Sequence[SlideSurvey], settings: SlideSettings) -> NDArray[np.str_]:
-    """Give every slide its official split or one by hash; copies of the same bytes share one."""
-    official = [_official_split(found) for found in surveys]
-    first: dict[str, str] = {}  # digest -> the first slide of these bytes
-    groups = [
-        found.slide.group_id if split else first.setdefault(found.digest, found.slide.group_id)
-        for found, split in zip(surveys, official, strict=True)
-    ]
-    return assign_splits(
-        groups,
-        [_label_slide(found) for found in surveys],
-        official,
+def _split_slides(surveys: Sequence[SlideSurvey], settings: SlideSettings) -> list[str]:
+    return assign_slide_splits(
+        [_state_facts(found) for found in surveys],
         seed=settings.seed,
         validation_fraction=settings.validation_fraction,
         test_fraction=settings.test_fraction,
     )
 
 
-def _official_split(found: SlideSurvey) -> str:
-    """Return the official split; tumour slides of the training part go to validation.
-
-    Shvetsova et al. 2021, section 4: a few labelled anomalies choose the hyperparameters.
-    """
-    if found.slide.split == "train" and _label_slide(found) == Label.ANOMALOUS:
-        return "validation"
-    return found.slide.split or ""
+def _state_facts(found: SlideSurvey) -> SlideFacts:
+    slide = found.slide
+    return SlideFacts(
+        slide_id=slide.slide_id,
+        group_id=slide.group_id,
+        digest=found.digest,
+        official=slide.split or "",
+        label=_label_slide(found),
+        has_lesion=bool((found.lesion_fraction > 0).any()),  # NaN is not
+    )
 
 
 def _label_slide(found: SlideSurvey) -> int:

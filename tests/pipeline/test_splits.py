@@ -2,15 +2,43 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from random import Random
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import SchemaError
-from pipeline.splits import assign_splits, prove_disjoint
+from pipeline.splits import (
+    SlideFacts,
+    assign_slide_splits,
+    assign_splits,
+    explain_slide_splits,
+    prove_disjoint,
+)
 
 IMAGES = st.lists(st.tuples(st.integers(0, 60).map(str), st.sampled_from([-1, 0, 1])), min_size=1)
+
+FACTS = st.lists(
+    st.builds(
+        SlideFacts,
+        slide_id=st.integers(0, 10**9).map(str),
+        group_id=st.integers(0, 9).map(str),
+        digest=st.sampled_from(["", *"abcdefgh"]),
+        label=st.sampled_from([-1, 0, 1]),
+        has_lesion=st.booleans(),
+    ),
+    min_size=1,
+    max_size=24,
+    unique_by=lambda slide: slide.slide_id,
+)
+HELD_OUT = ("train", "validation", "test")
+
+
+def assign_slides(slides: list[SlideFacts], *, seed: int = 3) -> list[str]:
+    return assign_slide_splits(slides, seed=seed, validation_fraction=0.2, test_fraction=0.3)
 
 
 def assign(
@@ -123,3 +151,102 @@ def test_impossible_arguments_are_refused() -> None:
         assign([("a", 0)], validation=0.7, test=0.4)
     with pytest.raises(ValueError, match="1 group ids, 2 labels"):
         assign_splits(["a"], [0, 1], [""], seed=0, validation_fraction=0.1, test_fraction=0.1)
+
+
+@given(FACTS, st.integers(0, 5), st.data())
+def test_no_patient_and_no_bytes_are_divided_and_no_lesion_is_trained_on(
+    slides: list[SlideFacts], seed: int, data: st.DataObject
+) -> None:
+    official = data.draw(
+        st.dictionaries(st.integers(0, 9).map(str), st.sampled_from(["", *HELD_OUT]), max_size=10)
+    )
+    slides = [replace(slide, official=official.get(slide.group_id, "")) for slide in slides]
+    splits = assign_slides(slides, seed=seed)
+    prove_disjoint([slide.group_id for slide in slides], splits)
+    known = [(slide.digest, split) for slide, split in zip(slides, splits, strict=True)]
+    prove_disjoint(*zip(*[pair for pair in known if pair[0]] or [("", "")], strict=True))
+    for slide, split in zip(slides, splits, strict=True):
+        assert split in HELD_OUT
+        assert split != "train" or not (slide.has_lesion or slide.label == 1)
+        # The carving apart, which needs normals, a split is never less held out than is official.
+        assert HELD_OUT.index(split) >= HELD_OUT.index(slide.official or "train")
+
+
+@given(FACTS, st.randoms())
+def test_the_order_of_slides_does_not_matter(slides: list[SlideFacts], random: Random) -> None:
+    by_id = dict(zip([slide.slide_id for slide in slides], assign_slides(slides), strict=True))
+    shuffled = random.sample(slides, len(slides))
+    assert assign_slides(shuffled) == [by_id[slide.slide_id] for slide in shuffled]
+
+
+def test_a_copy_that_is_added_puts_nothing_into_training() -> None:
+    anchor = SlideFacts("held.tif", "held.tif", official="validation", label=0)
+    slides = [SlideFacts(f"m{n}.tif", f"m{n}.tif", digest=str(n), label=0) for n in range(300)]
+    copies = [
+        replace(slide, slide_id=f"{'az'[n % 2]}/{slide.slide_id}", group_id=f"{'az'[n % 2]}/{n}")
+        for n, slide in enumerate(slides)
+    ]
+    before = assign_slides([anchor, *slides])[1:]
+    after = assign_slides([anchor, *slides, *copies])
+    assert after[1:301] == after[301:]
+    pairs = list(zip(before, after[1:301], strict=True))
+    assert all(HELD_OUT.index(new) >= HELD_OUT.index(old) for old, new in pairs)
+    assert any(new != old for old, new in pairs)
+
+
+def test_two_slides_of_a_patient_stay_together() -> None:
+    slides = [SlideFacts(f"{p}-DX{n}.svs", f"p{p}", label=0) for p in range(200) for n in (1, 2)]
+    splits = assign_slides(slides)
+    assert splits[::2] == splits[1::2]
+    assert set(splits) == set(HELD_OUT)
+
+
+def test_slides_of_small_lesions_are_never_trained_on() -> None:
+    slides = [SlideFacts(f"{n}.tif", f"{n}.tif", has_lesion=True) for n in range(200)]
+    assert "train" not in assign_slides(slides)
+    assert "train" in assign_slides([replace(slide, has_lesion=False) for slide in slides])
+
+
+@pytest.mark.parametrize("official", HELD_OUT)
+def test_copies_of_official_slides_take_the_official_split(official: str) -> None:
+    known = [SlideFacts(f"n{n}", f"n{n}", str(n), official, label=0) for n in range(20)]
+    copies = [SlideFacts(f"c{n}", f"c{n}", str(n), label=0) for n in range(20)]
+    validation = SlideFacts("held", "held", official="validation", label=0)
+    splits = assign_slides([*known, *copies, validation])
+    assert splits == [*[official] * 40, "validation"]
+
+
+def test_of_the_official_splits_of_copies_the_one_that_holds_out_more_counts() -> None:
+    slides = [
+        SlideFacts("a", "a", "same", "train", label=0),
+        SlideFacts("b", "b", "same", "test", label=0),
+        SlideFacts("c", "patient", "same", label=0),
+        SlideFacts("d", "patient", "other", label=0),
+        SlideFacts("e", "e", "own", "validation", label=0),
+    ]
+    splits = assign_slides(slides)
+    assert splits == ["test", "test", "test", "test", "validation"]
+    remarks = explain_slide_splits(slides, splits)
+    assert remarks == {
+        "a": "its official split is train, but it is in test: b has the same bytes, and copies "
+        "share a split"
+    }
+
+
+def test_a_patient_in_training_with_a_tumour_goes_to_validation() -> None:
+    slides = [
+        SlideFacts("normal", "p", official="train", label=0),
+        SlideFacts("tumour", "p", official="train", label=1),
+        SlideFacts("other", "q", official="train", label=0),
+    ]
+    splits = assign_slides(slides)
+    assert splits == ["validation", "validation", "train"]
+    remarks = explain_slide_splits(slides, splits)
+    assert set(remarks) == {"normal", "tumour"}
+    assert "anomalous" in remarks["normal"]
+
+
+def test_an_official_split_that_divides_a_patient_is_refused() -> None:
+    slides = [SlideFacts("a", "p7", official="train"), SlideFacts("b", "p7", official="test")]
+    with pytest.raises(SchemaError, match=r"official splits: .* p7 \(test, train\)"):
+        assign_slides(slides)

@@ -118,7 +118,8 @@ def write_slide(
     """A textured slide of 0.5 um/px with the islands, and a level of a quarter."""
     pixels = paint_tissue(SHAPE, boxes)
     pixels[::3, ::5] -= 20  # texture
-    pixels[-1, -1] -= zlib.crc32(name.encode()) % 100  # no two slides are of the same bytes
+    # No two slides are of the same bytes.
+    pixels[-1, -1] -= np.frombuffer(zlib.crc32(name.encode()).to_bytes(4), np.uint8)[:3] % 128
     return write_pyramid(folder / f"{name}.tif", pixels, downsamples_yx=((1, 1), (4, 4)))
 
 
