@@ -6,9 +6,10 @@ um/px, for each axis by itself.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from math import isclose
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -27,6 +28,11 @@ _LEVEL_TOLERANCE: Final = 0.02
 _ENLARGEMENT_TOLERANCE: Final = 0.05
 # A tile of pure glass is never a tile of tissue, even where the setting asks for no tissue.
 _LEAST_TISSUE: Final = 1e-9
+# Both sides of the account are exact but for rounding: this share of the tissue, or of the slide.
+_ACCOUNT_TOLERANCE: Final = 1e-6
+_SLIDE_TOLERANCE: Final = 1e-9
+# Rows of the account that are painted at once, so that memory stays bounded.
+_BAND_ROWS: Final = 128
 
 
 def measure_tile_extent_yx(
@@ -139,9 +145,7 @@ def measure_mask_fractions(
     Returns:
         (n,), 0 to 1.
     """
-    # Entry (y, x) is the covered area above and left of mask corner (y, x).
-    integral = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1))
-    integral[1:, 1:] = mask.cumsum(axis=0, dtype=np.float64).cumsum(axis=1)
+    integral = _integrate(mask)
     scale_yx = np.divide(mask.shape, slide_shape_yx)
     corners = origins_yx.astype(np.float64)
     begin = corners * scale_yx
@@ -155,8 +159,17 @@ def measure_mask_fractions(
     return np.clip(covered / np.prod(np.multiply(extent_yx, scale_yx)), 0.0, 1.0)
 
 
+def _integrate(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """Sum up the mask above and left of each of its corners, without a copy of that size."""
+    integral = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1), np.int32)
+    for row, pixels in enumerate(mask):
+        np.cumsum(pixels, dtype=np.int32, out=integral[row + 1, 1:])
+        integral[row + 1] += integral[row]
+    return integral
+
+
 def _interpolate(
-    integral: NDArray[np.float64], y: NDArray[np.float64], x: NDArray[np.float64]
+    integral: NDArray[np.int32], y: NDArray[np.float64], x: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Bilinear between corners, which is exact: the mask is constant within a pixel."""
     row = np.minimum(y.astype(np.int64), integral.shape[0] - 2)
@@ -207,12 +220,15 @@ class Grid:
     """Every tile that fits on a slide.
 
     Args:
-        origins_yx: (n, 2), upper left corners in level-0 pixels.
+        origins_yx: (n, 2), upper left corners in level-0 pixels, row by row.
+        cell_yx: Height and width in level-0 pixels of the part of each tile, from its upper left
+            corner, that no later tile covers.
         tissue_fraction: (n,), share of each tile that is tissue, 0 to 1.
-        tissue_px2: (n,), tissue that the tile stands for and no other does, level-0 px^2.
+        tissue_px2: (n,), tissue in each tile's cell, level-0 px^2.
     """
 
     origins_yx: NDArray[np.int64]
+    cell_yx: PairYX
     tissue_fraction: NDArray[np.float64]
     tissue_px2: NDArray[np.float64]
 
@@ -230,9 +246,11 @@ def make_grid(
     """
     origins_yx = list_origins(shape_yx, extent_yx, stride_yx)
     cell_yx = (min(extent_yx[0], stride_yx[0]), min(extent_yx[1], stride_yx[1]))
-    cell_fraction = measure_mask_fractions(mask, shape_yx, origins_yx, cell_yx)
     tissue_fraction = measure_mask_fractions(mask, shape_yx, origins_yx, extent_yx)
-    return Grid(origins_yx, tissue_fraction, cell_fraction * cell_yx[0] * cell_yx[1])
+    cell_fraction = tissue_fraction
+    if cell_yx != extent_yx:
+        cell_fraction = measure_mask_fractions(mask, shape_yx, origins_yx, cell_yx)
+    return Grid(origins_yx, cell_yx, tissue_fraction, cell_fraction * cell_yx[0] * cell_yx[1])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -295,17 +313,112 @@ def choose_tiles(
 def account_for_tissue(
     mask: NDArray[np.bool_], shape_yx: PairYX, grid: Grid, choice: Choice
 ) -> dict[str, float]:
-    """Sum up the tissue in level-0 px^2, in all and by fate."""
-    tissue = float(mask.mean()) * shape_yx[0] * shape_yx[1]
+    """Measure the tissue, in all and by fate, and prove that the account is complete.
+
+    The fates are painted on the mask and measured there, none as what the others leave; the same
+    is known of `tiled` and its like from the tiles themselves. `prove_account` compares the three.
+
+    Args:
+        mask: bool (y, x), tissue over the whole slide.
+        shape_yx: Height and width of the slide in level-0 pixels.
+        grid: All tiles of the slide.
+        choice: The fate of every tile.
+
+    Returns:
+        Level-0 px^2 of `tissue`, `tiled`, `below_min_tissue`, `outside_lesions`, `not_sampled`
+        and `outside_tiles`, which no tile's cell covers.
+
+    Raises:
+        RuntimeError: The account does not add up.
+    """
     fates = {
         "tiled": choice.chosen,
         "below_min_tissue": choice.below,
         "outside_lesions": choice.outside,
         "not_sampled": choice.not_sampled,
     }
-    areas = {fate: float(grid.tissue_px2[tiles].sum()) for fate, tiles in fates.items()}
-    outside_tiles = max(0.0, tissue - sum(areas.values()))
-    return {"tissue": tissue, **areas, "outside_tiles": outside_tiles}
+    slide_px2 = float(shape_yx[0]) * shape_yx[1]
+    account = {"tissue": float(mask.mean()) * slide_px2, **_paint(mask, shape_yx, grid, fates)}
+    by_tile = {fate: float(grid.tissue_px2[tiles].sum()) for fate, tiles in fates.items()}
+    prove_account(account, by_tile, slide_px2)
+    return account
+
+
+def prove_account(
+    account: Mapping[str, float], by_tile: Mapping[str, float], slide_px2: float
+) -> None:
+    """Check that the fates add up to the tissue, and that each is what its tiles say.
+
+    Args:
+        account: Area of `tissue` and of each fate as painted, level-0 px^2.
+        by_tile: Sum of the tiles' own areas for each fate that has tiles, level-0 px^2.
+        slide_px2: Area of the slide in level-0 pixels.
+
+    Raises:
+        RuntimeError: Two areas differ by more than a millionth of the tissue and a billionth of
+            the slide.
+    """
+    tissue = account["tissue"]
+    fates = sum(area for name, area in account.items() if name != "tissue")
+    pairs = {"all fates together": (fates, tissue)}
+    pairs |= {fate: (account[fate], area) for fate, area in by_tile.items()}
+    limit = max(_ACCOUNT_TOLERANCE * tissue, _SLIDE_TOLERANCE * slide_px2)
+    for name, (painted, expected) in pairs.items():
+        if not isclose(painted, expected, rel_tol=0.0, abs_tol=limit):
+            raise RuntimeError(
+                f"the account of tissue does not add up: {name} cover {painted:.0f} px^2 of the "
+                f"mask, expected {expected:.0f} of {tissue:.0f} px^2"
+            )
+
+
+def _paint(
+    mask: NDArray[np.bool_],
+    shape_yx: PairYX,
+    grid: Grid,
+    fates: Mapping[str, NDArray[np.int64]],
+) -> dict[str, float]:
+    """Paint the fates on the mask, and measure the tissue under each and under no tile's cell.
+
+    Mask pixels and cells are cut at each other's edges, so that each piece lies in one of both.
+    """
+    starts_yx = [np.unique(grid.origins_yx[:, axis]) for axis in (0, 1)]
+    no_cell, no_fate, nothing = len(fates), len(fates) + 1, len(fates) + 2
+    # The last row and column are for pieces outside of all cells.
+    painted = np.full((len(starts_yx[0]) + 1, len(starts_yx[1]) + 1), no_cell, np.uint8)
+    cells = np.full(len(grid.origins_yx), no_fate, np.uint8)
+    for code, tiles in enumerate(fates.values()):
+        cells[tiles] = code
+    painted[:-1, :-1] = cells.reshape(len(starts_yx[0]), len(starts_yx[1]))
+    (heights, rows, cell_rows), (widths, columns, cell_columns) = (
+        _cut_axis(starts_yx[axis], grid.cell_yx[axis], shape_yx[axis], mask.shape[axis])
+        for axis in (0, 1)
+    )
+    areas = np.zeros(nothing + 1)
+    for band in _bands(len(heights)):
+        fate = painted[cell_rows[band]][:, cell_columns]
+        fate[~mask[rows[band]][:, columns]] = nothing
+        area = np.outer(heights[band], widths)
+        areas += np.bincount(fate.ravel(), weights=area.ravel(), minlength=len(areas))
+    return {name: float(areas[code]) for code, name in enumerate((*fates, "outside_tiles"))}
+
+
+def _cut_axis(
+    starts: NDArray[np.int64], cell: int, size: int, mask_size: int
+) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
+    """Cut an axis at the edges of mask pixels and cells: lengths, pixels, cells (-1: none)."""
+    edges = np.unique(
+        np.concatenate([np.arange(mask_size + 1) * (size / mask_size), starts, starts + cell])
+    )
+    middle = (edges[1:] + edges[:-1]) / 2
+    pixel = np.minimum((middle * (mask_size / size)).astype(np.int64), mask_size - 1)
+    number = np.searchsorted(starts, middle, side="right") - 1
+    is_inside = (number >= 0) & (middle < starts[number] + cell) if len(starts) else number >= 0
+    return np.diff(edges), pixel, np.where(is_inside, number, -1)
+
+
+def _bands(rows: int) -> Iterator[slice]:
+    for start in range(0, rows, _BAND_ROWS):
+        yield slice(start, start + _BAND_ROWS)
 
 
 def _share_lesions(

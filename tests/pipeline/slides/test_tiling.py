@@ -1,16 +1,24 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from pipeline.slides.tiling import (
+    Choice,
+    Grid,
+    account_for_tissue,
     choose_level,
     list_origins,
+    make_grid,
     measure_mask_fractions,
     measure_tile_extent_yx,
     order_along_z,
+    prove_account,
 )
 
 sides = st.integers(1, 400)
@@ -140,3 +148,91 @@ def test_tiles_are_ordered_by_squares_of_squares() -> None:
 def test_overlapping_tiles_of_one_cell_go_row_by_row() -> None:
     origins = np.array([[13, 8], [0, 9], [3, 1], [3, 0], [12, 2]])
     assert order_along_z(origins, (10, 20)).tolist() == [1, 3, 2, 4, 0]
+
+
+# A mask pixel is 10 level-0 px high and 20 wide; tiles of 14 x 30 every 10 x 40 px.
+MASK_SHAPE, SLIDE_SHAPE = (9, 13), (90, 260)
+EXTENT, STRIDE = (14, 30), (10, 40)
+
+
+def make_mask() -> NDArray[np.bool_]:
+    return np.random.default_rng(3).random(MASK_SHAPE) < 0.6
+
+
+def divide(grid: Grid) -> Choice:
+    """Give every tile a fate: four of about a quarter each."""
+    fates = [np.flatnonzero(np.arange(len(grid.origins_yx)) % 4 == fate) for fate in range(4)]
+    chosen, below, outside, not_sampled = fates
+    return Choice(chosen, np.zeros(len(chosen), np.float32), below, outside, not_sampled)
+
+
+def test_the_account_is_what_counting_single_pixels_gives() -> None:
+    mask = make_mask()
+    grid = make_grid(mask, SLIDE_SHAPE, EXTENT, STRIDE)
+    choice = divide(grid)
+    account = account_for_tissue(mask, SLIDE_SHAPE, grid, choice)
+    names = ("tiled", "below_min_tissue", "outside_lesions", "not_sampled")
+    fates = (choice.chosen, choice.below, choice.outside, choice.not_sampled)
+    full = np.kron(mask, np.ones((10, 20), bool))
+    fate_of = np.full(SLIDE_SHAPE, "outside_tiles", object)
+    for name, tiles in zip(names, fates, strict=True):
+        for y, x in grid.origins_yx[tiles].tolist():
+            fate_of[y : y + 10, x : x + 30] = name  # no later tile covers this part
+    expected = {name: float(full[fate_of == name].sum()) for name in (*names, "outside_tiles")}
+    assert account == pytest.approx({"tissue": float(full.sum()), **expected})
+    assert min(account.values()) > 0
+
+
+@given(
+    mask_yx=st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    shape_yx=pairs,
+    extent_yx=pairs,
+    stride_yx=strides,
+)
+def test_an_account_adds_up_whatever_the_sizes(
+    mask_yx: tuple[int, int],
+    shape_yx: tuple[int, int],
+    extent_yx: tuple[int, int],
+    stride_yx: tuple[int, int],
+) -> None:
+    mask = np.random.default_rng(0).random(mask_yx) < 0.5
+    grid = make_grid(mask, shape_yx, extent_yx, stride_yx)
+    account = account_for_tissue(mask, shape_yx, grid, divide(grid))
+    total = account.pop("tissue")
+    assert total == pytest.approx(mask.mean() * shape_yx[0] * shape_yx[1])
+    assert sum(account.values()) == pytest.approx(total)
+
+
+def test_an_account_of_halved_tiles_is_refused() -> None:
+    mask = make_mask()
+    grid = make_grid(mask, SLIDE_SHAPE, EXTENT, STRIDE)
+    halved = replace(grid, tissue_px2=grid.tissue_px2 / 2)
+    with pytest.raises(RuntimeError, match="does not add up: tiled"):
+        account_for_tissue(mask, SLIDE_SHAPE, halved, divide(grid))
+
+
+def test_an_account_that_forgets_a_tile_is_refused() -> None:
+    mask = make_mask()
+    grid = make_grid(mask, SLIDE_SHAPE, EXTENT, STRIDE)
+    choice = divide(grid)
+    forgetful = replace(choice, below=choice.below[1:])
+    with pytest.raises(RuntimeError, match="all fates together"):
+        account_for_tissue(mask, SLIDE_SHAPE, grid, forgetful)
+
+
+def test_an_account_that_counts_a_tile_twice_is_refused() -> None:
+    mask = make_mask()
+    grid = make_grid(mask, SLIDE_SHAPE, EXTENT, STRIDE)
+    choice = divide(grid)
+    twice = replace(choice, not_sampled=np.append(choice.not_sampled, choice.below[1]))
+    with pytest.raises(RuntimeError, match="below_min_tissue"):
+        account_for_tissue(mask, SLIDE_SHAPE, grid, twice)
+
+
+def test_an_account_is_proved_to_a_millionth_of_its_tissue() -> None:
+    account = {"tissue": 2e6, "tiled": 1.5e6, "outside_tiles": 0.5e6}
+    prove_account(account, {"tiled": 1.5e6 + 1}, 1e7)
+    with pytest.raises(RuntimeError, match="tiled cover 1500000 px"):
+        prove_account(account, {"tiled": 1.5e6 + 3}, 1e7)
+    with pytest.raises(RuntimeError, match="all fates together"):
+        prove_account(account | {"outside_tiles": 0.4e6}, {"tiled": 1.5e6}, 1e7)
