@@ -40,7 +40,8 @@ class Slide:
     """One whole-slide image and what its source says about it.
 
     Args:
-        slide_id: Unique in the dataset.
+        slide_id: Path below the source, with its suffix; the file's name where one file is the
+            source, and the folder's path of a DICOM slide.
         url: Plain path or `s3://` URL of the file that OpenSlide opens.
         version: Changes when one of its files does (size and time, or the object's ETag).
         label: Label of the slide as a whole.

@@ -56,6 +56,14 @@ class ListedFile:
         return self.path.parent if is_dicom_part(self.path) else self.path
 
     @property
+    def slide_id(self) -> str:
+        """Path of the slide below the folder that was asked for, with its suffix.
+
+        It depends on no other file. A DICOM slide directly in that folder has the folder's name.
+        """
+        return self.place.as_posix() if self.place.parts else self.stem
+
+    @property
     def absolute_place(self) -> PurePosixPath:
         """Path of the slide from the root of the disk, or from the bucket's name on."""
         whole = PurePosixPath(plain_url(self.info.url))

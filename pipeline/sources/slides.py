@@ -7,8 +7,7 @@ unknown unless a table gives it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain, count
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Final
 
@@ -66,13 +65,11 @@ def list_slides(
     annotations = [file for file in files if file.path.suffix.lower() in _ANNOTATION_SUFFIXES]
     annotation = match_annotations(annotations, found)
     ambiguous = {**label.ambiguous, **mpp.ambiguous, **annotation.ambiguous}
-    slide_ids = _name_uniquely(found)
     erratum = {file.path: find_erratum(file.stem, known) for file in found}
     entries = {file.path: _reject(file, erratum[file.path], ambiguous) for file in found}
     slides = [
         _describe(
             file,
-            slide_ids[file.path],
             label.values.get(file.path),
             annotation.values.get(file.path),
             mpp.values.get(file.path),
@@ -117,7 +114,6 @@ def _list_unmatched(
 
 def _describe(
     file: ListedFile,
-    slide_id: str,
     label: Label | None,
     annotation_url: str | None,
     mpp_um: float | None,
@@ -125,7 +121,7 @@ def _describe(
 ) -> Slide:
     official_label, split = parse_name(file.stem) or (Label.UNKNOWN, None)
     return Slide(
-        slide_id=slide_id,
+        slide_id=file.slide_id,
         url=file.info.url,
         version=file.version,
         label=official_label if label is None else label,
@@ -135,21 +131,6 @@ def _describe(
         mpp_um=mpp_um,
         is_partly_annotated=erratum is not None and erratum.state == "partly_annotated",
     )
-
-
-def _name_uniquely(files: Sequence[ListedFile]) -> dict[PurePosixPath, str]:
-    """Map a slide's path to its id: its stem or, where an earlier slide has that, its whole path.
-
-    Earlier is by path. So an added slide changes no id of slides before it, and behind it only
-    that of one whose stem it takes.
-    """
-    ids: dict[str, PurePosixPath] = {}
-    for file in sorted(files, key=lambda file: file.path.as_posix()):
-        whole = "_".join(file.path.parts)
-        # Two whole paths become one where folders contain underscores: a/b/x and a_b/x.
-        names = chain((file.stem, whole), (f"{whole}_{number}" for number in count(2)))
-        ids[next(name for name in names if name not in ids)] = file.path
-    return {path: slide_id for slide_id, path in ids.items()}
 
 
 def _read_labels(files: Iterable[ListedFile], table_url: str | None) -> Iterator[SlideRow[Label]]:

@@ -75,7 +75,7 @@ def test_every_slide_has_its_picture_on_the_page(
             for artifact in client.read_artifacts()
             if artifact.type == "image"
         }
-    keys = [name_artifact(f"{name}_001") for name in ("normal", "tumor")]
+    keys = [name_artifact(f"training/{name}/{name}_001.tif") for name in ("normal", "tumor")]
     assert set(keys) <= set(found)
     head, _, data = str(found[keys[1]].data).partition(",")
     assert head == "data:image/jpeg;base64"

@@ -50,7 +50,7 @@ def test_of_slides_those_of_the_period_are_tiled(tmp_path: Path) -> None:
     report = ingest_alike(
         folder.as_uri(), str(tmp_path / "out"), parameters, map_serially, name="x", period=SINCE
     )
-    assert set(open_dataset(report.url).column("group_id").tolist()) == {"new"}
+    assert set(open_dataset(report.url).column("group_id").tolist()) == {"new.tif"}
     left_out = [entry for entry in report.manifest if entry.state == "skipped"]
     assert [entry.reason[:11] for entry in left_out] == ["2 left out:"]
 
@@ -80,8 +80,8 @@ def test_um_px_of_other_slides_hold_only_where_a_new_one_does_not_say(tmp_path: 
         )
     }
     assert found == {
-        ("silent", "fallback", 0.25, 0.25),
-        ("stating", "TIFF resolution tags", 1.0, 0.5),
+        ("silent.tif", "fallback", 0.25, 0.25),
+        ("stating.tif", "TIFF resolution tags", 1.0, 0.5),
     }
 
 
@@ -113,7 +113,7 @@ def test_tiles_beside_the_outlines_of_a_partly_annotated_slide_are_unknown(tmp_p
         name="x",
     )
     made = open_dataset(report.url)
-    is_partly = made.column("group_id") == "tumor_010"
+    is_partly = made.column("group_id") == "tumor_010.tif"
     assert Label.NORMAL not in made.column("label")[is_partly]
     assert Label.NORMAL in made.column("label")[~is_partly]
 

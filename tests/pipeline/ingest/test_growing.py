@@ -62,7 +62,7 @@ def test_a_new_slide_in_the_midst_makes_only_what_is_new(tmp_path: Path) -> None
     for name in ("a", "b", "d"):
         write_slide(source, name)
     first, surveyed = ingest_again(source, url)
-    assert surveyed == ["a", "b", "d"]
+    assert surveyed == ["a.tif", "b.tif", "d.tif"]
     assert first.shards_made == 4  # 126 rows of 32
     images = open_dataset(url).read_images(0, 96)
     again, surveyed = ingest_again(source, url)
@@ -70,10 +70,10 @@ def test_a_new_slide_in_the_midst_makes_only_what_is_new(tmp_path: Path) -> None
 
     write_slide(source, "c")
     grown, surveyed = ingest_again(source, url)
-    assert surveyed == ["c"]
+    assert surveyed == ["c.tif"]
     assert (grown.shards_kept, grown.shards_made) == (3, 3)  # the half shard, and two more
     dataset = open_dataset(url)
-    assert list(dict.fromkeys(dataset.column("group_id"))) == ["a", "b", "d", "c"]
+    assert list(dict.fromkeys(dataset.column("group_id"))) == [f"{name}.tif" for name in "abdc"]
     assert (dataset.read_images(0, 96) == images).all()
     again, surveyed = ingest_again(source, url)
     assert (again.shards_made, surveyed, again.fingerprint) == (0, [], grown.fingerprint)
@@ -100,10 +100,10 @@ def test_a_killed_growth_keeps_the_order(tmp_path: Path) -> None:
     plan = plan_again(source, url, SETTINGS, [])
     with pytest.raises(KeyboardInterrupt):
         ingest(url, plan, make_tile_reader(SETTINGS), stop_at_once)
-    assert read_group_order(url) == ("b", "d", "a")
+    assert read_group_order(url) == ("b.tif", "d.tif", "a.tif")
     ingest_again(source, url)
     dataset = open_dataset(url)
-    assert list(dict.fromkeys(dataset.column("group_id"))) == ["b", "d", "a"]
+    assert list(dict.fromkeys(dataset.column("group_id"))) == ["b.tif", "d.tif", "a.tif"]
 
 
 @pytest.mark.parametrize("change", ["slide", "annotation", "settings", "survey"])
@@ -123,9 +123,9 @@ def test_what_changed_is_surveyed_again(tmp_path: Path, change: str) -> None:
     elif change == "settings":
         settings = SETTINGS.model_copy(update={"min_tissue_fraction": 0.1})
     else:
-        Path(url, "survey", "b.npz").write_bytes(b"PK damaged")
+        Path(url, "survey", "b.tif.npz").write_bytes(b"PK damaged")
     second, surveyed = ingest_again(source, url, settings)
-    assert surveyed == (["a", "b"] if change == "settings" else ["b"])
+    assert surveyed == (["a.tif", "b.tif"] if change == "settings" else ["b.tif"])
     assert (second.fingerprint == first.fingerprint) == (change == "survey")
 
 

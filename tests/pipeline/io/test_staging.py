@@ -22,7 +22,7 @@ from pipeline.slides.reader import make_tile_reader
 from pipeline.sources.slides import list_slides
 from tests.conftest import S3Server
 from tests.support.flaky_s3 import FlakyS3, flaky_s3
-from tests.support.made.slides import SETTINGS, list_slide, plan_of, write_slide
+from tests.support.made.slides import SETTINGS, plan_of, write_slide
 
 MIB = 1 << 20
 
@@ -99,7 +99,7 @@ def test_a_server_that_is_away_now_and_then_changes_nothing(
     paths = [write_slide(tmp_path, name) for name in ("a", "b")]
     for path in paths:
         storage.write_bytes(f"{moto_url}/in/{path.name}", path.read_bytes())
-    local = plan_of([list_slide(path) for path in paths])
+    local = plan_of(list(list_slides(str(tmp_path)).slides))
     expected = ingest(str(tmp_path / "out"), local, make_tile_reader(SETTINGS), map_serially)
     proxy.every = 7
     scratch = Scratch(tmp_path / "scratch")
@@ -135,6 +135,6 @@ def test_a_slide_larger_than_the_scratch_folder_is_listed_and_the_rest_goes_on(
     assert states["small.tif"].state == "done"
     assert states["large.tif"].state == "failed"
     assert "more than the scratch folder may hold" in states["large.tif"].reason
-    (big,) = (s for s in list_slides(f"{moto_url}/in").slides if s.slide_id == "large")
+    (big,) = (s for s in list_slides(f"{moto_url}/in").slides if s.slide_id == "large.tif")
     with pytest.raises(SettingsError), stage(big.url, big.version, scratch=scratch):
         pass

@@ -136,8 +136,8 @@ def test_each_has_its_state(
 def test_nothing_goes_unmentioned(outcome: tuple[IngestReport, Dataset]) -> None:
     report, dataset = outcome
     assert len(report.manifest) == 17
-    tiled = {"good", "crossing", "spoilt", "changing", "same", "y_same.tif"}
-    assert set(dataset.column("group_id")) == tiled
+    tiled = {"good", "crossing", "spoilt", "changing", "x/same", "y/same"}
+    assert set(dataset.column("group_id")) == {f"{name}.tif" for name in tiled}
     same = [entry for entry in report.manifest if Path(entry.item).name == "same.tif"]
     assert [entry.state for entry in same] == ["done", "done"]
 
@@ -146,14 +146,14 @@ def test_only_what_is_readable_is_there(outcome: tuple[IngestReport, Dataset]) -
     dataset = outcome[1]
     lost = ~dataset.column("readable")
     groups = dataset.column("group_id")
-    assert set(groups[lost]) == {"spoilt", "changing"}
-    assert lost[groups == "changing"].all()
+    assert set(groups[lost]) == {"spoilt.tif", "changing.tif"}
+    assert lost[groups == "changing.tif"].all()
     images = dataset.read_images(0, dataset.image_count)
     assert not images[lost].any()
     assert images[~lost].any(axis=(1, 2, 3)).all()
     for coverage in dataset.coverage.values():
         expect_balance(dict(coverage))
-    assert dataset.coverage["black"]["tissue"] == dataset.coverage["white"]["tissue"] == 0
+    assert dataset.coverage["black.tif"]["tissue"] == dataset.coverage["white.tif"]["tissue"] == 0
 
 
 def test_an_outline_that_crosses_itself_counts_by_the_even_odd_rule(
@@ -161,7 +161,7 @@ def test_an_outline_that_crosses_itself_counts_by_the_even_odd_rule(
 ) -> None:
     dataset = outcome[1]
     is_hit = dataset.column("lesion_fraction") > 0
-    assert dataset.column("image_id")[is_hit].tolist() == ["crossing_y64_x128"]
+    assert dataset.column("image_id")[is_hit].tolist() == ["crossing.tif_y64_x128"]
     assert dataset.column("lesion_fraction")[is_hit] == pytest.approx(0.5)
     assert dataset.column("tile_state")[is_hit].tolist() == ["tumour"]
 
@@ -173,7 +173,7 @@ def test_what_a_survey_should_not_have_raised_fails_its_slide_alone(
         write_slide(tmp_path, name)
 
     def survey(slide: Slide, *args: Any, **settings: Any) -> SlideSurvey:
-        if slide.slide_id == "odd":
+        if slide.slide_id == "odd.tif":
             raise TypeError("'>' not supported between 'tuple' and 'int'")
         return survey_slide(slide, *args, **settings)
 

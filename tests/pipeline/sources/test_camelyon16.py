@@ -33,11 +33,11 @@ def test_reads_the_official_layout(tmp_path: Path) -> None:
     assert listing.rejected == ()
     facts = {slide.slide_id: (slide.label, slide.split) for slide in listing.slides}
     assert facts == {
-        "normal_001": (Label.NORMAL, "train"),
-        "tumor_001": (Label.ANOMALOUS, "train"),
-        "test_001": (Label.ANOMALOUS, "test"),
-        "test_002": (Label.NORMAL, "test"),
-        "test_003": (Label.UNKNOWN, "test"),
+        "training/normal/normal_001.tif": (Label.NORMAL, "train"),
+        "training/tumor/tumor_001.tif": (Label.ANOMALOUS, "train"),
+        "testing/images/test_001.tif": (Label.ANOMALOUS, "test"),
+        "testing/images/test_002.tif": (Label.NORMAL, "test"),
+        "testing/images/test_003.tif": (Label.UNKNOWN, "test"),
     }
     annotations = {
         slide.slide_id: Path(slide.annotation_url).relative_to(tmp_path).as_posix()
@@ -45,8 +45,8 @@ def test_reads_the_official_layout(tmp_path: Path) -> None:
         if slide.annotation_url
     }
     assert annotations == {
-        "tumor_001": "training/lesion_annotations/tumor_001.xml",
-        "test_001": "testing/lesion_annotations/test_001.xml",
+        "training/tumor/tumor_001.tif": "training/lesion_annotations/tumor_001.xml",
+        "testing/images/test_001.tif": "testing/lesion_annotations/test_001.xml",
     }
 
 
@@ -60,7 +60,8 @@ def test_reads_the_other_official_layout_and_leaves_masks_out(tmp_path: Path) ->
         "masks/tumor_010.tif",
     )
     listing = list_slides(url)
-    assert [slide.slide_id for slide in listing.slides] == ["normal_007", "tumor_009"]
+    names = ["images/normal_007.tif", "images/tumor_009.tif"]
+    assert [slide.slide_id for slide in listing.slides] == names
     assert listing.slides[0].annotation_url is None
     assert str(listing.slides[1].annotation_url).endswith("annotations/tumor_009.xml")
 
@@ -70,7 +71,8 @@ def test_reads_an_object_prefix() -> None:
         write_bytes(f"memory://archive/camelyon/{name}", name.encode())
     listing = list_slides("memory://archive/camelyon")
     assert len(listing.slides) == 5
-    assert listing.slides[0].url == "memory://archive/camelyon/training/normal/normal_001.tif"
+    assert listing.slides[0].url == "memory://archive/camelyon/testing/images/test_001.tif"
+    assert listing.slides[0].slide_id == "testing/images/test_001.tif"
 
 
 def test_reads_the_real_label_table(tmp_path: Path, shared_data: Path) -> None:
@@ -92,7 +94,7 @@ def test_errata_exclude_slides_and_say_why(tmp_path: Path) -> None:
         "b/test_002.tif",
     )
     listing = list_slides(url)
-    assert [slide.slide_id for slide in listing.slides] == ["normal_001", "test_002"]
+    assert [slide.slide_id for slide in listing.slides] == ["a/normal_001.tif", "b/test_002.tif"]
     reasons = {Path(entry.item).stem: entry.reason for entry in listing.rejected}
     assert {entry.state for entry in listing.rejected} == {"skipped"}
     assert set(reasons) == {"normal_027", "Normal_086", "test_049", "test_114"}
@@ -120,7 +122,8 @@ def test_a_user_overrides_the_errata(tmp_path: Path) -> None:
         "case_9,excluded,no official slide,us\n"
     )
     listing = list_slides(url, errata=str(table))
-    assert [slide.slide_id for slide in listing.slides] == ["case_9", "normal_027", "tumor_001"]
+    names = ["case_9.tif", "normal_027.tif", "tumor_001.tif"]
+    assert [slide.slide_id for slide in listing.slides] == names
     assert [slide.is_partly_annotated for slide in listing.slides] == [False, False, True]
     assert len(list_slides(url, errata="none").slides) == 3
     table.write_text("slide,state,reason,source\ntumor_001,odd,x,us\n")

@@ -55,7 +55,7 @@ def test_a_table_of_mpp_does_so_too() -> None:
     for name in ("a/s.tif", "b/s.tif", "m.csv"):
         write_bytes(f"memory://matches/{name}", b"slide,mpp_um\na/s.tif,0.25\nb/s.tif,0.5\n")
     listing = list_slides("memory://matches", mpp_table="memory://matches/m.csv")
-    assert {s.slide_id: s.mpp_um for s in listing.slides} == {"s": 0.25, "b_s.tif": 0.5}
+    assert {s.slide_id: s.mpp_um for s in listing.slides} == {"a/s.tif": 0.25, "b/s.tif": 0.5}
 
 
 def test_a_relative_source_knows_its_slides_by_their_absolute_path(
@@ -91,9 +91,9 @@ def test_what_fits_to_the_letter_goes_first(tmp_path: Path) -> None:
     listing = label_slides(tmp_path, slides, ["s,tumor", "t.tif,normal"])
     labels = {slide.slide_id: slide.label for slide in listing.slides}
     assert labels == {
-        "s": Label.UNKNOWN,
-        "t": Label.UNKNOWN,
-        "b_t.tif": Label.NORMAL,
+        "a/s.tif": Label.UNKNOWN,
+        "b/t.svs": Label.UNKNOWN,
+        "b/t.tif": Label.NORMAL,
         "s.tif": Label.ANOMALOUS,
     }
 

@@ -19,7 +19,7 @@ def test_a_label_table_outweighs_names_and_absent_slides_are_counted(tmp_path: P
     table.write_text("label,slide\ntumor,normal_001\nnormal,case.12\nnormal,normal_400.tif\n")
     listing = list_slides(url, labels=str(table))
     labels = {slide.slide_id: slide.label for slide in listing.slides}
-    assert labels == {"normal_001": Label.ANOMALOUS, "case.12": Label.NORMAL}
+    assert labels == {"normal_001.tif": Label.ANOMALOUS, "case.12.svs": Label.NORMAL}
     (entry,) = listing.rejected
     assert (entry.item, entry.state) == ("normal_400.tif", "skipped")
 
@@ -44,36 +44,33 @@ def test_takes_a_single_slide(shared_data: Path) -> None:
     assert listing.source == "cmu-1-small-region"
     (slide,) = listing.slides
     assert (slide.slide_id, slide.label, slide.split) == (
-        "cmu-1-small-region",
+        "cmu-1-small-region.svs",
         Label.UNKNOWN,
         None,
     )
 
 
-def test_slides_of_one_name_in_two_folders_keep_apart(tmp_path: Path) -> None:
-    url = touch(tmp_path, "a/x.svs", "b/y.svs")
-    assert name_slides(url) == {"a/x.svs": "x", "b/y.svs": "y"}
-    touch(tmp_path, "b/x.svs")  # changes no name of those that are there
-    assert name_slides(url) == {"a/x.svs": "x", "b/x.svs": "b_x.svs", "b/y.svs": "y"}
-
-
-def test_no_two_slides_share_an_id_whatever_their_folders_are_called(tmp_path: Path) -> None:
-    url = touch(tmp_path, "a/b/x.tif", "a/x.tif", "a_b/x.tif", "c/a_b_x.tif.svs")
-    assert name_slides(url) == {
-        "a/b/x.tif": "x",
-        "a/x.tif": "a_x.tif",
-        "a_b/x.tif": "a_b_x.tif",
-        "c/a_b_x.tif.svs": "c_a_b_x.tif.svs",
-    }
-    touch(tmp_path, "a/a/x.tif")
-    assert len(set(name_slides(url).values())) == 5
-    assert name_slides(url)["a_b/x.tif"] == "a_b_x.tif_2"
-
-
-def name_slides(url: str) -> dict[str, str]:
-    """Path below the source -> id."""
+def test_a_slide_is_named_by_its_path_below_the_source(tmp_path: Path) -> None:
+    names = ["a/b/x.tif", "a/x.tif", "a_b/x.tif", "b/x.svs", "x.svs", "x.tif"]
+    url = touch(tmp_path, *names, "d/1.dcm", "d/2.dcm", "a/m.mrxs", "a/m/Data0001.dat")
     slides = list_slides(url).slides
-    return {Path(slide.url).relative_to(url).as_posix(): slide.slide_id for slide in slides}
+    assert [slide.slide_id for slide in slides] == sorted([*names, "d", "a/m.mrxs"])
+
+
+def test_a_namesake_that_is_added_renames_no_slide(tmp_path: Path) -> None:
+    url = touch(tmp_path, "b/slide.svs", "c/slide.svs")
+    before = {slide.url: slide.slide_id for slide in list_slides(url).slides}
+    touch(tmp_path, "a/slide.svs", "b/slide.tif", "slide.svs")
+    after = {slide.url: slide.slide_id for slide in list_slides(url).slides}
+    assert len(after) == len(set(after.values())) == 5
+    assert {url: after[url] for url in before} == before
+
+
+def test_a_dicom_slide_directly_in_the_source_has_the_folders_name(tmp_path: Path) -> None:
+    url = touch(tmp_path / "case 7", "1.dcm", "2.dcm")
+    for source in (url, f"{url}/1.dcm"):
+        (slide,) = list_slides(source).slides
+        assert slide.slide_id == "case 7"
 
 
 def test_an_annotation_without_a_slide_is_listed(tmp_path: Path) -> None:
@@ -117,7 +114,10 @@ def test_reads_a_table_of_mpp(tmp_path: Path) -> None:
     table = tmp_path / "mpp.csv"
     table.write_text("slide,mpp_um\nx.svs,0.243\nz,0.5\n")
     listing = list_slides(url, mpp_table=str(table))
-    assert {slide.slide_id: slide.mpp_um for slide in listing.slides} == {"x": 0.243, "y": None}
+    assert {slide.slide_id: slide.mpp_um for slide in listing.slides} == {
+        "a/x.svs": 0.243,
+        "b/y.svs": None,
+    }
     (entry,) = listing.rejected
     assert (entry.item, entry.reason) == ("z", "in the mpp table, but no such slide file")
 

@@ -37,11 +37,11 @@ def test_is_read_as_camelyon16(archive: Path) -> None:
         for slide in listing.slides
     }
     assert facts == {
-        "normal_001": (Label.NORMAL, "train", False),
-        "normal_002": (Label.NORMAL, "train", False),
-        "tumor_001": (Label.ANOMALOUS, "train", True),
-        "test_001": (Label.ANOMALOUS, "test", True),
-        "test_002": (Label.NORMAL, "test", False),
+        "training/normal/normal_001.tif": (Label.NORMAL, "train", False),
+        "training/normal/normal_002.tif": (Label.NORMAL, "train", False),
+        "training/tumor/tumor_001.tif": (Label.ANOMALOUS, "train", True),
+        "testing/images/test_001.tif": (Label.ANOMALOUS, "test", True),
+        "testing/images/test_002.tif": (Label.NORMAL, "test", False),
     }
 
 
