@@ -3,24 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
 from pipeline.errors import SourceError
 
 MppSource: TypeAlias = Literal[
-    "vendor property", "TIFF resolution tags", "settings", "user table", "fallback"
+    "vendor property", "OME metadata", "TIFF resolution tags", "settings", "user table", "fallback"
 ]
 
 # Outside of these no microscope scans: 72 dots per inch, a writer's default, is 352.8 um/px.
 _MPP_LIMITS_UM: Final = (0.01, 100.0)
 _UM_PER_RESOLUTION_UNIT: Final[Mapping[str, float]] = {"inch": 25_400.0, "centimeter": 10_000.0}
 _MPP_REMEDY: Final = (
-    "Give the slide's um/px in a table (`mpp_table`), or every slide's in `mpp_override_um`"
+    "Give the slide's um/px in a table (`mpp_table`), in `mpp_override_um` that of every slide, or "
+    "in `mpp_fallback_um` that of slides that say nothing possible"
 )
 _ABSENT_REMEDY: Final = (
     "Give the slide's um/px in a table (`mpp_table`), or in `mpp_fallback_um` that of all slides "
     "without one"
 )
+
+
+@dataclass(frozen=True, slots=True)
+class StatedMpp:
+    """What a file says of its micrometres per level-0 pixel.
+
+    Args:
+        mpp_yx: (y, x) in um/px as stated, possible or not; None where the file says nothing.
+        source: Place in the file that says it.
+        hint: Further words for the error where the file says nothing, e.g. its objective power.
+    """
+
+    mpp_yx: tuple[float, float] | None = None
+    source: MppSource = "vendor property"
+    hint: str = ""
 
 
 def find_mpp(
@@ -30,13 +47,56 @@ def find_mpp(
     *,
     fallback_um: float | None = None,
 ) -> tuple[tuple[float, float], MppSource]:
-    """Find the micrometres per level-0 pixel and their source; refuse rather than guess.
+    """Find the micrometres per level-0 pixel in OpenSlide's properties; see `choose_mpp`."""
+    stated = read_stated_mpp(properties)
+    return choose_mpp(stated, override_um, item, fallback_um=fallback_um)
+
+
+def read_stated_mpp(properties: Mapping[str, str]) -> StatedMpp:
+    """Read what OpenSlide's properties say of the micrometres per pixel."""
+    source: MppSource = "vendor property"
+    texts = [properties.get(f"openslide.mpp-{axis}") for axis in "yx"]
+    if properties.get("openslide.vendor") == "generic-tiff":
+        source = "TIFF resolution tags"  # which is where OpenSlide takes it from
+    elif None in texts:
+        tags = [float(properties.get(f"tiff.{axis}Resolution", 0)) for axis in "YX"]
+        unit = properties.get("tiff.ResolutionUnit", "")
+        if found := convert_resolution((tags[0], tags[1]), unit):
+            return StatedMpp(found, "TIFF resolution tags")
+    if texts[0] is None or texts[1] is None:
+        power = properties.get("openslide.objective-power")
+        hint = f", only an objective power of {power}, which does not fix it" if power else ""
+        return StatedMpp(hint=hint)
+    return StatedMpp((float(texts[0]), float(texts[1])), source)
+
+
+def convert_resolution(per_unit_yx: tuple[float, float], unit: str) -> tuple[float, float] | None:
+    """Convert TIFF resolution tags to micrometres per pixel.
 
     Args:
-        properties: Properties that OpenSlide reads from the file.
+        per_unit_yx: Pixels per unit, (y, x).
+        unit: `inch` or `centimeter`; any other says nothing.
+
+    Returns:
+        (y, x) in um/px, or None where the tags say nothing.
+    """
+    um = _UM_PER_RESOLUTION_UNIT.get(unit)
+    if um is None or not min(per_unit_yx) > 0:
+        return None
+    return um / per_unit_yx[0], um / per_unit_yx[1]
+
+
+def choose_mpp(
+    stated: StatedMpp, override_um: float | None, item: str, *, fallback_um: float | None = None
+) -> tuple[tuple[float, float], MppSource]:
+    """Choose the micrometres per level-0 pixel and their source; refuse rather than guess.
+
+    Args:
+        stated: Micrometres per pixel that the file itself states, possible or not.
         override_um: The user's um/px for both axes, which replaces the file's.
         item: Name of the slide, for errors.
-        fallback_um: The user's um/px for both axes, used where the file has none.
+        fallback_um: The user's um/px for both axes, used where the file says nothing or what no
+            slide has: 0, or one pixel an inch, is what writers put that know nothing.
 
     Returns:
         (y, x) in um/px, and its source.
@@ -46,22 +106,11 @@ def find_mpp(
     """
     if override_um is not None:
         return require_possible_mpp((override_um, override_um), "settings", item), "settings"
-    source: MppSource = "vendor property"
-    texts = [properties.get(f"openslide.mpp-{axis}") for axis in "yx"]
-    per_unit = _UM_PER_RESOLUTION_UNIT.get(properties.get("tiff.ResolutionUnit", ""))
-    if properties.get("openslide.vendor") == "generic-tiff":
-        source = "TIFF resolution tags"  # which is where OpenSlide takes it from
-    elif None in texts and per_unit is not None:
-        source = "TIFF resolution tags"
-        tags = [float(properties.get(f"tiff.{axis}Resolution", 0)) for axis in "YX"]
-        texts = [str(per_unit / tag) if tag > 0 else None for tag in tags]
-    if texts[0] is None or texts[1] is None:
-        if fallback_um is not None:
-            return require_possible_mpp((fallback_um, fallback_um), "fallback", item), "fallback"
-        power = properties.get("openslide.objective-power")
-        known = f", only an objective power of {power}, which does not fix it" if power else ""
-        raise SourceError(item, f"no um/px (mpp) in the file{known}", _ABSENT_REMEDY)
-    return require_possible_mpp((float(texts[0]), float(texts[1])), source, item), source
+    if stated.mpp_yx is not None and (fallback_um is None or _is_possible(stated.mpp_yx)):
+        return require_possible_mpp(stated.mpp_yx, stated.source, item), stated.source
+    if fallback_um is not None:
+        return require_possible_mpp((fallback_um, fallback_um), "fallback", item), "fallback"
+    raise SourceError(item, f"no um/px (mpp) in the file{stated.hint}", _ABSENT_REMEDY)
 
 
 def require_possible_mpp(
@@ -80,11 +129,15 @@ def require_possible_mpp(
     Raises:
         SourceError: The value is impossible, as 0 and NaN are.
     """
-    low, high = _MPP_LIMITS_UM
-    if not all(low <= mpp <= high for mpp in mpp_yx):
+    if not _is_possible(mpp_yx):
         raise SourceError(
             item,
             f"{mpp_yx[0]:g} x {mpp_yx[1]:g} um/px (mpp, from {source}) is impossible for a slide",
             _MPP_REMEDY,
         )
     return mpp_yx
+
+
+def _is_possible(mpp_yx: tuple[float, float]) -> bool:
+    low, high = _MPP_LIMITS_UM
+    return all(low <= mpp <= high for mpp in mpp_yx)

@@ -70,7 +70,7 @@ class JpegTiles:
     def __init__(self, descriptor: int, layout: JpegLayout, item: str) -> None:
         self._descriptor, self._layout, self._item = descriptor, layout, item
         # Replaces the first marker of a tile.
-        self._head = _START_OF_IMAGE + _ADOBE + _TRANSFORM[layout.colorspace] + layout.tables
+        self._head = make_jpeg_head(layout.colorspace, layout.tables)
         self.tile_shape_yx, self.columns = layout.tile_shape_yx, layout.columns
         self._kept: OrderedDict[int, _Read] = OrderedDict()
         self._spare: list[Pixels] = []
@@ -177,6 +177,16 @@ class JpegTiles:
                 READ_REMEDY,
             )
         return pixels
+
+
+def make_jpeg_head(colorspace: str, tables: bytes) -> bytes:
+    """Make what replaces the first two bytes of a TIFF's JPEG tile, so that it stands alone.
+
+    Args:
+        colorspace: Stored colour space, `YCbCr` or `RGB`.
+        tables: JPEG tables that all tiles share, without the markers of start and end.
+    """
+    return _START_OF_IMAGE + _ADOBE + _TRANSFORM[colorspace] + tables
 
 
 def _overlap(begin: int, size: int, limit: int) -> tuple[slice, slice]:

@@ -66,9 +66,14 @@ def test_a_fallback_holds_only_where_the_file_says_nothing() -> None:
     stated = {"openslide.mpp-y": "0.25", "openslide.mpp-x": "0.5"}
     assert find_mpp(stated, None, "a.tif", fallback_um=0.3) == ((0.25, 0.5), "vendor property")
     assert find_mpp({}, 0.4, "a.tif", fallback_um=0.3) == ((0.4, 0.4), "settings")
-    nonsense = {"openslide.mpp-y": "0", "openslide.mpp-x": "0"}
-    with pytest.raises(SourceError, match="0 x 0 um/px"):
-        find_mpp(nonsense, None, "a.tif", fallback_um=0.3)
+
+
+@pytest.mark.parametrize("mpp", ["0", "25400", "nan"])
+def test_a_fallback_holds_where_the_file_says_what_no_slide_has(mpp: str) -> None:
+    nonsense = {"openslide.mpp-y": mpp, "openslide.mpp-x": mpp}
+    assert find_mpp(nonsense, None, "a.tif", fallback_um=0.3) == ((0.3, 0.3), "fallback")
+    with pytest.raises(SourceError, match="impossible for a slide"):
+        find_mpp(nonsense, None, "a.tif")
 
 
 def test_refuses_an_impossible_override() -> None:
