@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import csv
+import gzip
 import re
 import zlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO
+from difflib import get_close_matches
+from io import StringIO
 from typing import Final
-
-import pandas as pd
 
 from pipeline.errors import SourceError
 from pipeline.io.storage import read_bytes
@@ -24,6 +25,8 @@ IMAGE_COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
     "age_years": ("age_years", "age", "patient_age"),
     "sex": ("sex", "gender", "patient_sex", "patient_gender"),
     "findings": ("findings", "finding", "finding_labels"),
+    "site": ("site",),
+    "scanner": ("scanner",),
 }
 """Our columns of tables of images -> what the tables call them, in order of preference."""
 LABEL_WORDS: Final[Mapping[str, Label]] = {
@@ -46,7 +49,8 @@ SPLIT_WORDS: Final[Mapping[str, Split]] = {
 """Words for a split; case does not matter."""
 
 _GZIP_MAGIC: Final = b"\x1f\x8b"
-_MAX_CELL: Final = 131_072  # characters; a torn quote makes one cell of all lines up to the next
+_SAVE_REMEDY: Final = "Save the table as CSV in UTF-8"
+_Line = tuple[int, list[str]]  # number in the file, cells
 
 
 @dataclass(frozen=True)
@@ -57,15 +61,17 @@ class Table:
         url: URL of the file.
         columns: Our name -> the table's own, for the columns that it has; empty without a header.
         rows: One mapping per row, our name -> stripped cell; only the columns asked for.
+        numbers: Number of each row in the file, as a spreadsheet counts: the first line is 1.
     """
 
     url: str
     columns: Mapping[str, str]
     rows: tuple[Mapping[str, str], ...]
+    numbers: tuple[int, ...]
 
-    def number_rows(self) -> enumerate[Mapping[str, str]]:
-        """Pair each row with its number in the file, counted from 1 and without blank lines."""
-        return enumerate(self.rows, 2 if self.columns else 1)
+    def number_rows(self) -> Iterator[tuple[int, Mapping[str, str]]]:
+        """Pair each row with its number in the file."""
+        return zip(self.numbers, self.rows, strict=True)
 
 
 def read_table(
@@ -75,85 +81,132 @@ def read_table(
     needed: Collection[str],
     remedy: str,
     is_row: Callable[[Sequence[str]], bool] | None = None,
+    is_closed: bool = False,
 ) -> Table:
     """Read a CSV table in UTF-8, gzipped or not.
+
+    Cells are separated by commas or, where the first line has none, by semicolons or tabs. A
+    column of empty cells counts as absent. Cells are text: a formula is not evaluated.
 
     Args:
         url: URL of the file.
         names: Our name of a column -> what tables may call it, in order of preference; case,
             blanks and hyphens do not matter.
         needed: Names (ours) of the columns that the table must have.
-        remedy: Remedy that the error about a missing column gives.
+        remedy: Remedy that the error about a missing or unknown column gives.
         is_row: Tells from the first line whether it is a row of a table without a header, whose
             columns are then `names` in their order. None: every table has a header.
+        is_closed: Whether to refuse what would be left out: columns of other names, two columns
+            of one meaning, cells beyond the header's.
 
     Raises:
         SourceError: The file is not a CSV table in UTF-8, has no rows, or lacks a needed column.
         StorageError: The file cannot be read.
     """
-    cells = _read_cells(url)
-    header = cells[0] if cells else []
+    lines = _read_lines(url)
+    header = lines[0][1] if lines else []
     has_header = is_row is None or not is_row(header)
-    found = _find_columns(header if has_header else list(names), names)
+    titles = header if has_header else list(names)
+    body = [line for line in (lines[1:] if has_header else lines) if any(line[1])]
+    if is_closed:
+        _require_closed(url, titles, body, names, remedy)
+    found = _find_columns(titles, names, body)
     missing = [name for name in needed if name not in found]
     if missing:
         # Quoted, as every cell is: a table without a header begins with persons.
         listed = ", ".join(map(repr, filter(None, header[:20]))) or "none"
         problem = f"no column for {' and '.join(missing)}; the table has: {listed}"
         raise SourceError(url, problem, remedy)
-    lines = cells[1:] if has_header else cells
-    rows = tuple({name: row[at].strip() for name, at in found.items()} for row in lines)
-    if not rows:
+    if not body:
         raise SourceError(url, "the table has no rows", "Give one row an image")
-    return Table(url, {name: header[at] for name, at in found.items() if has_header}, rows)
+    filled = {at for _, row in body for at, cell in enumerate(row) if cell}
+    used = {name: at for name, at in found.items() if at in filled or name in needed}
+    rows = ({name: "".join(row[at : at + 1]) for name, at in used.items()} for _, row in body)
+    return Table(
+        url,
+        {name: header[at] for name, at in used.items() if has_header},
+        tuple(rows),
+        tuple(number for number, _ in body),
+    )
 
 
-def _read_cells(url: str) -> list[list[str]]:
-    """Read the cells of every line that is not blank, as many as the first of them has.
-
-    A short line is filled up with empty cells; cells beyond the first line's are dropped.
-    """
-    data = read_bytes(url)
+def _read_lines(url: str) -> list[_Line]:
+    """Read the stripped cells of every line that is not blank."""
+    text = _decode(url, read_bytes(url))
+    first = re.sub('"[^"]*"', "", re.split("[\r\n]", text, maxsplit=1)[0])
+    delimiter = next((mark for mark in ",;\t" if mark in first), ",")
+    lines: list[_Line] = []
+    number = 0
     try:
-        frame = pd.read_csv(
-            BytesIO(data),
-            header=None,
-            usecols=lambda _: True,  # without it a line with more cells than the first is refused
-            dtype=str,
-            keep_default_na=False,
-            encoding="utf-8-sig",
-            compression="gzip" if data.startswith(_GZIP_MAGIC) else None,
-        )
-    except pd.errors.EmptyDataError:
-        return []
-    except pd.errors.ParserError as error:
-        # "Error tokenizing data. C error: EOF inside string starting at row 2", counted from 0.
-        said = re.sub(r"\d+$", lambda row: str(int(row[0]) + 1), str(error).rpartition(": ")[2])
-        problem = f"not a CSV table ({said})"
+        reader = csv.reader(StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        for number, row in enumerate(reader, 1):
+            if row:
+                lines.append((number, [cell.strip() for cell in row]))
+    except csv.Error as error:
+        said = str(error)
+        if said == "unexpected end of data":
+            said = "the last quote is not closed"
+        problem = f"not a CSV table ({said}, in row {number + 1})"
         raise SourceError(url, problem, "Close every quote, and save as CSV") from error
-    except UnicodeDecodeError as error:
-        raise SourceError(url, "not text in UTF-8", "Save the table as CSV in UTF-8") from error
+    return lines
+
+
+def _decode(url: str, data: bytes) -> str:
+    try:
+        plain = gzip.decompress(data) if data.startswith(_GZIP_MAGIC) else data
     except (OSError, EOFError, zlib.error) as error:
         raise SourceError(url, f"damaged gzip ({error})", "Fetch the table again") from error
-    cells: list[list[str]] = frame.to_numpy().tolist()
-    for number, row in enumerate(cells, 1):
-        if max(map(len, row)) > _MAX_CELL:
-            problem = f"not a CSV table (row {number} has a cell of over {_MAX_CELL} characters)"
-            raise SourceError(url, problem, "Close every quote, and save as CSV")
-    return cells
+    try:
+        return plain.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = plain.count(b"\n", 0, error.start) + 1
+        found = plain[error.start : error.start + 1].hex()
+        problem = f"not text in UTF-8 (byte {found} in line {line})"
+        raise SourceError(url, problem, _SAVE_REMEDY) from error
 
 
-def _find_columns(header: Collection[str], names: Mapping[str, Collection[str]]) -> dict[str, int]:
-    """Our name -> index of the first column that bears one of its names."""
+def _find_columns(
+    titles: Collection[str], names: Mapping[str, Collection[str]], lines: Collection[_Line]
+) -> dict[str, int]:
+    """Our name -> index of the first column of one of its names, if possible one with content."""
     positions: dict[str, int] = {}
-    for at, title in enumerate(header):
+    for at, title in enumerate(titles):
         positions.setdefault(_fold(title), at)
     found = {}
     for name, candidates in names.items():
-        at_any = [positions[_fold(other)] for other in candidates if _fold(other) in positions]
-        if at_any:
-            found[name] = at_any[0]
+        places = [positions[_fold(other)] for other in candidates if _fold(other) in positions]
+        if places:
+            filled = (at for at in places if any(len(row) > at and row[at] for _, row in lines))
+            found[name] = next(filled, places[0])
     return found
+
+
+def _require_closed(
+    url: str,
+    titles: Sequence[str],
+    lines: Collection[_Line],
+    names: Mapping[str, Collection[str]],
+    remedy: str,
+) -> None:
+    """Refuse a table of which something would be left out."""
+    meaning = {_fold(other): name for name, others in names.items() for other in others}
+    seen: dict[str, str] = {}
+    for title in titles:
+        name = meaning.get(_fold(title))
+        if name is None and title:
+            near = get_close_matches(_fold(title), meaning, 1)
+            hint = f"; the nearest known one is `{meaning[near[0]]}`" if near else ""
+            raise SourceError(url, f"unknown column {title!r}{hint}", remedy)
+        if name in seen:
+            problem = f"the columns {seen[name]!r} and {title!r} mean the same"
+            raise SourceError(url, problem, "Leave the one that is right")
+        if name:
+            seen[name] = title
+    for number, row in lines:
+        beyond = [cell for at, cell in enumerate(row) if cell and not "".join(titles[at : at + 1])]
+        if beyond:
+            problem = f"row {number} has the cell {beyond[0]!r} in a column without a name"
+            raise SourceError(url, problem, "Name the column, or quote cells that hold a comma")
 
 
 def _fold(title: str) -> str:

@@ -23,7 +23,7 @@ def test_columns_are_found_by_other_names_in_any_order(tmp_path: Path, suffix: s
     path = tmp_path / f"t{suffix}"
     path.write_bytes(gzip.compress(text.encode()) if suffix.endswith("gz") else text.encode())
     table = read(path)
-    assert table.columns == {"path": " File-Name ", "label": "CLASS"}
+    assert table.columns == {"path": "File-Name", "label": "CLASS"}
     assert table.rows == (
         {"path": "a.png", "label": "1"},
         {"path": "", "label": "0"},
@@ -41,16 +41,18 @@ def test_the_preferred_name_wins(tmp_path: Path) -> None:
     ("data", "problem"),
     [
         (b"image_url,truth\na.png,1\n", "no column for path and label; the table has: 'image_url'"),
-        (b"path;label\na.png;1\n", "no column for path and label; the table has: 'path;label'"),
+        (b"path|label\na.png|1\n", r"no column for path and label; the table has: 'path\|label'"),
         (b"", "no column for path and label; the table has: none"),
         (b"path,label\n", "no rows"),
-        (b"path,label\n\xff\xfe,1\n", "not text in UTF-8"),
+        (b"path,label\nb,1\n\xff\xfe,1\n", r"not text in UTF-8 \(byte ff in line 3\)\. Save"),
+        ("path,label\na,1\n".encode("utf-16"), "not text in UTF-8"),
+        (b'path,label\n"a"b,1\n', r"not a CSV table \(',' expected after '\"', in row 2\)"),
         (b"\x1f\x8bnot really", "damaged gzip"),
         (gzip.compress(b"path,label\na.png,1\n" * 99, mtime=0)[:-20], "damaged gzip"),
-        (b"path,label\n" + b"x" * 200_000, r"not a CSV table \(row 2 has"),
+        (b"path,label\n" + b"x" * 200_000, r"not a CSV table \(field larger .*, in row 2\)"),
         (
             b'path,label\na.png,1\n"b.png,1\n',
-            r"not a CSV table \(EOF inside string starting at row 3\)\. Close",
+            r"not a CSV table \(the last quote is not closed, in row 3\)\. Close",
         ),
     ],
 )
@@ -60,6 +62,71 @@ def test_an_unusable_table_is_refused_by_name(tmp_path: Path, data: bytes, probl
     with pytest.raises(SourceError, match=problem) as caught:
         read(path)
     assert caught.value.item == str(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'path,label\n"a,b.png",1\n',
+        'path;label\n"a,b.png";1\n',
+        "path\tlabel\na,b.png\t1\n",
+        'path,label\r\n"a,b.png",1\r\n',
+        'path,label\r"a,b.png",1\r',
+        '"path","label"\n\n"a,b.png","1"\n,\n',
+        '"pa;th",path,label\n,"a,b.png",1\n',
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_separators_and_line_ends_are_those_that_spreadsheets_write(
+    tmp_path: Path, text: str, encoding: str
+) -> None:
+    path = tmp_path / "t.csv"
+    path.write_bytes(text.encode(encoding))
+    assert read(path).rows == ({"path": "a,b.png", "label": "1"},)
+
+
+def test_a_cell_is_text_whatever_a_spreadsheet_would_make_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text('path,label\n"=HYPERLINK(""x"")",1\n-1+2.png,1\n@a.png,007\n')
+    assert [row["path"] for row in read(path).rows] == ['=HYPERLINK("x")', "-1+2.png", "@a.png"]
+    assert read(path).rows[2]["label"] == "007"
+
+
+def test_a_column_without_content_is_no_column(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("path,file_name,label,sex\n,a.png,,\n,b.png,,\n")
+    table = read(path)
+    assert table.columns == {"path": "file_name", "label": "label"}  # which is needed
+    assert table.rows == ({"path": "a.png", "label": ""}, {"path": "b.png", "label": ""})
+
+
+def test_rows_are_numbered_as_a_spreadsheet_does(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text('path,label\n\n"a\nb",1\n,\nc,0\n')
+    assert [number for number, _ in read(path).number_rows()] == [3, 5]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("path,lable\na,1\n", "unknown column 'lable'; the nearest known one is `label`. Name"),
+        ("path,label,zzz\na,1,\n", r"unknown column 'zzz'\. Name"),
+        ("path,label,class\na,1,\n", "the columns 'label' and 'class' mean the same"),
+        ("path,label\na,b.png,1\n", "row 2 has the cell '1' in a column without a name"),
+        (",path,label\n0,a.png,1\n", "row 2 has the cell '0' in a column without a name"),
+    ],
+)
+def test_a_closed_table_refuses_what_would_be_left_out(
+    tmp_path: Path, text: str, problem: str
+) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(text)
+    with pytest.raises(SourceError, match=problem):
+        read_table(
+            str(path), NAMES, needed=("path", "label"), remedy="Name them so", is_closed=True
+        )
+    path.write_text("path,label,,\na,1,,\n")
+    read_table(str(path), NAMES, needed=("path", "label"), remedy="Name them so", is_closed=True)
 
 
 def test_an_absent_table_is_said_to_be_absent(tmp_path: Path) -> None:
