@@ -11,6 +11,7 @@ import warnings
 import zlib
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from io import BytesIO
 from threading import Lock
 from typing import BinaryIO, Final
@@ -20,7 +21,7 @@ from pydicom import config
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_partial
 from pydicom.tag import Tag
-from pydicom.uid import DeflatedExplicitVRLittleEndian
+from pydicom.uid import DeflatedExplicitVRLittleEndian, VLWholeSlideMicroscopyImageStorage
 
 from pipeline.errors import NormscopeError, SourceError
 
@@ -37,6 +38,19 @@ _LOG: Final = logging.getLogger("pydicom")
 _quiet_lock = Lock()
 _quiet_count = 0
 _quiet_ends = ExitStack()
+
+
+@dataclass(frozen=True, slots=True)
+class DicomSeries:
+    """Series of a DICOM file.
+
+    Args:
+        uid: Unique identifier of the series (SeriesInstanceUID).
+        is_slide: Whether the file is of a whole-slide image (VL Whole Slide Microscopy).
+    """
+
+    uid: str
+    is_slide: bool
 
 
 def is_dicom(data: bytes) -> bool:
@@ -76,8 +90,8 @@ def parse_header(file: BinaryIO, name: str, tags: Collection[int]) -> Dataset:
     return _parse(file, start, name, tags=list(tags))
 
 
-def parse_series_uid(start: bytes, name: str) -> str:
-    """The series that a DICOM file belongs to, from its first bytes.
+def parse_series(start: bytes, name: str) -> DicomSeries:
+    """Parse the series that a DICOM file belongs to from its first bytes.
 
     Nothing behind it is looked at: a slide's file may describe a hundred thousand frames there.
 
@@ -88,7 +102,8 @@ def parse_series_uid(start: bytes, name: str) -> str:
         raise SourceError(name, _NO_DICOM, _EXPORT)
     with refusing(name, _DAMAGED, _EXPORT):
         dataset = read_partial(BytesIO(start), lambda tag, *_: tag > _SERIES)
-        return str(dataset.SeriesInstanceUID)
+        is_slide = dataset.get("SOPClassUID") == VLWholeSlideMicroscopyImageStorage
+        return DicomSeries(str(dataset.SeriesInstanceUID), is_slide)
 
 
 def _parse(file: BinaryIO, start: bytes, name: str, *, tags: list[int] | None) -> Dataset:

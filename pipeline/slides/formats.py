@@ -3,20 +3,21 @@
 A MIRAX slide is `x.mrxs` and the files in the folder `x` next to it, which `Slidedat.ini` there
 names. A Hamamatsu slide is `x.vms` or `x.vmu` and the files next to it that this names; their
 names begin with `x` too, https://openslide.org/formats/hamamatsu/. A DICOM slide is the `.dcm`
-files of one folder, of one series; OpenSlide is given any of them and finds the others,
+files of one series in one folder; OpenSlide is given any of them and finds the others,
 https://openslide.org/formats/dicom/. Every other slide is one file.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from configparser import ConfigParser
 from configparser import Error as IniError
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Final, TypeVar
 
-from pipeline.dicom.parse import parse_series_uid
-from pipeline.errors import SourceError
+from pipeline.dicom.parse import DicomSeries, parse_series
+from pipeline.errors import NormscopeError, SourceError
 from pipeline.io.storage import name_of, read_bytes, read_range
 from pipeline.records import Slide
 
@@ -27,7 +28,9 @@ _INDEX: Final = "Slidedat.ini"
 _HAMAMATSU_PARTS: Final = frozenset({".jpg", ".ngr", ".opt"})
 _HAMAMATSU_KEYS: Final = ("imagefile", "mapfile", "macroimage")
 _WHOLE_REMEDY: Final = "Copy the slide again with all its files, or leave it out"
-_DICOM_START_BYTES: Final = 1 << 18  # the series stands near the beginning
+# The series stands near the beginning; only where much stands before it more is read.
+_DICOM_START_BYTES: Final = (1 << 14, 1 << 18)
+_THREADS: Final = 16  # an answer of object storage takes long, and little of the processor
 
 AnyPath = TypeVar("AnyPath", bound=PurePath)
 
@@ -60,9 +63,42 @@ def find_companions(path: Path) -> tuple[Path, ...]:
     folder = folder_of_companions(path)
     if folder is None or not folder.is_dir():
         return ()
-    return tuple(
-        file for file in sorted(folder.iterdir()) if file.is_file() and belongs_to(file, path)
-    )
+    found = [file for file in sorted(folder.iterdir()) if file.is_file() and belongs_to(file, path)]
+    if is_dicom_part(path) and found:
+        own, *others = read_series([str(file) for file in (path, *found)]).values()
+        found = [file for file, its in zip(found, others, strict=True) if _may_share(own, its)]
+    return tuple(found)
+
+
+def _may_share(own: DicomSeries | NormscopeError, its: DicomSeries | NormscopeError) -> bool:
+    """Tell whether two DICOM files may be of one slide; a damaged one may be of any."""
+    if isinstance(own, NormscopeError) or isinstance(its, NormscopeError):
+        return True
+    return own == its
+
+
+def read_series(urls: Sequence[str]) -> dict[str, DicomSeries | NormscopeError]:
+    """Read the series of DICOM files, or the error of one that does not tell.
+
+    Args:
+        urls: URLs of the files, each given once.
+    """
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="dicom-series") as threads:
+        return dict(zip(urls, threads.map(_try_series, urls), strict=True))
+
+
+def _try_series(url: str) -> DicomSeries | NormscopeError:
+    short, long = _DICOM_START_BYTES
+    try:
+        return parse_series(read_range(url, 0, short), url)
+    except SourceError:
+        pass  # it may stand behind
+    except NormscopeError as error:
+        return error
+    try:
+        return parse_series(read_range(url, 0, long), url)
+    except NormscopeError as error:
+        return error
 
 
 def require_whole(slide: Slide) -> None:
@@ -118,15 +154,16 @@ def _parse_index(index: bytes) -> dict[str, dict[str, str]]:
 
 
 def _require_one_series(slide: Slide) -> None:
-    series: dict[str, str] = {}  # and a file of each
-    for url in (slide.url, *slide.companions):
-        start = read_range(url, 0, _DICOM_START_BYTES)
-        series.setdefault(parse_series_uid(start, url), name_of(url))
-    if len(series) > 1:
-        first, second, *_ = series.values()
+    names: dict[DicomSeries, str] = {}  # and a file of each
+    for url, found in read_series((slide.url, *slide.companions)).items():
+        if isinstance(found, NormscopeError):
+            raise found
+        names.setdefault(found, name_of(url))
+    if len(names) > 1:
+        first, second, *_ = names.values()
         raise SourceError(
             slide.url,
-            f"its folder holds {len(series)} DICOM series ({first} and {second} are of different "
+            f"its files are of {len(names)} DICOM series ({first} and {second} are of different "
             "ones)",
-            "Give every series a folder of its own",
+            "List the folder again",
         )

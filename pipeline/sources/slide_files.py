@@ -6,8 +6,9 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
-from typing import Final
+from typing import Final, NamedTuple
 
+from pipeline.errors import NormscopeError
 from pipeline.io.storage import (
     ObjectInfo,
     decode_file_url,
@@ -17,20 +18,25 @@ from pipeline.io.storage import (
     name_of,
     plain_url,
 )
+from pipeline.records import ManifestEntry
 from pipeline.slides.formats import (
     DICOM_SUFFIX,
     HAMAMATSU_SUFFIXES,
     belongs_to,
     folder_of_companions,
     is_dicom_part,
+    read_series,
 )
 from pipeline.sources.listing import list_source
 
-# What OpenSlide reads, https://openslide.org/formats/.
+# What OpenSlide reads, https://openslide.org/formats/, and further suffixes of TIFF. Many pictures
+# beside slides are JPEG or PNG, so these are slides only where they are named outright.
 SLIDE_SUFFIXES: Final = frozenset(
     {".tif", ".tiff", ".svs", ".ndpi", ".scn", ".mrxs", ".bif", ".svslide", ".czi", DICOM_SUFFIX}
+    | {".btf", ".tf8", ".qptiff"}
     | HAMAMATSU_SUFFIXES
 )
+_APPLE_DOUBLE: Final = "._"  # macOS writes such a file beside each on foreign disks
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,17 +49,22 @@ class ListedFile:
         stem: Name that tables and annotations use: the file's name without suffix; of a DICOM
             slide, whose files have numbers for names, the folder's name.
         companions: The slide's other files.
+        series: Series of a DICOM slide whose folder holds several; "" for every other slide.
     """
 
     info: ObjectInfo
     path: PurePosixPath
     stem: str
     companions: tuple[ObjectInfo, ...] = ()
+    series: str = ""
 
     @property
     def place(self) -> PurePosixPath:
-        """Path of the slide below the folder that was asked for; a DICOM slide is a folder."""
-        return self.path.parent if is_dicom_part(self.path) else self.path
+        """Path of the slide below the folder that was asked for.
+
+        A DICOM slide is a folder or, where that holds several, the series within it.
+        """
+        return self.path.parent / self.series if is_dicom_part(self.path) else self.path
 
     @property
     def slide_id(self) -> str:
@@ -67,7 +78,7 @@ class ListedFile:
     def absolute_place(self) -> PurePosixPath:
         """Path of the slide from the root of the disk, or from the bucket's name on."""
         whole = PurePosixPath(plain_url(self.info.url))
-        return whole.parent if is_dicom_part(whole) else whole
+        return whole.parent / self.series if is_dicom_part(whole) else whole
 
     @property
     def version(self) -> str:
@@ -80,7 +91,21 @@ class ListedFile:
         return tuple(info.url for info in self.companions)
 
 
-def list_files(url: str) -> tuple[list[ListedFile], list[ListedFile]]:
+class SlideFiles(NamedTuple):
+    """Files below a folder or prefix.
+
+    Args:
+        files: All files, in order of their URLs.
+        slides: Files that are slides, each with its companions.
+        rejected: Entries of the manifest on DICOM files that belong to no slide.
+    """
+
+    files: list[ListedFile]
+    slides: list[ListedFile]
+    rejected: tuple[ManifestEntry, ...] = ()
+
+
+def list_files(url: str) -> SlideFiles:
     """List all files below a folder or prefix, and the slides among them.
 
     Args:
@@ -93,15 +118,19 @@ def list_files(url: str) -> tuple[list[ListedFile], list[ListedFile]]:
     url = decode_file_url(url)
     infos = list_source(url)
     if [info.url for info in infos] != [url]:
-        files = [_name(info, url.rstrip("/")) for info in infos]
-        return files, _find_slides(files)
+        return _find_slides([_name(info, url.rstrip("/")) for info in infos])
     plain = plain_url(url)
     root = plain.rpartition("/")[0]
     slide = _name(replace(infos[0], url=plain), root)
     folder = folder_of_companions(slide.path)
     beside = list_objects(join(root, *folder.parts)) if folder is not None else []
-    slide = _complete(slide, _group_by_folder([_name(info, root) for info in beside]))
-    return [slide], [replace(slide, info=infos[0])]
+    named = [_name(info, root) for info in beside]
+    if is_dicom_part(slide.path):
+        parts = [file for file in named if file.path.parent == slide.path.parent]
+        slide = _find_own_series(slide, [file for file in parts if _is_slide(file)])
+    else:
+        slide = _complete(slide, _group_by_folder(named))
+    return SlideFiles([slide], [replace(slide, info=infos[0])])
 
 
 def _name(info: ObjectInfo, root: str) -> ListedFile:
@@ -110,13 +139,68 @@ def _name(info: ObjectInfo, root: str) -> ListedFile:
     return ListedFile(info, path, folder if is_dicom_part(path) else path.stem)
 
 
-def _find_slides(files: Sequence[ListedFile]) -> list[ListedFile]:
+def _find_slides(files: list[ListedFile]) -> SlideFiles:
     by_folder = _group_by_folder(files)
-    slides: dict[PurePosixPath, ListedFile] = {}
-    for file in filter(_is_slide, files):
-        # The first DICOM file stands for all of its folder.
-        slides.setdefault(file.path.parent if is_dicom_part(file.path) else file.path, file)
-    return [_complete(slide, by_folder) for slide in slides.values()]
+    found = [file for file in files if _is_slide(file)]
+    slides = [_complete(file, by_folder) for file in found if not is_dicom_part(file.path)]
+    rejected: list[ManifestEntry] = []
+    parts = _group_by_folder([file for file in found if is_dicom_part(file.path)])
+    for beside in parts.values():
+        series, refused = _split_series(beside)
+        slides += series
+        rejected += refused
+    return SlideFiles(files, sorted(slides, key=lambda slide: slide.path), tuple(rejected))
+
+
+def _split_series(
+    files: Sequence[ListedFile],
+) -> tuple[list[ListedFile], list[ManifestEntry]]:
+    """Make a slide of each whole-slide series among the DICOM files of one folder."""
+    found = read_series([file.info.url for file in files])
+    series: dict[str, list[ListedFile]] = defaultdict(list)
+    others, damaged = [], []
+    for file in files:
+        its = found[file.info.url]
+        if isinstance(its, NormscopeError):
+            damaged.append((file, its))
+        elif its.is_slide:
+            series[its.uid].append(file)
+        else:
+            others.append(file)
+    rejected = [_skip_others(others)] if others else []
+    if damaged and (len(series) == 1 or not (series or others)):
+        # It may be of the one slide there is, which then fails in place of losing a level.
+        series[next(iter(series), "")] += [file for file, _ in damaged]
+    else:
+        rejected += [ManifestEntry(f.info.url, "failed", str(error)) for f, error in damaged]
+    return [_join_series(uid, parts, len(series) > 1) for uid, parts in series.items()], rejected
+
+
+def _join_series(uid: str, parts: Sequence[ListedFile], is_one_of_several: bool) -> ListedFile:
+    first, *others = sorted(parts, key=lambda file: file.path)
+    first = replace(first, companions=tuple(file.info for file in others))
+    return replace(first, series=uid, stem=uid) if is_one_of_several else first
+
+
+def _skip_others(files: Sequence[ListedFile]) -> ManifestEntry:
+    folder, _, name = files[0].info.url.rpartition("/")
+    what = "is not a whole-slide image" if len(files) == 1 else "are not whole-slide images"
+    reason = (
+        f"{len(files)} DICOM {'file' if len(files) == 1 else 'files'}, e.g. {name}, {what}; "
+        "`normscope ingest images` reads radiographs"
+    )
+    return ManifestEntry(folder, "skipped", reason)
+
+
+def _find_own_series(slide: ListedFile, beside: Sequence[ListedFile]) -> ListedFile:
+    """Complete the DICOM slide that a named file is part of; alone where it is of none."""
+    for found in _split_series(beside)[0]:
+        infos = (found.info, *found.companions)
+        if slide.info.url in {info.url for info in infos}:
+            others = tuple(info for info in infos if info.url != slide.info.url)
+            stem = found.stem if found.series else slide.stem
+            return replace(slide, companions=others, series=found.series, stem=stem)
+    return slide
 
 
 def _group_by_folder(files: Sequence[ListedFile]) -> Mapping[PurePosixPath, list[ListedFile]]:
@@ -137,5 +221,7 @@ def _complete(
 
 def _is_slide(file: ListedFile) -> bool:
     # The official masks are slide files too: `tumor_001_mask.tif`.
+    if file.path.name.startswith(_APPLE_DOUBLE):
+        return False
     is_mask = file.stem.lower().endswith("_mask") or "masks" in file.path.parts[:-1]
     return file.path.suffix.lower() in SLIDE_SUFFIXES and not is_mask

@@ -55,10 +55,12 @@ def list_slides(
         SettingsError: Two rows of a table contradict each other.
         StorageError: The URL cannot be read.
     """
-    files, found = list_files(url)
+    files, found, others = list_files(url)
     if not found:
         suffixes = ", ".join(sorted(SLIDE_SUFFIXES))
-        raise SourceError(url, f"no slide among {len(files)} files", f"Slides end in {suffixes}")
+        seen = "; ".join(["", *(entry.reason for entry in others[:1])])
+        problem = f"no slide among {len(files)} files{seen}"
+        raise SourceError(url, problem, f"Slides end in {suffixes}")
     known = read_errata(errata)
     label = match_rows(_read_labels(files, labels), found)
     mpp = match_rows(read_mpp(mpp_table) if mpp_table else (), found)
@@ -85,7 +87,7 @@ def list_slides(
     return SlideListing(
         source="camelyon16" if is_camelyon16 else PurePosixPath(name_of(url)).stem or "slides",
         slides=tuple(sorted(slides, key=lambda slide: slide.slide_id)),
-        rejected=(*filter(None, entries.values()), *unmatched),
+        rejected=(*filter(None, entries.values()), *others, *unmatched),
     )
 
 

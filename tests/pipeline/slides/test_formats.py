@@ -6,11 +6,14 @@ import re
 import shutil
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 from numpy.typing import NDArray
+from pydicom.uid import DigitalXRayImageStorageForPresentation
 
 from pipeline.errors import SettingsError, SourceError
 from pipeline.ingest.run import ingest
@@ -19,10 +22,11 @@ from pipeline.io.scratch import Scratch
 from pipeline.io.staging import stage
 from pipeline.records import Slide
 from pipeline.runtime.engines import map_serially
-from pipeline.slides.formats import find_companions
+from pipeline.slides.formats import find_companions, require_whole
 from pipeline.slides.plan import plan_slides
 from pipeline.slides.reader import make_tile_reader
 from pipeline.slides.readers.openslide_reader import OpenSlideReader, digest_slide
+from pipeline.slides.readers.registry import open_slide
 from pipeline.slides.survey.measure import survey_slide
 from pipeline.sources.slides import list_slides
 from pipeline.store.dataset import open_dataset
@@ -53,12 +57,13 @@ def write_hamamatsu(folder: Path) -> list[Path]:
 
 
 def write_mixed(folder: Path) -> None:
-    """Files of two series in one folder."""
+    """Two slides in one folder, their files in turn."""
     pixels = paint_tissue(SHAPE, BOXES)
     write_dicom_slide(folder / "mixed", pixels)
-    _, second = write_dicom_slide(folder / "other", pixels, series="1.2.3.2")
-    second.replace(folder / "mixed" / "2.dcm")
-    shutil.rmtree(folder / "other")
+    pixels[64:320, 64:448, 0] = 90
+    for path in write_dicom_slide(folder / "other", pixels, series="1.2.3.2"):
+        path.replace(folder / "mixed" / f"{path.stem}5.dcm")
+    (folder / "other").rmdir()
 
 
 every_form = pytest.mark.parametrize("write", [write_dicom, write_mrxs, write_hamamatsu])
@@ -166,15 +171,58 @@ def test_an_absent_file_of_a_mirax_slide_is_named(name: str, tmp_path: Path) -> 
     assert f"1.2.7.mrxs: its file 1.2.7/{name} is missing. Copy" in plan.rejected[0].reason
 
 
-def test_a_folder_of_two_dicom_series_is_refused_and_the_rest_goes_on(tmp_path: Path) -> None:
-    write_dicom_slide(tmp_path / "good", paint_tissue(SHAPE, BOXES))
+def test_each_dicom_series_of_a_folder_is_a_slide(memory_url: str, tmp_path: Path) -> None:
     write_mixed(tmp_path)
-    slides = list_slides(str(tmp_path)).slides
-    assert [slide.slide_id for slide in slides] == ["good", "mixed"]
-    plan = plan_slides(slides, SETTINGS, map_serially, source="made")
-    assert [slide.slide_id for slide in plan.sources] == ["good"]
-    (entry,) = plan.rejected
-    assert "2 DICOM series (0.dcm and 2.dcm are of different ones). Give every" in entry.reason
+    found = list_slides(str(tmp_path)).slides
+    assert [slide.slide_id for slide in found] == ["mixed/1.2.3.1", "mixed/1.2.3.2"]
+    remote = list_slides(upload(tmp_path, f"{memory_url}/in")).slides
+    for slide, far, red in zip(found, remote, (205, 90), strict=True):
+        assert len(slide.companions) == 1
+        assert list_one(slide.companions[0]).slide_id.endswith(slide.slide_id.split("/")[1])
+        require_whole(slide)
+        files = [Path(slide.url), *find_companions(Path(slide.url))]
+        assert [str(file) for file in files] == [slide.url, *slide.companions]
+        scratch = Scratch(tmp_path / "scratch")
+        with (
+            stage(far.url, far.version, far.companions, scratch=scratch) as path,
+            open_slide(path) as staged,
+            open_slide(Path(slide.url)) as local,
+        ):
+            assert staged.level_shapes_yx == local.level_shapes_yx == (SHAPE, (320, 576))
+            for opened in (staged, local):
+                for level in (0, 1):
+                    assert opened.read_region_yx((100, 100), level, (1, 1))[0, 0, 0] == red
+
+
+def test_dicom_files_of_other_kinds_are_mentioned(tmp_path: Path) -> None:
+    first, _ = write_dicom(tmp_path)
+    radiograph = pydicom.dcmread(first)
+    radiograph.file_meta.MediaStorageSOPClassUID = DigitalXRayImageStorageForPresentation
+    radiograph.SOPClassUID = DigitalXRayImageStorageForPresentation
+    radiograph.SeriesInstanceUID = "1.2.3.9"
+    radiograph.save_as(first.with_name("x.dcm"))
+    first.with_name("._0.dcm").write_bytes(b"of macOS")
+    listing = list_slides(str(tmp_path))
+    (slide,) = listing.slides
+    assert (slide.slide_id, slide.companions) == ("1.2.7", (str(first.with_name("1.dcm")),))
+    (entry,) = listing.rejected
+    assert (entry.item, entry.state) == (str(first.parent), "skipped")
+    assert "1 DICOM file, e.g. x.dcm, is not a whole-slide image; `normscope" in entry.reason
+    first.unlink()
+    first.with_name("1.dcm").unlink()
+    with pytest.raises(SourceError, match=r"no slide among 2 files; 1 DICOM file, e\.g\. x\.dcm"):
+        list_slides(str(tmp_path))
+
+
+def test_a_series_behind_a_long_header_is_found(tmp_path: Path) -> None:
+    for path in write_dicom(tmp_path):
+        dataset = pydicom.dcmread(path)
+        dataset.add_new(0x00091001, "OB", bytes(100_000))
+        dataset.add_new(0x00090010, "LO", "made")
+        dataset.save_as(path)
+    slide = list_one(str(tmp_path))
+    require_whole(slide)
+    assert len(slide.companions) == 1
 
 
 def test_a_damaged_dicom_level_is_not_passed_over(tmp_path: Path) -> None:
@@ -186,10 +234,11 @@ def test_a_damaged_dicom_level_is_not_passed_over(tmp_path: Path) -> None:
 
 def test_what_is_not_one_slide_is_not_fetched(moto_url: str, tmp_path: Path) -> None:
     write_mixed(tmp_path)
-    slide = list_one(upload(tmp_path, f"{moto_url}/in"))
+    first, second = list_slides(upload(tmp_path, f"{moto_url}/in")).slides
+    mixed = replace(first, companions=(*first.companions, second.url))
     scratch = Scratch(tmp_path / "scratch")
     with pytest.raises(SourceError, match="2 DICOM series"):
-        survey_slide(slide, SETTINGS, scratch=scratch)
+        survey_slide(mixed, SETTINGS, scratch=scratch)
     assert not scratch.folder.exists()
 
 
