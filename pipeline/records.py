@@ -45,8 +45,8 @@ class Slide:
         url: Plain path or `s3://` URL of the file that OpenSlide opens.
         version: Changes when one of its files does (size and time, or the object's ETag).
         label: Label of the slide as a whole.
-        split: The official split, or None where there is none.
-        annotation_url: URL of the lesion polygons (ASAP XML), or None.
+        split: Split that the user's sheet or the official layout names, or None.
+        annotation_url: URL of the lesions' outlines (ASAP XML or GeoJSON), or None.
         companions: URLs of the slide's other files, below the folder of `url`.
         patient: Id of the patient; empty where none is known.
         site: Name of the hospital or laboratory that made the slide; empty where unknown.
@@ -135,13 +135,15 @@ class SlideListing:
     Args:
         source: `camelyon16` where slides have its names, else the folder's or file's name.
         slides: Slides to try, in order of `slide_id`.
-        rejected: Slides that the errata exclude or whose row or annotation is ambiguous;
-            annotations and table rows without a slide.
+        rejected: Slides that the errata exclude, or whose row, annotation or mask is ambiguous or
+            absent; annotations and table rows without a slide.
+        notes: Remarks for the user on how the sheet was read, one line each.
     """
 
     source: str
     slides: tuple[Slide, ...]
-    rejected: tuple[ManifestEntry, ...]
+    rejected: tuple[ManifestEntry, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from typing import Final, Literal, TypeAlias, get_args
 
 from pipeline.errors import SettingsError, SourceError
 from pipeline.records import Label, Split
+from pipeline.sources.sheet import SheetRow
 from pipeline.sources.tables import read_table
 
 ErratumState: TypeAlias = Literal["excluded", "partly_annotated"]
@@ -30,10 +31,10 @@ NO_ERRATA: Final = "none"
 REFERENCE_NAME: Final = "reference.csv"
 _STATES: Final = get_args(ErratumState)
 _OFFICIAL_NAME: Final = re.compile(r"(normal|tumor|test)_\d+", re.IGNORECASE)
-_MEANINGS: Final[Mapping[str, tuple[Label, Split]]] = {
+_MEANINGS: Final[Mapping[str, tuple[Label | None, Split]]] = {
     "normal": (Label.NORMAL, "train"),
     "tumor": (Label.ANOMALOUS, "train"),
-    "test": (Label.UNKNOWN, "test"),
+    "test": (None, "test"),
 }
 
 
@@ -52,10 +53,21 @@ class Erratum:
     source: str
 
 
-def parse_name(stem: str) -> tuple[Label, Split] | None:
+def parse_name(stem: str) -> tuple[Label | None, Split] | None:
     """Read label and official split from a slide's name without suffix; None for other names."""
     official = _OFFICIAL_NAME.fullmatch(stem)
     return _MEANINGS[official[1].lower()] if official else None
+
+
+def make_row(stem: str, path: str) -> SheetRow:
+    """Make the row that the official names would have in a sample sheet; empty for other names.
+
+    Args:
+        stem: The slide's name without suffix.
+        path: The slide's path below the source.
+    """
+    label, split = parse_name(stem) or (None, None)
+    return SheetRow("official names", 0, path, split=split, label=label)
 
 
 def read_errata(url: str | None = None) -> dict[str, Erratum]:

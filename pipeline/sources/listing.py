@@ -107,14 +107,23 @@ class TableMatch:
 
     def list_absent(self) -> tuple[ManifestEntry, ...]:
         """List rows without an image: the first few by name, the others as a count."""
-        entries = [
-            ManifestEntry(name, "skipped", "in the table, but no such image")
-            for name in self.absent[:_NAMED]
-        ]
-        if more := len(self.absent) - len(entries):
-            reason = f"{more} more rows: in the table, but no such image"
-            entries.append(ManifestEntry(self.table_url, "skipped", reason))
+        reason = "in the table, but no such image"
+        entries = [ManifestEntry(name, "skipped", reason) for name in self.absent]
+        return shorten(entries, self.table_url, reason)
+
+
+def shorten(entries: Sequence[ManifestEntry], item: str, reason: str) -> tuple[ManifestEntry, ...]:
+    """Keep the first few entries about rows of a table, and count the others in one.
+
+    Args:
+        entries: Entries of skipped rows.
+        item: Item of the last entry: the table.
+        reason: What the last entry says of the others.
+    """
+    more = len(entries) - _NAMED
+    if more <= 0:
         return tuple(entries)
+    return (*entries[:_NAMED], ManifestEntry(item, "skipped", f"{more} more rows: {reason}"))
 
 
 def list_folder(url: str) -> Folder:

@@ -1,153 +1,155 @@
-"""Tables of labels and of um/px, and which slide each row or annotation belongs to."""
+"""Which slide each row of a table, each file that it names and each annotation belongs to."""
 
 from __future__ import annotations
 
+import posixpath
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import PurePosixPath
-from typing import Final, Generic, TypeVar
+from typing import Final
 
 from pipeline.errors import SettingsError, SourceError
-from pipeline.records import Label
-from pipeline.slides.resolution import require_possible_mpp
+from pipeline.io.storage import exists, join, plain_url
+from pipeline.sources.listing import parent_of
+from pipeline.sources.sheet import NONE, SheetRow
 from pipeline.sources.slide_files import SLIDE_SUFFIXES, ListedFile
-from pipeline.sources.tables import LABEL_WORDS, read_table
 
-# An empty cell says nothing of a slide, and a table need not name the slides of unknown label.
-_WORDS: Final = {word: label for word, label in LABEL_WORDS.items() if word}
-
-T = TypeVar("T")
+_LOOK_UPS_AT_ONCE: Final = 16  # of files on a server, which answers each in some milliseconds
 
 
 @dataclass(frozen=True, slots=True)
-class SlideRow(Generic[T]):
-    """One row of a table of slides.
+class RowMatches:
+    """The rows of a table that belong to each slide.
 
     Args:
-        table_url: URL of the table.
-        slide: The slide's name or path as the table gives it.
-        cell: The value as the table gives it.
-        value: The parsed value.
+        rows: A slide's path -> its rows, in the order of the table.
+        ambiguous: A slide's path -> why its row cannot be told.
+        unmatched: Rows that belong to no slide.
     """
 
-    table_url: str
-    slide: str
-    cell: str
-    value: T
+    rows: Mapping[PurePosixPath, tuple[SheetRow, ...]]
+    ambiguous: Mapping[PurePosixPath, str]
+    unmatched: tuple[SheetRow, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class SlideMatches(Generic[T]):
-    """The rows or annotations that belong to each slide.
+class AnnotationMatches:
+    """The annotation of each slide.
 
     Args:
-        values: A slide's path -> the value of its row, or the URL of its annotation.
-        ambiguous: A slide's path -> why its row or annotation cannot be told.
-        unmatched: Names in tables and URLs of annotations that belong to no slide.
+        urls: A slide's path -> URL of its annotation.
+        ambiguous: A slide's path -> why its annotation cannot be told.
+        unmatched: URLs of annotations that belong to no slide.
     """
 
-    values: Mapping[PurePosixPath, T]
+    urls: Mapping[PurePosixPath, str]
     ambiguous: Mapping[PurePosixPath, str]
     unmatched: tuple[str, ...]
 
 
-def read_labels(url: str) -> tuple[SlideRow[Label], ...]:
-    """Read a table of labels, with or without a header.
-
-    Args:
-        url: URL of a CSV table with the columns `slide` and `label` (a word of
-            `tables.LABEL_WORDS`). Without a header these are its first two columns, as in
-            Camelyon16's `reference.csv`.
-
-    Raises:
-        SourceError: The table cannot be used, or a label is empty or not a known word.
-        StorageError: The table cannot be read.
-    """
-    table = read_table(
-        url,
-        {"slide": ("slide",), "label": ("label",)},
-        needed=("slide", "label"),
-        remedy="Give a CSV table with the columns slide and label",
-        is_row=lambda cells: len(cells) > 1 and cells[1].strip().lower() in _WORDS,
-    )
-    labels = []
-    for number, row in table.number_rows():
-        word = row["label"].lower()
-        if word not in _WORDS:
-            remedy = f"Use one of {', '.join(sorted(_WORDS))}"
-            raise SourceError(url, f"label {word!r} in row {number}", remedy)
-        labels.append(SlideRow(url, row["slide"], word, _WORDS[word]))
-    return tuple(labels)
-
-
-def read_mpp(url: str) -> tuple[SlideRow[float], ...]:
-    """Read a table of um per level-0 pixel.
-
-    Args:
-        url: URL of a CSV table with the columns `slide` and `mpp_um`.
-
-    Raises:
-        SourceError: The table cannot be used, or a value is impossible.
-        StorageError: The table cannot be read.
-    """
-    table = read_table(
-        url,
-        {"slide": ("slide",), "mpp_um": ("mpp_um",)},
-        needed=("slide", "mpp_um"),
-        remedy="Give a CSV table with the columns slide and mpp_um",
-    )
-    values = []
-    for row in table.rows:
-        item = f"{url}, {row['slide']}"
-        try:
-            mpp_um = float(row["mpp_um"])
-        except ValueError as error:
-            raise SourceError(item, f"mpp_um {row['mpp_um']!r}", "Give um/px") from error
-        require_possible_mpp((mpp_um, mpp_um), "user table", item)
-        values.append(SlideRow(url, row["slide"], row["mpp_um"], mpp_um))
-    return tuple(values)
-
-
-def match_rows(rows: Iterable[SlideRow[T]], slides: Sequence[ListedFile]) -> SlideMatches[T]:
+def match_rows(rows: Iterable[SheetRow], slides: Sequence[ListedFile], root: str) -> RowMatches:
     """Find the slide of each row.
 
-    A row that gives folders belongs to the slide whose URL ends in that path. A row that gives
-    only a name belongs to the only slide of that name or, of several, to the one directly in the
-    source's folder. The suffix may be missing or different, unless it tells two slides apart.
+    A row gives an absolute path, a URL, or a path below the folder of its table or else below the
+    source. Where no slide has that path to the letter, the row belongs to the only slide whose
+    path ends in it or, of several, to the one directly in the source's folder; the suffix may then
+    be missing or different, unless it tells two slides apart. A backslash may stand for a slash.
 
     Args:
-        rows: Rows of one or several tables.
+        rows: Rows of a table.
         slides: Every slide of the source.
+        root: URL of the source's folder.
 
     Returns:
-        The rows' values; a slide is ambiguous if a row fits it and another slide.
-
-    Raises:
-        SettingsError: Two rows of one slide differ.
+        The rows of each slide; a slide is ambiguous if a row fits it and another slide.
     """
+    by_place = {str(slide.absolute_place): slide for slide in slides}
     by_stem = _group_by_stem(slides)
-    matched: dict[PurePosixPath, SlideRow[T]] = {}
+    matched: dict[PurePosixPath, list[SheetRow]] = defaultdict(list)
     ambiguous: dict[PurePosixPath, str] = {}
-    unmatched = set()
+    unmatched = []
     for row in rows:
-        found = _find_named(PurePosixPath(row.slide), by_stem)
+        places = _spell(row.path, row.table_url, root)
+        found: Sequence[ListedFile] = [by_place[at] for at in places if at in by_place][:1]
+        for path in _vary(row.path):
+            found = found or _find_named(PurePosixPath(path), by_stem)
         if len(found) > 1:
             remedy = "Give its path below the source"
-            reason = _describe_ambiguity(row.table_url, f"row {row.slide!r}", found, remedy)
+            reason = _describe_ambiguity(row.table_url, f"row {row.path!r}", found, remedy)
             ambiguous |= {slide.path: reason for slide in found}
         elif found:
-            _require_agreement(matched.setdefault(found[0].path, row), row)
+            matched[found[0].path].append(row)
         else:
-            unmatched.add(row.slide)
-    values = {path: row.value for path, row in matched.items()}
-    return SlideMatches(values, ambiguous, tuple(sorted(unmatched)))
+            unmatched.append(row)
+    whole = {path: tuple(its) for path, its in matched.items()}
+    return RowMatches(whole, ambiguous, tuple(unmatched))
+
+
+def require_agreement(rows: Sequence[SheetRow]) -> None:
+    """Check that rows about one slide, of one table or several, do not contradict each other.
+
+    Raises:
+        SettingsError: Two of them do.
+    """
+    said: dict[str, SheetRow] = {}
+    for row in rows:
+        for name, value in row.facts.items():
+            first = said.setdefault(name, row)
+            if getattr(first, name) != value:
+                whose = "of" if row.table_url == first.table_url else f"of {row.table_url},"
+                problem = (
+                    f"row {first.number} ({first.path!r}) gives {name} {_show(first, name)}, and "
+                    f"row {row.number} {whose} the same slide ({row.path!r}) {_show(row, name)}"
+                )
+                raise SettingsError(first.table_url, problem, "Leave the row that is right")
+
+
+def require_single(rows: Sequence[SheetRow]) -> None:
+    """Check that a sheet has one row for a slide.
+
+    Raises:
+        SettingsError: It has two.
+    """
+    if len(rows) > 1:
+        first, second = rows[:2]
+        named = f"{first.path!r} and {second.path!r}" if first.path != second.path else first.path
+        problem = f"rows {first.number} and {second.number} are of one slide ({named})"
+        raise SettingsError(first.table_url, problem, "Leave the row that is right")
+
+
+def find_named_files(
+    rows: Iterable[SheetRow], files: Iterable[ListedFile], root: str
+) -> dict[tuple[str, str], str | None]:
+    """Find the masks and annotations that rows name.
+
+    Args:
+        rows: Rows of all tables.
+        files: All files of the source.
+        root: URL of the source's folder.
+
+    Returns:
+        (URL of the table, cell) -> URL of the file, which lies where `match_rows` looks for
+        slides, or None where there is none.
+    """
+    listed = {_normalise(plain_url(file.info.url)): file.info.url for file in files}
+    cells = {(row.table_url, cell) for row in rows for cell in (row.mask, row.annotation)}
+    wanted = sorted(pair for pair in cells if pair[1] not in {"", NONE})
+
+    def find(pair: tuple[str, str]) -> str | None:
+        spelt = _spell_urls(pair[1], pair[0], root)
+        known = (listed[url] for url in spelt if url in listed)
+        return next(known, None) or next(filter(exists, spelt), None)
+
+    with ThreadPoolExecutor(_LOOK_UPS_AT_ONCE) as pool:
+        return dict(zip(wanted, pool.map(find, wanted), strict=True))
 
 
 def match_annotations(
     annotations: Iterable[ListedFile], slides: Sequence[ListedFile]
-) -> SlideMatches[str]:
+) -> AnnotationMatches:
     """Find the slide of each annotation: the one of its name that is the fewest folders away.
 
     Args:
@@ -176,8 +178,8 @@ def match_annotations(
         if others:
             problem = f"another annotation of the same slide is {' and '.join(others)}"
             ambiguous[path] = str(SourceError(first, problem, "Leave the one that counts"))
-    values = {path: found[0] for path, found in urls.items()}
-    return SlideMatches(values, ambiguous, tuple(sorted(unmatched)))
+    firsts = {path: found[0] for path, found in urls.items()}
+    return AnnotationMatches(firsts, ambiguous, tuple(sorted(unmatched)))
 
 
 def _group_by_stem(slides: Iterable[ListedFile]) -> Mapping[str, list[ListedFile]]:
@@ -216,14 +218,34 @@ def _count_steps(folder: PurePosixPath, other: PurePosixPath) -> int:
     return len(folder.parts) + len(other.parts) - 2 * shared
 
 
-def _require_agreement(row: SlideRow[T], other: SlideRow[T]) -> None:
-    if row.value != other.value:
-        elsewhere = f" of {other.table_url}" if other.table_url != row.table_url else ""
-        problem = (
-            f"{row.slide!r} is {row.cell!r} in one row, and {other.slide!r}, the same slide, "
-            f"{other.cell!r} in another{elsewhere}"
-        )
-        raise SettingsError(row.table_url, problem, "Leave the row that is right")
+def _spell_urls(cell: str, table_url: str, root: str) -> list[str]:
+    """List the URLs that a path in a table may mean, the likeliest first."""
+    homes = [home for home in (parent_of(plain_url(table_url)), root) if home is not None]
+    urls = []
+    for path in _vary(cell):
+        is_whole = "://" in path or path.startswith("/")
+        urls += [plain_url(path)] if is_whole else [join(home, path) for home in homes]
+    return list(dict.fromkeys(map(_normalise, urls)))
+
+
+def _spell(cell: str, table_url: str, root: str) -> list[str]:
+    """List the same in the form of `ListedFile.absolute_place`."""
+    return [str(PurePosixPath(url)) for url in _spell_urls(cell, table_url, root)]
+
+
+def _vary(path: str) -> list[str]:
+    """List the spellings of a path: as it is, and with slashes for backslashes."""
+    return [path, path.replace("\\", "/")] if "\\" in path else [path]
+
+
+def _normalise(url: str) -> str:
+    scheme, mark, path = url.rpartition("://")
+    return f"{scheme}{mark}{posixpath.normpath(path)}"
+
+
+def _show(row: SheetRow, name: str) -> str:
+    value = getattr(row, name)
+    return repr(value.name.lower() if name == "label" else value)
 
 
 def _describe_ambiguity(url: str, name: str, slides: Sequence[ListedFile], remedy: str) -> str:

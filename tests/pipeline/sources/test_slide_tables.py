@@ -102,11 +102,13 @@ def test_rows_may_repeat_but_not_contradict_each_other(tmp_path: Path) -> None:
     slides = ["a/s.tif", "a/t.tif"]
     same = label_slides(tmp_path, slides, ["s,tumor", "a/s.tif,tumour"])
     assert facts_of(same)["a/s.tif"] == (Label.ANOMALOUS, None)
-    said = r"t\.csv: 's' is 'tumor' in one row, and 'a/s.tif', .* 'normal' in another\. Leave"
+    said = r"t\.csv: row 2 \('s'\) gives label 'anomalous', and row 4 of .* 'normal'\. Leave"
     with pytest.raises(SettingsError, match=said):
         label_slides(tmp_path, slides, ["s,tumor", "t,normal", "a/s.tif,normal"])
     (tmp_path / "m.csv").write_text("slide,mpp_um\ns,0.25\ns,0.5\n")
-    with pytest.raises(SettingsError, match=r"m\.csv: 's' is '0.25' in one row, .* '0.5'"):
+    with pytest.raises(
+        SettingsError, match=r"m\.csv: row 2 \('s'\) gives mpp_um 0\.25, and row 3 .* 0\.5\."
+    ):
         list_slides(str(tmp_path / "in"), mpp_table=str(tmp_path / "m.csv"))
 
 

@@ -126,5 +126,5 @@ def test_reads_a_table_of_mpp(tmp_path: Path) -> None:
 def test_refuses_an_impossible_mpp(tmp_path: Path, value: str) -> None:
     url = touch(tmp_path / "slides", "x.svs")
     (tmp_path / "mpp.csv").write_text(f"slide,mpp_um\nx,{value}\n")
-    with pytest.raises(SourceError, match=r"mpp\.csv, x: "):
+    with pytest.raises(SourceError, match=rf"mpp\.csv: mpp_um '{value}' of 'x' in row 2\."):
         list_slides(url, mpp_table=str(tmp_path / "mpp.csv"))
