@@ -31,6 +31,7 @@ def ingest_slides(
     dataset: str,
     *,
     preset: Literal["all-tissue", "paper"] = "all-tissue",
+    sheet: str | None = None,
     labels: str | None = None,
     errata: str | None = None,
     mpp_table: str | None = None,
@@ -61,11 +62,16 @@ def ingest_slides(
         dataset: Destination of the dataset, a path or an `s3://` URL.
         preset: Set of settings: `all-tissue` uses every tile of tissue, `paper` those that
             Shvetsova et al. 2021 used of Camelyon16. The settings below win over it.
-        labels: CSV table (slide, label) for slides outside the official layout. Where several
-            folders hold a slide of one name, name it by its path under the source.
+        sheet: Sample sheet, a CSV table with the column path and any of patient, group, split,
+            label, mpp_um, mask, annotation, site, scanner; `normscope sheet` writes one to fill
+            in. Paths are below the sheet's folder or the source. Slides of one patient share a
+            split, slides without a row are tiled too, and an empty cell says nothing.
+        labels: CSV table (slide, label), where a label is all that a sheet would say. Where
+            several folders hold a slide of one name, name it by its path under the source.
         errata: CSV table (slide, state, reason, source) of slides of Camelyon16 to leave out, in
             place of the published errata; `none` leaves nothing out.
-        mpp_table: CSV table (slide, mpp_um) with the micrometres per pixel of single slides.
+        mpp_table: CSV table (slide, mpp_um) with the micrometres per pixel of single slides, where
+            that is all that a sheet would say.
         tile_size_px: Height and width of a tile in px; 64 by default.
         mpp_um: Micrometres per pixel of the tiles; 1 by default, about that of a 10x objective.
         stride_px: Distance from one tile to the next in px of the tiles. Less than tile_size_px
@@ -102,7 +108,7 @@ def ingest_slides(
     )
     require_destination(dataset)
     bounded = Scratch(Path(scratch or DEFAULT_FOLDER), int(scratch_gib * GIB))
-    listing = list_slides(source, labels=labels, errata=errata, mpp_table=mpp_table)
+    listing = list_slides(source, sheet=sheet, labels=labels, errata=errata, mpp_table=mpp_table)
     with open_engine(load_settings()) as map_work:
         with progress("Slides") as advance:
             plan = plan_listing(

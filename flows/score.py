@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from typing import Annotated
@@ -36,6 +37,7 @@ def score(
     output: str,
     *,
     model_name: str,
+    sheet: str | None = None,
     labels: str | None = None,
     mpp_table: str | None = None,
     splits: list[Split] | None = None,
@@ -57,6 +59,8 @@ def score(
         source: Folder or `s3://` prefix of scans, or a sealed dataset.
         output: Destination of the results, a path or an `s3://` URL.
         model_name: Registered name, e.g. pcam-anomaly.
+        sheet: Sample sheet of slides, a CSV table as for `ingest slides`: patients, um/px, tissue
+            masks, labels. Images have theirs in `labels`.
         labels: Table of the scans' labels, where there is one; the AUROC is then reported.
         mpp_table: CSV table (slide, mpp_um) with the micrometres per pixel of single slides.
         splits: Splits of a sealed dataset to score; test by default.
@@ -77,7 +81,7 @@ def score(
     source, output = make_absolute(source), make_absolute(output)  # workers stand elsewhere
     champion = load_champion(model_name)
     if is_dataset(source):
-        _require_whole(source, period, mpp_table)
+        _require_whole(source, period, {"mpp_table": mpp_table, "sheet": sheet})
         dataset, splits = source, ["test"] if splits is None else splits
     else:
         dataset, splits = join(output, "dataset"), None
@@ -88,6 +92,7 @@ def score(
                 champion.ingest.parameters,
                 map_work,
                 name=name_of(source),
+                sheet=sheet,
                 labels=labels,
                 mpp_table=mpp_table,
                 key=open_key(settings),
@@ -116,22 +121,20 @@ def _publish(report: ScoreReport, period: ModifiedRange, ledgers: str) -> ScoreR
     return publish(report)
 
 
-def _require_whole(dataset: str, period: ModifiedRange, mpp_table: str | None) -> None:
+def _require_whole(dataset: str, period: ModifiedRange, tables: Mapping[str, str | None]) -> None:
     """Refuse parameters that only scans can follow.
 
     Raises:
-        SettingsError: A range of time or a table of um/px is given with a sealed dataset.
+        SettingsError: A range of time or a table of slides is given with a sealed dataset.
     """
     if period.is_bounded:
         problem = f"{dataset} is a sealed dataset, which does not keep when scans were modified"
         raise SettingsError(
             "since, until", problem, "Give the folder of scans as source, or leave both out"
         )
-    if mpp_table:
+    for name in filter(tables.get, tables):
         problem = f"{dataset} is a sealed dataset, whose tiles are cut already"
-        raise SettingsError(
-            "mpp_table", problem, "Give the folder of slides as source, or leave it out"
-        )
+        raise SettingsError(name, problem, "Give the folder of slides as source, or leave it out")
 
 
 def _open_workers(

@@ -59,6 +59,7 @@ def ingest_alike(
     map_work: MapWork,
     *,
     name: str,
+    sheet: str | None = None,
     labels: str | None = None,
     mpp_table: str | None = None,
     key: PseudonymKey | None = None,
@@ -74,21 +75,25 @@ def ingest_alike(
         map_work: An engine of `pipeline.runtime.engines`.
         name: Name of the new dataset's source; replaced where radiographs get pseudonyms, as a
             folder's name may name a person too.
+        sheet: URL of a sample sheet of slides (see `sheet.read_sheet`). The other dataset's
+            `mpp_override_um` applies where neither a table nor the slide gives um/px.
         labels: URL of a table of labels; None where labels are unknown.
-        mpp_table: URL of a table of um/px for slides (see `slide_tables.read_mpp`). The other
-            dataset's `mpp_override_um` applies where neither this nor the slide gives it.
+        mpp_table: URL of a table of um/px for slides (see `sheet.read_mpp`).
         key: Secret key of the pseudonyms of radiographs; required for DICOM files.
         period: Ingest only files last modified in this range; the manifest counts the others.
         on_progress: Called with images done and in all.
 
     Raises:
         SourceError: There is nothing to ingest.
-        SettingsError: There are DICOM files and no key, or images and an `mpp_table`.
+        SettingsError: There are DICOM files and no key, or images and a sheet or `mpp_table`.
     """
     if "tile_size_px" in parameters:
-        listing = list_slides(source, labels=labels, mpp_table=mpp_table)
+        listing = list_slides(source, sheet=sheet, labels=labels, mpp_table=mpp_table)
         plan, reader = _plan_slides(source, listing, parameters, map_work, name, period)
         return ingest(dataset, plan, reader, map_work, on_progress=on_progress)
+    if sheet:
+        problem, remedy = "a sheet of slides, but these are images", "Give it as `labels`"
+        raise SettingsError(sheet, problem, remedy)
     if mpp_table:
         raise SettingsError(
             mpp_table, "a table of um/px is for slides, these are images", "Leave it out"

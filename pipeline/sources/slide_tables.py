@@ -13,6 +13,7 @@ from typing import Final
 
 from pipeline.errors import SettingsError, SourceError
 from pipeline.io.storage import exists, join, plain_url
+from pipeline.slides.formats import is_dicom_part
 from pipeline.sources.listing import parent_of
 from pipeline.sources.sheet import NONE, SheetRow
 from pipeline.sources.slide_files import SLIDE_SUFFIXES, ListedFile
@@ -48,6 +49,30 @@ class AnnotationMatches:
     urls: Mapping[PurePosixPath, str]
     ambiguous: Mapping[PurePosixPath, str]
     unmatched: tuple[str, ...]
+
+
+def add_named(
+    slides: Sequence[ListedFile], files: Iterable[ListedFile], rows: Iterable[SheetRow], root: str
+) -> list[ListedFile]:
+    """Add the files that rows name to the letter and that their own names do not tell are slides.
+
+    Args:
+        slides: Slides by their names.
+        files: All files of the source.
+        rows: Rows of the sheet.
+        root: URL of the source's folder.
+    """
+    known = {slide.info.url for slide in slides}
+    others = {
+        str(file.absolute_place): file
+        for file in files
+        if file.info.url not in known and not is_dicom_part(file.path)
+    }
+    named: dict[str, ListedFile] = {}
+    for row in rows:
+        places = _spell(row.path, row.table_url, root)
+        named |= [(at, others[at]) for at in places if at in others][:1]
+    return [*slides, *named.values()]
 
 
 def match_rows(rows: Iterable[SheetRow], slides: Sequence[ListedFile], root: str) -> RowMatches:

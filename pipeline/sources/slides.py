@@ -8,7 +8,7 @@ gives it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Final
@@ -30,6 +30,7 @@ from pipeline.sources.slide_files import SLIDE_SUFFIXES, ListedFile, list_files
 from pipeline.sources.slide_tables import (
     AnnotationMatches,
     RowMatches,
+    add_named,
     find_named_files,
     match_annotations,
     match_rows,
@@ -79,7 +80,7 @@ def list_slides(
         url: A folder, an S3 prefix, or one slide file; `pipeline.slides.formats` lists the slides
             of several files.
         sheet: URL of a sample sheet (see `sheet.read_sheet`), or None for none. A slide without a
-            row is listed too.
+            row is listed too, and a file that a row names is a slide whatever its own name.
         labels: URL of a CSV table with the columns `slide` and `label`, gzipped or not (see
             `sheet.read_labels`). None looks for the official `reference.csv`.
         errata: URL of a table of errata, `none` for no errata, or None for the published ones
@@ -103,7 +104,8 @@ def list_slides(
     root = _find_root(files)
     named = find_named_files(given["sheet"], files, root)
     taken = {found for found in named.values() if found}
-    found = [file for file in listed if file.info.url not in taken]
+    candidates = add_named(listed, files, given["sheet"], root)
+    found = [file for file in candidates if file.info.url not in taken]
     if not found:
         suffixes = ", ".join(sorted(SLIDE_SUFFIXES))
         seen = "; ".join(["", *(entry.reason for entry in others[:1])])
@@ -127,7 +129,7 @@ def list_slides(
     return SlideListing(
         source="camelyon16" if is_camelyon16 else PurePosixPath(name_of(url)).stem or "slides",
         slides=tuple(sorted(slides, key=lambda slide: slide.slide_id)),
-        rejected=(*rejected, *others, *_list_unmatched(tables, {file.path.name for file in files})),
+        rejected=(*rejected, *others, *_list_unmatched(tables)),
         notes=_take_notes(slides, tables, sheet) if sheet else (),
     )
 
@@ -202,18 +204,16 @@ def _require_undivided(slides: Sequence[Slide], item: str) -> None:
     prove_disjoint([group for group, _ in known], [split for _, split in known], item=item)
 
 
-def _list_unmatched(tables: _Tables, names: Collection[str]) -> Iterator[ManifestEntry]:
-    """List annotations and rows that belong to no slide; `names` are those of all files."""
+def _list_unmatched(tables: _Tables) -> Iterator[ManifestEntry]:
+    """List annotations and rows that belong to no slide."""
     for url in tables.annotations.unmatched:
         yield ManifestEntry(url, "skipped", "annotation without a slide of that name")
     for kind, matches in {**tables.users, "official label table": tables.official}.items():
-        entries = []
-        for row in sorted(matches.unmatched, key=lambda row: row.path):
-            name = PurePosixPath(row.path.replace("\\", "/")).name
-            why = "that file is no slide that is read" if name in names else "no such slide file"
-            entries.append(ManifestEntry(row.path, "skipped", f"in the {kind}, but {why}"))
-        table = matches.unmatched[0].table_url if entries else ""
-        yield from shorten(entries, table, f"in the {kind}, but no such slide file")
+        if matches.unmatched:
+            reason = f"in the {kind}, but no such slide file"
+            paths = sorted(row.path for row in matches.unmatched)
+            entries = [ManifestEntry(path, "skipped", reason) for path in paths]
+            yield from shorten(entries, matches.unmatched[0].table_url, reason)
 
 
 def _take_notes(slides: Sequence[Slide], tables: _Tables, sheet: str) -> tuple[str, ...]:

@@ -118,6 +118,23 @@ def test_tiles_beside_the_outlines_of_a_partly_annotated_slide_are_unknown(tmp_p
     assert Label.NORMAL in made.column("label")[~is_partly]
 
 
+def test_a_sheet_of_new_slides_says_whose_they_are(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name in "abc":
+        write_slide(tmp_path / "in", name)
+    sheet = tmp_path / "sheet.csv"
+    sheet.write_text("path,patient,mpp_um\na.tif,P7,0.25\nb.tif,P7,\n")
+    parameters, out = SETTINGS.model_dump(mode="json"), str(tmp_path / "out")
+    report = ingest_alike(
+        str(tmp_path / "in"), out, parameters, map_serially, name="x", sheet=str(sheet)
+    )
+    groups = open_dataset(report.url).column("group_id").tolist()
+    mpps = open_dataset(report.url).column("mpp_yx")[:, 0].tolist()
+    assert set(zip(groups, mpps, strict=True)) == {("P7", 0.25), ("P7", 0.5), ("c.tif", 0.5)}
+    with pytest.raises(SettingsError, match=r"sheet\.csv: a sheet of slides, but these are images"):
+        ingest_alike(str(tmp_path), out, TILES, map_serially, name="x", sheet=str(sheet))
+
+
 def test_an_mpp_table_of_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"mpp\.csv: a table of um/px is for slides"):
         ingest_alike(

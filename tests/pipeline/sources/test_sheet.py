@@ -252,17 +252,27 @@ def test_an_absent_sheet_is_said_to_be_absent(tmp_path: Path) -> None:
         list_slides(touch(tmp_path, *SLIDES), sheet=str(tmp_path / "no.csv"))
 
 
+def test_a_file_that_a_row_names_is_a_slide_whatever_its_name(tmp_path: Path) -> None:
+    others = ("masks/1.svs", "liver_mask.tif", "c/4.png", "c/5.png", "c/6.vsi", "m.mrxs", "m/a.dat")
+    touch(tmp_path / "in", *others)
+    rows = ["masks/1.svs,P7", "liver_mask.tif,P7", "c/4.png,P8", "c\\6.vsi,P8", "m,P9"]
+    slides = by_id(list_with(tmp_path, "path,patient", *rows))
+    named = {"masks/1.svs": "P7", "liver_mask.tif": "P7", "c/4.png": "P8", "c/6.vsi": "P8"}
+    assert {name: slide.patient for name, slide in slides.items() if name not in SLIDES} == {
+        **named,
+        "m.mrxs": "P9",
+    }
+
+
 def find_reasons(listing: SlideListing) -> Iterator[tuple[str, str, str]]:
     for entry in listing.rejected:
         yield Path(entry.item).name, entry.state, entry.reason
 
 
 def test_a_row_without_a_slide_is_skipped_and_the_rest_goes_on(tmp_path: Path) -> None:
-    touch(tmp_path / "in", "c/4.vsi")
-    listing = list_with(tmp_path, "path,label", "a/1.svs,1", "c/gone.svs,1", "c/4.vsi,0")
+    listing = list_with(tmp_path, "path,label", "a/1.svs,1", "c/gone.svs,1")
     assert len(listing.slides) == 4
     assert list(find_reasons(listing)) == [
-        ("4.vsi", "skipped", "in the sheet, but that file is no slide that is read"),
         ("gone.svs", "skipped", "in the sheet, but no such slide file"),
     ]
     rows = [f"gone/{number:02}.svs,1" for number in range(25)]
