@@ -142,6 +142,13 @@ for _path, (_flow, _what, _example) in _FLOWS.items():
     )
 
 
+app.command(
+    "flows.commands.inspect:inspect",
+    help="Look at slides before they are ingested: levels, um/px, format, colours, tissue.",
+    help_epilogue="Example: normscope inspect slide.svs --picture slide.png",
+)
+
+
 @app.command(help_epilogue="Example: normscope up")
 def up() -> None:
     """Start Prefect, a worker, MLflow and Ray on this machine, and leave them running."""
@@ -265,7 +272,7 @@ def launch(*tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=Tr
         command, bound = _parse(tokens)
         if hasattr(command, "with_options"):  # a flow
             return _run_flow(command, bound, Settings())
-        command(*bound.args, **bound.kwargs)
+        return command(*bound.args, **bound.kwargs) or 0
     except CycloptsError as error:
         print(f"normscope: {_explain(error)}", file=sys.stderr)
         return 2
@@ -279,7 +286,6 @@ def launch(*tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=Tr
         traceback.print_exc()
         print("normscope: this is a defect of Normscope's own; please report it", file=sys.stderr)
         return 3
-    return 0
 
 
 def main() -> None:

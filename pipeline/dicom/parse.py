@@ -45,7 +45,7 @@ class DicomSeries:
     """Series of a DICOM file.
 
     Args:
-        uid: Unique identifier of the series (SeriesInstanceUID).
+        uid: Unique identifier of the series (SeriesInstanceUID); a slide always has one.
         is_slide: Whether the file is of a whole-slide image (VL Whole Slide Microscopy).
     """
 
@@ -96,14 +96,16 @@ def parse_series(start: bytes, name: str) -> DicomSeries:
     Nothing behind it is looked at: a slide's file may describe a hundred thousand frames there.
 
     Raises:
-        SourceError: As `parse_dicom`, or there is none.
+        SourceError: As `parse_dicom`, or it is a slide's and names no series.
     """
     if not is_dicom(start):
         raise SourceError(name, _NO_DICOM, _EXPORT)
     with refusing(name, _DAMAGED, _EXPORT):
         dataset = read_partial(BytesIO(start), lambda tag, *_: tag > _SERIES)
-        is_slide = dataset.get("SOPClassUID") == VLWholeSlideMicroscopyImageStorage
-        return DicomSeries(str(dataset.SeriesInstanceUID), is_slide)
+        kind = dataset.get("SOPClassUID") or dataset.file_meta.MediaStorageSOPClassUID
+        if kind != VLWholeSlideMicroscopyImageStorage:
+            return DicomSeries(str(dataset.get("SeriesInstanceUID", "")), is_slide=False)
+        return DicomSeries(str(dataset.SeriesInstanceUID), is_slide=True)
 
 
 def _parse(file: BinaryIO, start: bytes, name: str, *, tags: list[int] | None) -> Dataset:

@@ -46,14 +46,8 @@ def read_thumbnail(slide: SlideReader, max_side_px: int) -> Thumbnail:
     Raises:
         SourceError: Not one block can be read.
     """
-    height, width = slide.level_shapes_yx[0]
-    scale = min(1.0, max_side_px / max(height, width))
-    shape_yx = (max(1, round(height * scale)), max(1, round(width * scale)))
-    level = max(
-        index
-        for index, (h, w) in enumerate(slide.level_shapes_yx)
-        if index == 0 or (h >= shape_yx[0] and w >= shape_yx[1])
-    )
+    shape_yx = _shrink(slide.level_shapes_yx[0], max_side_px)
+    level = choose_thumbnail_level(slide, max_side_px)
     pixels = np.zeros((*shape_yx, 3), np.uint8)
     is_readable = np.zeros(shape_yx, np.bool_)
     errors = []
@@ -69,6 +63,26 @@ def read_thumbnail(slide: SlideReader, max_side_px: int) -> Thumbnail:
     if not is_readable.any():
         raise errors[0]
     return Thumbnail(pixels, is_readable)
+
+
+def choose_thumbnail_level(slide: SlideReader, max_side_px: int) -> int:
+    """Choose the coarsest level that holds enough detail for a thumbnail.
+
+    Args:
+        slide: The open slide.
+        max_side_px: Greatest length of the thumbnail's longer side in pixels.
+    """
+    shape_yx = _shrink(slide.level_shapes_yx[0], max_side_px)
+    return max(
+        index
+        for index, (h, w) in enumerate(slide.level_shapes_yx)
+        if index == 0 or (h >= shape_yx[0] and w >= shape_yx[1])
+    )
+
+
+def _shrink(shape_yx: tuple[int, int], max_side_px: int) -> tuple[int, int]:
+    scale = min(1.0, max_side_px / max(shape_yx))
+    return max(1, round(shape_yx[0] * scale)), max(1, round(shape_yx[1] * scale))
 
 
 @dataclass(frozen=True, slots=True)

@@ -226,6 +226,7 @@ def test_an_answer_names_a_version_and_the_program_says_its_own(
         "feedback",
         "lineage",
         "score",
+        "inspect",
         "up",
         "down",
         "deploy",

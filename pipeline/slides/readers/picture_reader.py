@@ -67,7 +67,8 @@ class PictureReader(LevelReader):
     def _decode(self, image: Image.Image) -> SlideFacts:
         if image.mode not in _RGB_MODES or _is_deep(image):
             bits = "16" if _is_deep(image) else "8"
-            raise self.refuse(f"{image.format}, pixels of {image.mode} in {bits} bit")
+            found = self.refuse(f"{image.format}, pixels of {image.mode} in {bits} bit").problem
+            raise SourceError(self.item, found, "`normscope ingest images` reads radiographs")
         kind, profile = str(image.format).lower(), image.info.get("icc_profile")
         self._pixels = _to_rgb(ImageOps.exif_transpose(image))
         height, width = self._pixels.shape[:2]
