@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Iterator
+from struct import unpack_from
 from typing import Any, Final
 
 import numpy as np
@@ -19,10 +20,12 @@ from pipeline.slides.jpeg.tiles import make_jpeg_head
 CACHE_BYTES: Final = 128 << 20
 # A strip or tile of more is refused: it has to be decoded whole.
 MOST_SEGMENT_BYTES: Final = 512 << 20
-_CODECS: Final = frozenset(
+_JPEG2000: Final = frozenset({COMPRESSION.JPEG2000, COMPRESSION.APERIO_JP2000_RGB})
+_JPEG2000_SIZE: Final = b"\xff\x4f\xff\x51"  # start of codestream, image and tile size
+_CODECS: Final = _JPEG2000 | frozenset(
     {COMPRESSION.NONE, COMPRESSION.LZW, COMPRESSION.DEFLATE, COMPRESSION.ADOBE_DEFLATE}
     | {COMPRESSION.PACKBITS, COMPRESSION.JPEG, COMPRESSION.ZSTD, COMPRESSION.LZMA}
-    | {COMPRESSION.WEBP, COMPRESSION.JPEG2000, COMPRESSION.APERIO_JP2000_RGB}
+    | {COMPRESSION.WEBP}
 )
 _COLORSPACES: Final = {PHOTOMETRIC.YCBCR: "YCbCr", PHOTOMETRIC.RGB: "RGB"}
 _ASSOCIATED_ALPHA, _UNASSOCIATED_ALPHA = 1, 2
@@ -177,12 +180,21 @@ class TiffLevel:
         data = self._pread(number, 0, size)
         if self._page.compression == COMPRESSION.JPEG and self._planes == 1:
             return self._decode_jpeg(data)
+        self._require_declared_size(data)
         decoded, _, shape = self._page.decode(data, number, jpegtables=self._page.jpegtables)
         pixels: NDArray[np.uint8] = np.asarray(decoded)[0]
         height, width = shape[1:3]
         if pixels.dtype != np.uint8 or pixels.shape[0] < height or pixels.shape[1] < width:
             raise ValueError(f"strip or tile {number} holds {pixels.shape} {pixels.dtype}")
         return pixels
+
+    def _require_declared_size(self, data: bytes) -> None:
+        """Refuse a JPEG 2000 of another size before it takes memory; ITU-T T.800, A.5.1."""
+        at = data.find(_JPEG2000_SIZE, 0, 4096)
+        if self._page.compression in _JPEG2000 and at >= 0:
+            width, height = unpack_from(">II", data, at + 8)
+            if height > self._segment_yx[0] or width > self._segment_yx[1]:
+                raise ValueError(f"a JPEG 2000 of {height} x {width} px for {self._segment_yx}")
 
     def _decode_jpeg(self, data: bytes) -> NDArray[np.uint8]:
         """Decode strictly: libjpeg paints what is cut off or damaged, and merely warns."""

@@ -125,6 +125,8 @@ class OmeTiffReader(TiffReader):
 
     def _describe(self) -> SlideFacts:
         images, uuid = parse_ome(self._tiff.ome_metadata or "")
+        if not images:
+            raise ValueError("its OME-XML describes no image")
         slide = max(images, key=lambda image: image.shape_yx[0] * image.shape_yx[1])
         if slide.file_name and uuid and slide.file_uuid != uuid:
             raise SourceError(
@@ -133,7 +135,7 @@ class OmeTiffReader(TiffReader):
                 "Name that file, or convert all to one",
             )
         pages = self._list_pages()
-        if slide.ifd >= len(pages):
+        if not 0 <= slide.ifd < len(pages):
             raise ValueError(f"page {slide.ifd} of {len(pages)} pages")
         first = pages[slide.ifd]
         if slide.planes > 1 or describe_refusal(first):

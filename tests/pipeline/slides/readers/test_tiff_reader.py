@@ -241,6 +241,36 @@ def test_a_file_cut_off_anywhere_is_read_in_part_or_refused(name: str, tmp_path:
     assert refused
 
 
+def test_a_tile_that_declares_another_size_is_refused_before_it_takes_memory(
+    tmp_path: Path,
+) -> None:
+    path = write_ome(tmp_path / "a.ome.tif", PIXELS, compression="jpeg2000")
+    data = bytearray(path.read_bytes())
+    start = b"\xff\x4f\xff\x51"
+    at = data.index(start)
+    while at >= 0:  # every tile, so that no other can be read
+        data[at + 8 : at + 16] = (60_000).to_bytes(4, "big") * 2
+        at = data.find(start, at + 1)
+    path.write_bytes(data)
+    with pytest.raises(SourceError, match="JPEG 2000 of 60000 x 60000 px"), open_slide(path):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("<OME></OME>", "describes no image"),
+        ('<!DOCTYPE a [<!ENTITY b "x">]><OME>&b;</OME>', "EntitiesForbidden"),
+        ("<OME><Image><Pixels/></Image></OME>", "SizeY"),
+    ],
+)
+def test_ome_xml_that_describes_nothing_is_refused(text: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.ome.tif"
+    tifffile.imwrite(path, PIXELS, photometric="rgb", description=text, metadata=None)
+    with pytest.raises(SourceError, match=rf"a\.ome\.tif: tifffile cannot open it .*{said}"):
+        open_slide(path, mpp_fallback_um=0.5)
+
+
 def test_subifds_in_a_circle_end(tmp_path: Path) -> None:
     path = write_ome(tmp_path / "a.ome.tif", PIXELS)
     with tifffile.TiffFile(path) as tiff:
