@@ -143,6 +143,11 @@ for _path, (_flow, _what, _example) in _FLOWS.items():
 
 
 app.command(
+    "flows.commands.sheet:sheet",
+    help="Write a sample sheet of a folder's slides or images, to be filled in.",
+    help_epilogue="Example: normscope sheet s3://archive/slides slides.csv",
+)
+app.command(
     "flows.commands.inspect:inspect",
     help="Look at slides before they are ingested: levels, um/px, format, colours, tissue.",
     help_epilogue="Example: normscope inspect slide.svs --picture slide.png",

@@ -27,6 +27,7 @@ from pipeline.sources.tables import (
     SPLIT_WORDS,
     TUNING_WORDS,
     Table,
+    parse_name,
     parse_sex,
     read_table,
 )
@@ -39,6 +40,8 @@ _PARSERS: Final[Mapping[str, Callable[[str], Scalar]]] = {
     "age_years": parse_age,
     "sex": parse_sex,
     "findings": str,
+    "site": parse_name,
+    "scanner": parse_name,
 }
 NO_TABLE: Final = "none"
 
@@ -55,8 +58,8 @@ def list_images(
     """List the images below a folder or prefix, or one image.
 
     The table is `labels_url`, else `manifest.csv` or `labels.csv` (or `.csv.gz`) in the folder
-    or in its parent. Its paths are relative to its own folder where the images lie below that,
-    else to `url`. Rows outside `url` are no part of the batch.
+    or in its parent; a sample sheet is such a table. Its paths are relative to its own folder
+    where the images lie below that, else to `url`. Rows outside `url` are no part of the batch.
 
     A split `valid` is `validation`, or `test` where the table has a tuning split too. A split
     column that says `train` throughout divides nothing and is ignored.
@@ -65,7 +68,8 @@ def list_images(
         url: A folder, an S3 prefix, or one image.
         labels_url: URL of the table (CSV, may be gzipped), or `none` to look for none.
         columns: Our name (`path`, `label`, `split`, `group_id`, `view_position`, `age_years`,
-            `sex`, `findings`) -> the table's, where the usual names do not fit.
+            `sex`, `findings`, `site`, `scanner`) -> the table's, where the usual names do not
+            fit.
         split_map: The table's word -> split; outweighs the usual words.
         label_map: The table's word -> 0, 1 or -1; outweighs the usual words.
         keeps_unlisted: Whether images without a row are kept, their label unknown (scoring),
@@ -94,7 +98,7 @@ def list_images(
     words = {key.lower(): Label(value) for key, value in (label_map or {}).items()}
     rows = _LabelRows(
         table,
-        _base_of(table.url, folder),
+        _base_of(table, folder),
         folder.url,
         {**LABEL_WORDS, **words},
         _split_words(table, split_map or {}),
@@ -175,7 +179,7 @@ class _LabelRows:
         columns = {name: parse(row[name]) for name, parse in _PARSERS.items() if name in row}
         if columns.get("age_years") == -1 and row["age_years"]:
             matched.ignore_cell(path, self.table.columns["age_years"], row["age_years"])
-        group = row.get("group_id") or path
+        group = parse_name(row.get("group_id", "")) or path
         split = self.split_words.get(word)
         matched.add(path, SourceImage(path, group, info.url, info.version, label, split, columns))
 
@@ -234,10 +238,21 @@ def _find_table(folder: Folder) -> str | None:
     return next((table for table in candidates if exists(table)), None)
 
 
-def _base_of(table_url: str, folder: Folder) -> str:
-    """The folder that a table's paths are relative to."""
-    home = parent_of(plain_url(table_url)) or ""
-    return home if _is_within(folder.url, home) else folder.url
+def _base_of(table: Table, folder: Folder) -> str:
+    """The folder that a table's paths are relative to: its own or, if none fits that, the source.
+
+    Of a single image the source is the image's folder.
+    """
+    home = parent_of(plain_url(table.url)) or ""
+    source = (parent_of(folder.url) or "") if folder.is_single_file else folder.url
+    if not _is_within(folder.url, home):
+        return source
+    paths = {_safe_path(row["path"]) for row in table.rows}
+    fits = [
+        any(relative_path(info.url, base) in paths for info in folder.files)
+        for base in (home, source)
+    ]
+    return source if fits == [False, True] else home
 
 
 def _is_within(url: str, folder: str) -> bool:

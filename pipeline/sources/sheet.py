@@ -9,15 +9,25 @@ are narrow sheets, and an official layout gives such rows too.
 
 from __future__ import annotations
 
+import csv
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from io import StringIO
 from typing import Any, Final
 
 from pipeline.errors import SourceError
-from pipeline.records import SPLITS, Label, Split
+from pipeline.io.storage import plain_url
+from pipeline.records import SPLITS, Label, Slide, SourceImage, Split
 from pipeline.slides.resolution import require_possible_mpp
-from pipeline.sources.tables import LABEL_WORDS, SPLIT_WORDS, read_table
+from pipeline.sources.listing import relative_path
+from pipeline.sources.tables import (
+    EMPTY_WORDS,
+    LABEL_WORDS,
+    SPLIT_WORDS,
+    parse_name,
+    read_table,
+)
 
 SHEET_COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
     "path": ("path", "file", "filename", "file_name", "slide", "slide_id", "wsi"),
@@ -40,8 +50,7 @@ NONE: Final = "none"
 _REMEDY: Final = "The first line names the columns: path, and any of " + ", ".join(
     name for name in SHEET_COLUMNS if name != "path"
 )
-_EMPTY_WORDS: Final = frozenset({"na", "n/a", "nan", "null", "-", "?"})
-_NOBODY: Final = frozenset({"unknown", "anonymous", "anon", NONE})
+_LEAST_POWER: Final = 20.0  # of objectives that scan slides; no slide is as coarse as 20 um/px
 # What a spreadsheet writes where a formula or a link has failed.
 _FAILED_CELL: Final = re.compile(r"#(N/A|REF!|NAME\?|VALUE!|DIV/0!|NULL!|NUM!|SPILL!)", re.I)
 # An empty cell says nothing of a slide, and a table need not name the slides of unknown label.
@@ -116,7 +125,7 @@ def read_sheet(url: str) -> tuple[SheetRow, ...]:
         except SourceError as error:
             refused.append(error)
     if refused:
-        more = f"; {len(refused) - 1} more rows cannot be used" if len(refused) > 1 else ""
+        more = f"; {len(refused) - 1} more cannot be used" if len(refused) > 1 else ""
         raise SourceError(url, refused[0].problem + more, refused[0].remedy)
     return tuple(rows)
 
@@ -183,6 +192,91 @@ def merge_rows(rows: Iterable[SheetRow]) -> SheetRow:
     return replace(first, **facts)
 
 
+def tabulate_slides(slides: Iterable[Slide], root: str) -> list[dict[str, str]]:
+    """Make the rows of a sheet that says of slides what is known of them.
+
+    Args:
+        slides: Slides of a listing.
+        root: URL of the source's folder, which annotations and masks are given below.
+
+    Returns:
+        Column -> cell for each slide; a column without a value is there, to be filled in.
+    """
+    return [
+        {
+            "path": slide.slide_id,
+            "patient": slide.patient,
+            "split": slide.split or "",
+            "label": _word(slide.label),
+            "mpp_um": "" if slide.mpp_um is None else str(slide.mpp_um),
+            "mask": _below(slide.mask_url, root),
+            "annotation": _below(slide.annotation_url, root),
+            "site": slide.site,
+            "scanner": slide.scanner,
+        }
+        for slide in slides
+    ]
+
+
+def tabulate_images(images: Iterable[SourceImage], root: str) -> list[dict[str, str]]:
+    """Make the rows of a sheet of images, as `tabulate_slides` does of slides.
+
+    Args:
+        images: Images of a listing.
+        root: URL of the source's folder, which paths are given below.
+    """
+    rows = []
+    for image in images:
+        others = {
+            name: "" if value == -1 else str(value)  # -1 is an age that is not known
+            for name, value in image.columns.items()
+            if name not in {"site", "scanner", "view_position"}
+        }
+        known = {name: str(image.columns.get(name, "")) for name in ("site", "scanner")}
+        row = {
+            "path": _below(image.url, root),
+            "patient": image.group_id if image.group_id != image.image_id else "",
+            "split": image.split or "",
+            "label": _word(image.label),
+            **known,
+            "view": str(image.columns.get("view_position", "")),
+        }
+        rows.append({**row, **others})
+    return rows
+
+
+def encode_sheet(rows: Sequence[Mapping[str, str]]) -> bytes:
+    """Encode rows as CSV that `read_sheet` and spreadsheets read.
+
+    A path that a spreadsheet would take for a formula begins with `./`. Text that is not ASCII
+    gets a byte order mark, without which spreadsheets misread it.
+
+    Args:
+        rows: Column -> cell for each row, of the same columns; at least one.
+    """
+    text = StringIO(newline="")
+    writer = csv.DictWriter(text, list(rows[0]), restval="", lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        paths = {name: row.get(name, "") for name in ("path", "mask", "annotation")}
+        guarded = {name: f"./{path}" for name, path in paths.items() if path[:1] in set("=+-@")}
+        writer.writerow({**row, **{name: path for name, path in guarded.items() if paths[name]}})
+    whole = text.getvalue()
+    return whole.encode("utf-8" if whole.isascii() else "utf-8-sig")
+
+
+def _word(label: Label) -> str:
+    return "" if label is Label.UNKNOWN else label.name.lower()
+
+
+def _below(url: str | None, root: str) -> str:
+    """Give a file's path below a folder, or its URL where it lies elsewhere."""
+    if url is None:
+        return ""
+    plain = plain_url(url)
+    return relative_path(plain, root) or plain
+
+
 def _parse_row(url: str, number: int, cells: Mapping[str, str]) -> SheetRow:
     row = SheetRow(url, number, cells["path"])
     if not row.path:
@@ -190,8 +284,9 @@ def _parse_row(url: str, number: int, cells: Mapping[str, str]) -> SheetRow:
     for name, cell in cells.items():
         if _FAILED_CELL.fullmatch(cell):
             raise row.refuse(f"{name} {cell!r}", "Correct the formula, or leave the cell empty")
-    said = {name: "" if cell.lower() in _EMPTY_WORDS else cell for name, cell in cells.items()}
-    whose = {name: _name(said, name) for name in ("patient", "group", "site", "scanner")}
+    said = {name: "" if cell.lower() in EMPTY_WORDS else cell for name, cell in cells.items()}
+    names = ("patient", "group", "site", "scanner")
+    whose = {name: parse_name(said.get(name, "")) for name in names}
     if whose["patient"] and whose["group"] not in {"", whose["patient"]}:
         problem = f"patient {whose['patient']!r} and group {whose['group']!r}"
         remedy = "A split divides neither, so give one of them: the one that holds the other"
@@ -209,12 +304,6 @@ def _parse_row(url: str, number: int, cells: Mapping[str, str]) -> SheetRow:
         scanner=whose["scanner"],
         view=said.get("view", ""),
     )
-
-
-def _name(cells: Mapping[str, str], column: str) -> str:
-    """A person's, place's or thing's name; empty where the cell says that it is not known."""
-    cell = cells.get(column, "")
-    return "" if cell.lower() in _NOBODY else cell
 
 
 def _parse_label(row: SheetRow, cell: str) -> Label:
@@ -236,7 +325,9 @@ def _parse_mpp(row: SheetRow, cell: str) -> float:
     try:
         mpp_um = float(cell if "." in cell else cell.replace(",", ".", 1))
         require_possible_mpp((mpp_um, mpp_um), "user table", row.path)
-    except (ValueError, SourceError) as error:
-        remedy = "Give the micrometres per pixel of the slide's full size, e.g. 0.25"
-        raise row.refuse(f"mpp_um {cell!r} of {row.path!r}", remedy) from error
+    except (ValueError, SourceError):
+        mpp_um = _LEAST_POWER
+    if mpp_um >= _LEAST_POWER:
+        remedy = "Give micrometres per pixel of the slide's full size: a scan at 40x has about 0.25"
+        raise row.refuse(f"mpp_um {cell!r} of {row.path!r}", remedy)
     return mpp_um

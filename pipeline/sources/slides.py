@@ -121,6 +121,7 @@ def list_slides(
         annotations=match_annotations(beside, found),
         errata=known,
     )
+    _require_fit(tables.users["sheet"], url)
     outcomes = [_describe(file, tables) for file in found]
     slides = [outcome for outcome in outcomes if isinstance(outcome, Slide)]
     rejected = [outcome for outcome in outcomes if isinstance(outcome, ManifestEntry)]
@@ -197,6 +198,16 @@ def _find_fault(file: ListedFile, said: SheetRow, tables: _Tables) -> str:
             remedy = "Give its path below the sheet's folder or the source, or leave the cell empty"
             return str(said.refuse(f"no such file as the {column} {cell!r}", remedy))
     return "" if said.annotation else tables.annotations.ambiguous.get(file.path, "")
+
+
+def _require_fit(sheet: RowMatches, source: str) -> None:
+    """Refuse a sheet of which no row fits a slide, which is most likely another source's."""
+    if sheet.unmatched and not sheet.rows and not sheet.ambiguous:
+        first = sheet.unmatched[0]
+        count = len(sheet.unmatched)
+        problem = f"none of its {count} rows is a slide of {source!r}, as {first.path!r}"
+        remedy = "Give paths below the sheet's folder or the source"
+        raise SourceError(first.table_url, problem, remedy)
 
 
 def _require_undivided(slides: Sequence[Slide], item: str) -> None:

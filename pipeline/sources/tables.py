@@ -48,7 +48,11 @@ SPLIT_WORDS: Final[Mapping[str, Split]] = {
 }
 """Words for a split; case does not matter."""
 
+EMPTY_WORDS: Final = frozenset({"na", "n/a", "nan", "null", "-", "?"})
+"""What programs write into cells without a value; case does not matter."""
+_NOBODY: Final = frozenset({"unknown", "anonymous", "anon", "none"})
 _GZIP_MAGIC: Final = b"\x1f\x8b"
+_NEAR: Final = 0.75  # similarity from which on a name may be a misspelt one
 _SAVE_REMEDY: Final = "Save the table as CSV in UTF-8"
 _Line = tuple[int, list[str]]  # number in the file, cells
 
@@ -194,7 +198,7 @@ def _require_closed(
     for title in titles:
         name = meaning.get(_fold(title))
         if name is None and title:
-            near = get_close_matches(_fold(title), meaning, 1)
+            near = get_close_matches(_fold(title), meaning, 1, _NEAR)
             hint = f"; the nearest known one is `{meaning[near[0]]}`" if near else ""
             raise SourceError(url, f"unknown column {title!r}{hint}", remedy)
         if name in seen:
@@ -211,6 +215,11 @@ def _require_closed(
 
 def _fold(title: str) -> str:
     return re.sub(r"[\s_-]+", "_", title.strip().lower())
+
+
+def parse_name(cell: str) -> str:
+    """Return the name of a patient, site or scanner; empty where the cell says it is unknown."""
+    return "" if cell.lower() in EMPTY_WORDS | _NOBODY else cell
 
 
 def parse_sex(text: str) -> str:

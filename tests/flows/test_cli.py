@@ -227,6 +227,7 @@ def test_an_answer_names_a_version_and_the_program_says_its_own(
         "lineage",
         "score",
         "inspect",
+        "sheet",
         "up",
         "down",
         "deploy",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from pipeline.errors import AbsentError, NormscopeError, SchemaError, SettingsError, SourceError
 from pipeline.io.storage import write_bytes
 from pipeline.records import Label, Slide, SlideListing
+from pipeline.sources.sheet import encode_sheet, tabulate_slides
 from pipeline.sources.slides import list_slides
 from tests.support.files import touch
 
@@ -165,6 +167,26 @@ def test_the_sheet_outweighs_official_names_and_an_empty_cell_does_not(tmp_path:
     assert [entry.item for entry in listing.rejected] == []
 
 
+def test_what_is_written_of_slides_is_read_back(tmp_path: Path) -> None:
+    names = ("training/normal_001.tif", "training/tumor_002.tif", "testing/test_003.tif")
+    odd = ("=1+1.svs", "@é, b.svs", "d/1.dcm", "d/2.dcm")
+    url = touch(tmp_path / "in", *names, *odd, "outlines/tumor_002.xml", "-x.xml", "-x.tif")
+    (tmp_path / "in" / "reference.csv").write_text("test_003,Tumor\n")
+    plain = list_slides(url)
+    (tmp_path / "s.csv").write_bytes(encode_sheet(tabulate_slides(plain.slides, url)))
+    again = list_slides(url, sheet=str(tmp_path / "s.csv"))
+    assert again.slides == plain.slides
+    assert again.rejected == plain.rejected
+    lines = (tmp_path / "s.csv").read_text("utf-8-sig").splitlines()
+    assert lines[0] == "path,patient,split,label,mpp_um,mask,annotation,site,scanner"
+    assert lines[1:4] == ["./-x.tif,,,,,,./-x.xml,,", "./=1+1.svs,,,,,,,,", '"./@é, b.svs",,,,,,,,']
+    known = [
+        replace(slide, mpp_um=0.25, patient="P", site="S", split="test") for slide in plain.slides
+    ]
+    (tmp_path / "s.csv").write_bytes(encode_sheet(tabulate_slides(known, url)))
+    assert list(list_slides(url, sheet=str(tmp_path / "s.csv")).slides) == known
+
+
 def test_masks_and_annotations_of_the_sheet_are_neither_slides_nor_beside_one(
     tmp_path: Path,
 ) -> None:
@@ -222,15 +244,17 @@ def test_narrow_tables_and_the_sheet_add_up_and_must_not_contradict(tmp_path: Pa
         (["path,split", "a/1.svs,hold-out"], SourceError, "split 'hold-out' in row 2. Use one of"),
         (["path,label", "a/1.svs,benign"], SourceError, "label 'benign' in row 2. Use one of"),
         (["path,mpp_um", "a/1.svs,0"], SourceError, "mpp_um '0' of 'a/1.svs' in row 2. Give"),
+        (["path,mpp_um", "a/1.svs,40"], SourceError, "mpp_um '40' of 'a/1.svs' in row 2. Give"),
         (["path,mpp_um", "a/1.svs,40x"], SourceError, "mpp_um '40x' of 'a/1.svs' in row 2. Give"),
         (["path,patient", ",P7"], SourceError, "no path in row 2"),
         (["path,patient", "a/1.svs,#REF!"], SourceError, "patient '#REF!' in row 2. Correct the"),
+        (["path", "c/1.svs"], SourceError, "none of its 1 rows is a slide of '.*in', as 'c/1.svs'"),
         (["path,view", "a/1.svs,PA"], SourceError, "view 'PA' of 'a/1.svs' in row 2. A slide has"),
         (["path,label", "a,b/1.svs,1"], SourceError, "row 2 has the cell '1' in a column without"),
         (
             ["path,label,mpp_um", "a/1.svs,odd,", "a/2.svs,normal,9999", "b/1.svs,,0.25"],
             SourceError,
-            "label 'odd' in row 2; 1 more rows cannot be used",
+            "label 'odd' in row 2; 1 more cannot be used",
         ),
         (
             ["path,patient,split", "a/1.svs,P7,train", "b/1.svs,P7,test", "a/2.svs,P8,test"],
@@ -276,7 +300,7 @@ def test_a_row_without_a_slide_is_skipped_and_the_rest_goes_on(tmp_path: Path) -
         ("gone.svs", "skipped", "in the sheet, but no such slide file"),
     ]
     rows = [f"gone/{number:02}.svs,1" for number in range(25)]
-    *named, last = list_with(tmp_path, "path,label", *rows).rejected
+    *named, last = list_with(tmp_path, "path,label", *rows, "b/1.svs,").rejected
     assert (len(named), last.item) == (20, str(tmp_path / "sheet.csv"))
     assert last.reason == "5 more rows: in the sheet, but no such slide file"
 
