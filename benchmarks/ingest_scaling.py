@@ -1,127 +1,213 @@
-"""How the time of an ingest grows with slides, tiles and workers, and what Camelyon16 would cost.
+"""How an ingest grows with the number of slides: memory, time, objects, bytes; and what S3 sends.
 
-Slides are the synthetic ones, side by side as files; each ingest plans and writes a sealed dataset
-on Dask workers that run already. Growth is time over work, so 1 is linear and below 1 means that
-fixed costs still count. `workers_2` is the gain of a second worker. The figures for Camelyon16 and
-for ten thousand slides follow from the seconds of one tile and one slide on one worker; they leave
-out the transfer of the slides, which depends on the network alone.
+The slides are simulated: a tiny file each, and a reader that cuts its 128 tiles of 8 px out of
+noise of tissue's colour, so that ten thousand take minutes. All else is real: engine (Dask, two
+workers), digests, survey, review picture, parts on the local disk, table, seal. Each count of
+slides is ingested in a process of its own, whose memory is that of the driver and of the
+scheduler, which lives in it. `driver_growth_mib` is the growth of its peak from the fewest slides
+to the most. `linearity` is the time of a slide among the most over that among the next fewer, 1
+where time is linear; `linearity_by_processor` the same by the processor time of driver and workers,
+which other load hardly touches. `task_bytes` is what the driver sends for a task,
+`objects_per_slide` what the dataset holds in the end, all counted.
+
+`fetched_share` is of real slides, synthetic TIFF pyramids in an S3 store: all bytes that a proxy
+before the server has passed on, to the workers and to the driver, over the bytes of the slides.
+`fetched_again_share` is the same for a second run, which finds nothing new. The server is Ceph's
+gateway where that is installed, else moto's.
 """
 
 from __future__ import annotations
 
-import shutil
+import json
+import os
+import socket
+import sys
 import tempfile
-from contextlib import ExitStack
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from socketserver import BaseRequestHandler, ThreadingTCPServer
+from typing import Any, Final
+from urllib.parse import urlsplit
 
-from benchmarks.harness import Comparison, Method, Outcome, compare, run_benchmark
-from pipeline.ingest.run import ingest
-from pipeline.io.storage import list_objects
-from pipeline.records import Slide
-from pipeline.runtime.engines import MapWork, dask_engine
-from pipeline.slides.plan import plan_slides
-from pipeline.slides.reader import make_tile_reader
-from pipeline.slides.settings import SlideSettings
+from benchmarks.harness import Comparison, Outcome, run_benchmark
+from benchmarks.loading import running_s3
+from benchmarks.peers import run_command
+from benchmarks.simulated import TILES, install_reader, write_simulated
+from flows.local.loopback import HOST
+from pipeline.io.storage import write_bytes
 from pipeline.synthetic.slides import write_slides
 
-# A shard holds as many tiles as a small slide has: many shards even when there is little to do.
-SETTINGS: Final = SlideSettings(tile_size_px=128, mpp_um=0.5, shard_images=128, chunk_images=64)
-SHAPE_YX: Final = (2304, 3072)
-# Camelyon16: 399 slides; Normscope's default tiles (64 um, half of them tissue) in its tissue,
-# taken as 8 percent of 200,000 x 100,000 px of 0.25 um.
-CAMELYON_SLIDES: Final = 399
-CAMELYON_TILES: Final = 0.08 * 200_000 * 100_000 / 256**2
+COUNTS: Final = {True: (100, 300, 1_000), False: (100, 1_000, 10_000)}
+_WARM_UP: Final = 40
+_REAL_SHAPE_YX: Final = (6144, 8192)
+_BLOCK_BYTES: Final = 1 << 16
 
 
-def run_ingest(slides: list[Slide], settings: SlideSettings, engine: MapWork, folder: Path) -> int:
-    """Plan and write; the number of tiles."""
-    plan = plan_slides(slides, settings, engine, source="benchmark")
-    report = ingest(str(folder), plan, make_tile_reader(settings), engine)
-    if report.unreadable_count or report.failures:
-        raise ValueError(f"{report.unreadable_count} unreadable tiles, {report.failures}")
-    return report.image_count
+class CountingProxy(ThreadingTCPServer):
+    """Passes connections on to a server, and counts what the server answers.
+
+    Args:
+        host: Host of the server.
+        port: Port of the server.
+    """
+
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, host: str, port: int) -> None:
+        super().__init__((HOST, 0), _Connection)
+        self.upstream = host, port
+        self.answered_bytes = 0
+        self._lock = threading.Lock()
+
+    @property
+    def url(self) -> str:
+        """URL of the proxy."""
+        return f"http://{HOST}:{self.server_address[1]}"
+
+    def count(self, size: int) -> None:
+        """Count bytes of an answer."""
+        with self._lock:
+            self.answered_bytes += size
+
+
+class _Connection(BaseRequestHandler):
+    def handle(self) -> None:
+        proxy = self.server
+        assert isinstance(proxy, CountingProxy)  # noqa: S101 -- it made this
+        with socket.create_connection(proxy.upstream) as upstream:
+            threading.Thread(target=_pass_on, args=(self.request, upstream), daemon=True).start()
+            _pass_on(upstream, self.request, proxy)
+
+
+def _pass_on(
+    source: socket.socket, target: socket.socket, proxy: CountingProxy | None = None
+) -> None:
+    with suppress(OSError):
+        while data := source.recv(_BLOCK_BYTES):
+            if proxy is not None:
+                proxy.count(len(data))
+            target.sendall(data)
+    with suppress(OSError):
+        target.shutdown(socket.SHUT_WR)
+
+
+@contextmanager
+def counting(endpoint: str) -> Iterator[CountingProxy]:
+    """Run a proxy before a server for a while."""
+    place = urlsplit(endpoint)
+    with CountingProxy(str(place.hostname), int(place.port or 80)) as proxy:
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        yield proxy
+        proxy.shutdown()
+
+
+def run_ingest(kind: str, source: str, dataset: str, warm_up: str = "") -> dict[str, Any]:
+    """Ingest in a process of its own; what `benchmarks.ingest_scaling_run` says of it."""
+    command = [sys.executable, "-m", "benchmarks.ingest_scaling_run", kind, source, dataset]
+    found: dict[str, Any] = json.loads(run_command([*command, warm_up], "ingest failed"))
+    return found
+
+
+def grow(folder: Path, counts: tuple[int, ...]) -> dict[int, dict[str, Any]]:
+    """Ingest so many simulated slides: count -> what the ingest says of it."""
+    install_reader(folder / "installed")
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    os.environ["PYTHONPATH"] = os.pathsep.join([*filter(None, paths), str(folder / "installed")])
+    write_simulated(folder / "warm-up", _WARM_UP)
+    found = {}
+    for count in counts:
+        source = folder / f"slides-{count}"
+        write_simulated(source, count)
+        dataset = str(folder / f"dataset-{count}")
+        found[count] = run_ingest("simulated", str(source), dataset, str(folder / "warm-up"))
+        if found[count]["tiles"] != count * TILES:
+            raise ValueError(f"{found[count]['tiles']} tiles of {count} slides")
+    return found
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What an ingest of slides on S3 fetched.
+
+    Args:
+        slides: Number of the slides.
+        slide_bytes: Size of all slides.
+        first_bytes: Bytes that the server sent during the first ingest.
+        again_bytes: Bytes that the server sent during the second ingest.
+        server: Name of the server.
+    """
+
+    slides: int
+    slide_bytes: int
+    first_bytes: int
+    again_bytes: int
+    server: str
+
+
+def fetch(folder: Path, count: int) -> Fetched:
+    """Ingest real slides from S3 into S3, twice, and count what the server sends."""
+    local = folder / "real"
+    write_slides(
+        str(local), normal_count=count, tumor_count=0, test_count=0, shape_yx=_REAL_SHAPE_YX
+    )
+    paths = sorted(local.rglob("*.tif"))
+    with running_s3(folder / "server") as (bucket, server):
+        for path in paths:
+            write_bytes(f"{bucket}/slides/{path.name}", path.read_bytes())
+        sent = []
+        with counting(os.environ["AWS_ENDPOINT_URL"]) as proxy:
+            os.environ["AWS_ENDPOINT_URL"] = proxy.url
+            for state in ("made", "kept"):
+                before = proxy.answered_bytes
+                found = run_ingest("real", f"{bucket}/slides", f"{bucket}/dataset")
+                if found[state] != count:
+                    raise ValueError(f"{found[state]} of {count} slides were {state}")
+                sent.append(proxy.answered_bytes - before)
+    size = sum(path.stat().st_size for path in paths)
+    return Fetched(count, size, sent[0], sent[1], server)
 
 
 def measure(quick: bool) -> Outcome:
-    """Vary slides, tiles and workers, each by itself."""
-    count = 8 if quick else 16
-    with tempfile.TemporaryDirectory(prefix="normscope-scaling-") as name, ExitStack() as stack:
-        folder = Path(name)
-        write_slides(
-            str(folder / "slides"),
-            normal_count=count,
-            tumor_count=0,
-            test_count=0,
-            shape_yx=SHAPE_YX,
-        )
-        slides = [
-            Slide(Path(found.url).stem, found.url, found.version)
-            for found in list_objects(str(folder / "slides"))
-            if found.url.endswith(".tif")
-        ]
-        engines = {workers: stack.enter_context(dask_engine(workers=workers)) for workers in (1, 2)}
-        return _compare(slides, engines, folder / "dataset", quick)
+    """Grow, then fetch."""
+    with tempfile.TemporaryDirectory(prefix="normscope-scaling-") as name:
+        fetched = fetch(Path(name), 4 if quick else 12)
+        grown = grow(Path(name), COUNTS[quick])
+    return conclude(grown, fetched)
 
 
-def _compare(
-    slides: list[Slide], engines: dict[int, MapWork], folder: Path, quick: bool
-) -> Outcome:
-    tiles: dict[str, int] = {}
-
-    def method(name: str, chosen: list[Slide], settings: SlideSettings, workers: int) -> Method:
-        def run() -> None:
-            tiles[name] = run_ingest(chosen, settings, engines[workers], folder)
-
-        return Method(name, run, 1.0, prepare=lambda: shutil.rmtree(folder, ignore_errors=True))
-
-    few = slides[: len(slides) // 4]
-    # Half of the stride on one axis of two gives four times the tiles.
-    dense = SETTINGS.model_copy(update={"stride_px": SETTINGS.tile_size_px // 2})
-    methods = {
-        "all": method("all slides, 1 worker", slides, SETTINGS, 1),
-        "few": method("a quarter of the slides", few, SETTINGS, 1),
-        "dense": method("a quarter, overlapping tiles", few, dense, 1),
-        "two": method("all slides, 2 workers", slides, SETTINGS, 2),
-    }
-    comparison = compare(
-        f"{len(slides)} slides of {SHAPE_YX[0]} x {SHAPE_YX[1]} px",
-        list(methods.values()),
-        unit="ingests/s",
-        rounds=3 if quick else 5,
+def conclude(grown: dict[int, dict[str, Any]], fetched: Fetched) -> Outcome:
+    """Make the figures."""
+    fewest, middle, most = sorted(grown)
+    slide_s, slide_core_s = (
+        {count: found[name] / count for count, found in grown.items()}
+        for name in ("seconds", "core_seconds")
     )
-    names = {key: each.name for key, each in methods.items()}
-    counts = {key: tiles[name] for key, name in names.items()}
-    return _conclude(comparison, names, counts, len(few))
-
-
-def _conclude(
-    comparison: Comparison, names: dict[str, str], tiles: dict[str, int], few: int
-) -> Outcome:
-    seconds = {key: 1 / comparison.rate(name) for key, name in names.items()}
-    more_tiles = tiles["dense"] / tiles["few"]
-    tile_s = max(0.0, seconds["dense"] - seconds["few"]) / (tiles["dense"] - tiles["few"])
-    slide_s = max(0.0, seconds["few"] - tiles["few"] * tile_s) / few
-    hours = (CAMELYON_SLIDES * (slide_s + CAMELYON_TILES * tile_s)) / 3600
+    rates = {f"{count:,} slides": [1 / seconds] for count, seconds in slide_s.items()}
+    comparison = Comparison("Simulated slides", "slides/s", rates, f"{fewest:,} slides")
+    peaks = {count: found["peak_memory_mib"] for count, found in grown.items()}
     metrics = {
-        "slides_growth": seconds["all"] / seconds["few"] / 4,
-        "tiles_growth": seconds["dense"] / seconds["few"] / more_tiles,
-        "workers_2": seconds["all"] / seconds["two"],
-        "seconds_per_1000_tiles": 1000 * tile_s,
-        "seconds_per_slide": slide_s,
-        "camelyon16_worker_hours": hours,
+        "driver_growth_mib": peaks[most] - peaks[fewest],
+        "linearity": slide_s[most] / slide_s[middle],
+        "linearity_by_processor": slide_core_s[most] / slide_core_s[middle],
+        "objects_per_slide": grown[most]["objects"] / most,
+        "task_bytes": grown[most]["sent_bytes_a_task"],
+        "fetched_share": fetched.first_bytes / fetched.slide_bytes,
+        "fetched_again_share": fetched.again_bytes / fetched.slide_bytes,
+        "seconds_per_slide": slide_s[most],
+        "core_seconds_per_slide": slide_core_s[most],
+        **{f"driver_peak_mib_{count}": peak for count, peak in peaks.items()},
     }
-    side, mpp = SETTINGS.tile_size_px, SETTINGS.mpp_um
-    return Outcome(
-        [comparison],
-        metrics,
-        [
-            f"Tiles of {side} px at {mpp} um/px: {tiles['few']} and, overlapping, "
-            f"{tiles['dense']} of {few} slides.",
-            f"On paper: Camelyon16 has {CAMELYON_SLIDES} slides of about {CAMELYON_TILES:,.0f} "
-            f"such tiles: {hours:.1f} worker hours; 10,000 slides {hours * 10_000 / 399:,.0f}.",
-        ],
+    notes = (
+        f"A simulated slide has {TILES} tiles of 8 px; two workers. The memory is that of the "
+        "process of driver and scheduler.",
+        f"Fetched: {fetched.slides} synthetic TIFF pyramids, "
+        f"{fetched.slide_bytes / 2**20:.0f} MiB, on {fetched.server}.",
     )
+    return Outcome([comparison], metrics, notes)
 
 
 if __name__ == "__main__":

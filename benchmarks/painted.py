@@ -1,9 +1,9 @@
-"""Images of the benchmarks: painted ones, with a plan and reader, and the centres of tiles."""
+"""Images of the benchmarks: painted ones, datasets of them, and the centres of tiles."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -12,33 +12,18 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from pipeline.ingest.plan import Plan, SourceRead
+from pipeline.ingest.parts import Draft, make_part
+from pipeline.ingest.run import Outcome, Work, ingest
+from pipeline.ingest.sources import SourceRead
 from pipeline.records import Array
+from pipeline.runtime.engines import map_serially
+from pipeline.store.dataset import Dataset, open_dataset
+from pipeline.store.part import Part, name_place
 from pipeline.store.spec import BASE_COLUMNS, DatasetSpec
 
 SHAPE = (64, 64, 3)
 SHARD_IMAGES = 1024
 CHUNK_IMAGES = 128
-
-
-@dataclass(frozen=True)
-class Shardful:
-    """A source that fills one shard."""
-
-    url: str
-    version: str = "1"
-
-
-@dataclass(frozen=True)
-class Painter:
-    """Hands out images that are painted already, so that only storage is measured."""
-
-    def read(
-        self, source: Shardful, rows: Mapping[str, Array], images: NDArray[np.uint8]
-    ) -> Iterator[SourceRead]:
-        """Give the same images for every source."""
-        images[:] = paint_shard()[: len(rows["label"])]
-        yield SourceRead((None,) * len(images), {}, source.url)
 
 
 @lru_cache(maxsize=1)
@@ -51,29 +36,90 @@ def paint_shard() -> NDArray[np.uint8]:
     return painted
 
 
-def make_plan(shard_count: int) -> Plan:
-    """Shards that are all full."""
-    count = shard_count * SHARD_IMAGES
-    spec = DatasetSpec(
+def specify() -> DatasetSpec:
+    """Specify a dataset of painted images."""
+    return DatasetSpec(
         modality="image",
         source="painted",
         image_shape=SHAPE,
-        image_count=count,
         shard_images=SHARD_IMAGES,
         chunk_images=CHUNK_IMAGES,
         columns=BASE_COLUMNS,
         mpp_um=None,
         parameters={},
-        code_version="benchmark",
+        stamp={},
     )
-    columns = {
-        "image_id": np.array([f"image-{row}" for row in range(count)], object),
-        "group_id": np.full(count, "one", object),
-        "split": np.full(count, "train", object),
+
+
+def make_columns(number: int, count: int) -> dict[str, Array]:
+    """Columns of a part that are known before its images are read.
+
+    Args:
+        number: Number of the part, which its rows are named by.
+        count: Rows of the part.
+    """
+    return {
+        "image_id": np.array([f"image-{number}-{row}" for row in range(count)], object),
         "label": np.zeros(count, np.int8),
     }
-    sources = tuple(Shardful(f"shard-{shard}") for shard in range(shard_count))
-    return Plan(spec, sources, np.repeat(np.arange(shard_count), SHARD_IMAGES), columns)
+
+
+@dataclass(frozen=True)
+class PaintedVisit:
+    """Makes a part of images that are painted already, so that only storage is measured.
+
+    Args:
+        url: URL of the dataset.
+        shards: Shards of each part, all of them full and alike.
+    """
+
+    url: str
+    shards: int
+
+    def __call__(self, number: int) -> Outcome:
+        """Make the part of a number."""
+        name = f"{number:06d}"
+        columns = make_columns(number, self.shards * SHARD_IMAGES)
+        draft = Draft(name, name_place(name), "painted", columns)
+        part = make_part(self.url, specify(), draft, _give_shard)
+        return Outcome(replace(part, group_id="one", split="train"), ())
+
+
+def _give_shard(start: int, stop: int, images: NDArray[np.uint8]) -> Iterator[SourceRead]:
+    images[:] = paint_shard()[: stop - start]
+    yield SourceRead((None,) * len(images), {})
+
+
+def write_painted(url: str, shard_count: int, part_shards: int = 1) -> Dataset:
+    """Write a sealed dataset of full shards.
+
+    Args:
+        url: URL of the dataset.
+        shard_count: Shards in all.
+        part_shards: Shards of each part; the number of all is a multiple of it.
+    """
+    work = Work(
+        spec=specify(),
+        items=range(shard_count // part_shards),
+        visit=PaintedVisit(url, part_shards),
+        give_up=_never,
+        arrange=_keep_order,
+        weigh=_count_one,
+    )
+    ingest(url, work, map_serially)
+    return open_dataset(url)
+
+
+def _never(number: int) -> Outcome:
+    raise AssertionError(number)
+
+
+def _keep_order(parts: Sequence[Part]) -> tuple[Sequence[Part], Mapping[str, str]]:
+    return parts, {}
+
+
+def _count_one(_: int) -> int:
+    return 1
 
 
 def read_centre(path: Path, side_px: int) -> NDArray[np.uint8]:

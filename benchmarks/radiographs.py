@@ -4,7 +4,7 @@ The reference's way is that of the public code of the paper: Pillow decodes, con
 resizes by its bilinear filter to 300 px and writes a PNG. For DICOM it is the usual one: pydicom's
 pixels, its modality and VOI functions, then the same. The limit decodes every file by the fastest
 decoder that gives these pixels, and does nothing else. All run on one core, but for the last
-comparison: one Dask worker against two.
+comparison: one Dask worker against two. Ours also looks for duplicates and draws a contact sheet.
 
 The inputs are the real originals where they are at hand, painted films otherwise; each is turned
 and mirrored into several, so that no two files are alike.
@@ -43,10 +43,10 @@ from benchmarks.harness import (
     on_one_core,
     run_benchmark,
 )
-from pipeline.images.plan import ImageSettings, make_reader, plan_images
-from pipeline.ingest.run import ingest
+from pipeline.images.ingest import ingest_images
+from pipeline.images.plan import ImageSettings
 from pipeline.io.storage import describe
-from pipeline.records import SourceImage
+from pipeline.records import ImageListing, SourceImage
 from pipeline.runtime.engines import MapWork, dask_engine, map_serially
 from pipeline.synthetic.xrays import write_xrays
 
@@ -84,8 +84,8 @@ class Workplace:
             for version in [describe(str(path)).version]
             for turn in range(self.repeats)
         ]
-        plan = plan_images(images, self.settings, source="benchmark")
-        report = ingest(str(self.folder / "out"), plan, make_reader(plan), map_work)
+        url, listing = str(self.folder / "out"), ImageListing(tuple(images))
+        report = ingest_images(url, listing, self.settings, map_work, source="benchmark")
         if report.failures:
             raise RuntimeError(f"{len(report.failures)} files failed: {report.failures[0].reason}")
 

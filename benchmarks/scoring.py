@@ -33,12 +33,11 @@ from benchmarks.harness import (
     compare_by_clock_and_processor,
     run_benchmark,
 )
-from benchmarks.painted import SHAPE, SHARD_IMAGES, Painter, make_plan, paint_shard
+from benchmarks.painted import SHAPE, SHARD_IMAGES, paint_shard, write_painted
 from benchmarks.peers import run_command
 from flows.shared.settings import QUIET, adopt_environment
 from pipeline.images.ingest import ingest_images
 from pipeline.images.plan import ImageSettings
-from pipeline.ingest.run import ingest
 from pipeline.runtime.engines import map_serially
 from pipeline.runtime.malloc import set_freed_memory
 from pipeline.sources.images import list_images
@@ -240,8 +239,7 @@ def _run(way: Callable[[], object]) -> None:
 def measure_memory(folder: Path, count: int) -> float:
     """Peak of a process of its own that scores so many images, rounded up to shards, in MiB."""
     url = str(folder / f"dataset-{count}")
-    ingest(url, make_plan(-(-count // SHARD_IMAGES)), Painter(), map_serially)
-    dataset = open_dataset(url)
+    dataset = write_painted(url, -(-count // SHARD_IMAGES))
     version = register(make_detector(load_preset("demo")), dataset).version
     uri, output = mlflow.get_tracking_uri(), f"{url}-scores"
     command = [sys.executable, "-c", _MEMORY, uri, version, url, output]

@@ -17,6 +17,7 @@ the most that the disk would allow: its rate of writing against that peer's of r
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -33,9 +34,9 @@ from PIL import Image
 from benchmarks.harness import Comparison, Method, Outcome, compare, run_benchmark
 from benchmarks.peers import make_environment, run_command, run_peer
 from benchmarks.tiling_libraries import OPENSLIDE_REQUIREMENTS, PEERS
-from benchmarks.tiling_run import MPP_UM, list_slide, make_settings
+from benchmarks.tiling_run import MPP_UM, tile
 from pipeline.runtime.engines import map_serially
-from pipeline.slides.plan import plan_slides
+from pipeline.store.dataset import open_dataset
 from pipeline.synthetic.slides import paint_slide
 
 TILE_PX: Final = 256
@@ -209,14 +210,21 @@ def _try_peers(bench: Bench, pythons: dict[str, Path]) -> tuple[list[str], list[
     return working, notes
 
 
+def _find_origins(bench: Bench) -> NDArray[np.int64]:
+    """Origins of the tiles that Normscope reads, in its order: (n, 2)."""
+    url = bench.folder / "dataset"
+    tile(bench.slide, TILE_PX, url, map_serially)
+    origins = open_dataset(str(url)).column("origin_yx")
+    shutil.rmtree(url)
+    return origins
+
+
 def measure(quick: bool) -> Outcome:
     """Compare all methods on one slide."""
     with tempfile.TemporaryDirectory(prefix="normscope-tiling-") as folder:
         bench = Bench(Path(folder))
         bits = write_slide(bench.slide, REPEATS_YX[quick])
-        slides = [list_slide(bench.slide)]
-        plan = plan_slides(slides, make_settings(TILE_PX), map_serially, source="benchmark")
-        np.save(bench.origins, plan.columns["origin_yx"])
+        np.save(bench.origins, _find_origins(bench))
         judge = make_environment(OPENSLIDE_REQUIREMENTS)
         _run_peer(bench, "openslide", judge)
         pythons, missing = _install_peers(quick)

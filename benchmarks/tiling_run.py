@@ -22,14 +22,12 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from pipeline.ingest.run import ingest
 from pipeline.io.atomic_files import written_beside
 from pipeline.io.storage import describe
-from pipeline.records import Slide
+from pipeline.records import Slide, SlideListing
 from pipeline.runtime.engines import MapWork, dask_engine, map_serially
 from pipeline.runtime.malloc import set_freed_memory
-from pipeline.slides.plan import plan_slides
-from pipeline.slides.reader import make_tile_reader
+from pipeline.slides.ingest import ingest_slides
 from pipeline.slides.settings import SlideSettings
 
 MPP_UM = 0.25
@@ -46,10 +44,9 @@ def list_slide(path: Path) -> Slide:
 
 
 def tile(path: Path, side_px: int, folder: Path, map_work: MapWork) -> int:
-    """Plan and write a sealed dataset; the number of its tiles."""
-    settings = make_settings(side_px)
-    plan = plan_slides([list_slide(path)], settings, map_work, source="benchmark")
-    report = ingest(str(folder), plan, make_tile_reader(settings), map_work)
+    """Write a sealed dataset; the number of its tiles."""
+    listing = SlideListing("benchmark", (list_slide(path),), ())
+    report = ingest_slides(str(folder), listing, make_settings(side_px), map_work)
     if report.unreadable_count:
         raise ValueError(f"{report.unreadable_count} tiles of {path} are unreadable")
     return report.image_count

@@ -14,13 +14,12 @@ import numpy as np
 import zarr
 
 from benchmarks.harness import Method, Outcome, compare, on_one_core, run_benchmark
-from benchmarks.painted import CHUNK_IMAGES, SHARD_IMAGES, Painter, make_plan, paint_shard
-from pipeline.ingest.run import ingest
-from pipeline.io.storage import join, write_bytes, write_parts
-from pipeline.runtime.engines import map_serially
+from benchmarks.painted import CHUNK_IMAGES, SHARD_IMAGES, paint_shard, specify, write_painted
+from pipeline.io.storage import write_parts
 from pipeline.store.dataset import open_dataset
+from pipeline.store.part import write_part
 from pipeline.store.sharding import encode_shard
-from pipeline.store.spec import write_documents
+from pipeline.store.spec import empty_column
 
 PIPELINES = {
     "zarr-python": "zarr.core.codec_pipeline.BatchedCodecPipeline",
@@ -30,10 +29,11 @@ SHARDS = 4
 
 
 def declare(url: Path) -> None:
-    """Make an empty dataset."""
+    """Make a part whose images are to be written."""
     shutil.rmtree(url, ignore_errors=True)
-    for key, data in write_documents(make_plan(SHARDS).spec, None).items():
-        write_bytes(join(str(url), key), data)
+    spec, count = specify(), SHARDS * SHARD_IMAGES
+    columns = {name: empty_column(spec, name, count) for name in spec.columns}
+    write_part(str(url), spec, columns, {})
 
 
 def write_by_ours(url: Path) -> None:
@@ -70,9 +70,9 @@ def read_by_ours(url: Path) -> None:
 def read_by_zarr(url: Path, pipeline: str) -> None:
     """Read the same rows from the array."""
     with zarr.config.set({"codec_pipeline.path": pipeline}):
-        dataset = open_dataset(str(url))
+        part = open_dataset(str(url)).open_part(0)
         for chunk in order_chunks():
-            dataset.read_images(chunk * CHUNK_IMAGES, (chunk + 1) * CHUNK_IMAGES)
+            part.read_images(chunk * CHUNK_IMAGES, (chunk + 1) * CHUNK_IMAGES)
 
 
 def measure(quick: bool) -> Outcome:
@@ -81,7 +81,7 @@ def measure(quick: bool) -> Outcome:
     paint_shard()
     with tempfile.TemporaryDirectory(prefix="normscope-benchmark-") as folder, on_one_core():
         sealed, written = Path(folder, "sealed"), Path(folder, "written")
-        ingest(str(sealed), make_plan(SHARDS), Painter(), map_serially)
+        write_painted(str(sealed), SHARDS, part_shards=SHARDS)
         prepare = partial(declare, written)
         writing = [Method("ours", partial(write_by_ours, written), count, prepare)]
         reading = [Method("ours", partial(read_by_ours, sealed), count)]

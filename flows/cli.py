@@ -68,6 +68,11 @@ _FLOWS: Final[dict[tuple[str, ...], tuple[str, str, str]]] = {
         "Preprocess a folder of images with a label table into a dataset.",
         "normscope ingest images pcam/ pcam.zarr --labels pcam/manifest.csv",
     ),
+    ("export",): (
+        "flows.export:export",
+        "Write where the tiles of each slide lie, for QuPath, CLAM, TRIDENT or a table.",
+        "normscope export camelyon.zarr tiles/ --export-format geojson",
+    ),
     ("train",): (
         "flows.train:train",
         "Train on a dataset's normal images and register the result as challenger.",
@@ -84,22 +89,22 @@ _FLOWS: Final[dict[tuple[str, ...], tuple[str, str, str]]] = {
         "normscope promote pcam-anomaly pcam.zarr",
     ),
     ("answer",): (
-        "flows.answer:answer",
+        "flows.registry.answer:answer",
         "Approve or refuse a challenger that the gate has held for a person.",
         'normscope answer pcam-anomaly --verdict approve --name "A. Reader" --reason "as good"',
     ),
     ("rollback",): (
-        "flows.rollback:rollback",
+        "flows.registry.rollback:rollback",
         "Make the champion before this one champion again.",
         'normscope rollback pcam-anomaly --reason "it ranks pen marks first"',
     ),
     ("ledger",): (
-        "flows.ledger:ledger",
+        "flows.registry.ledger:ledger",
         "Verify and print what became of a model.",
         "normscope ledger pcam-anomaly",
     ),
     ("lineage",): (
-        "flows.lineage:lineage",
+        "flows.registry.lineage:lineage",
         "Trace a score to model, run, datasets, source bytes and code.",
         "normscope lineage out/ valid/tumor/00017.jpg",
     ),
@@ -143,6 +148,15 @@ for _path, (_flow, _what, _example) in _FLOWS.items():
 
 
 app.command(
+    "flows.commands.status:status",
+    name="status",
+    help="Say how far a dataset is: sealed, being made, or left halfway.",
+    help_epilogue="Example: normscope status s3://lake/camelyon16",
+    help_formatter=DefaultFormatter(column_specs=_make_columns),
+)
+
+
+app.command(
     "flows.commands.sheet:sheet",
     help="Write a sample sheet of a folder's slides or images, to be filled in.",
     help_epilogue="Example: normscope sheet s3://archive/slides slides.csv",
@@ -151,6 +165,25 @@ app.command(
     "flows.commands.inspect:inspect",
     help="Look at slides before they are ingested: levels, um/px, format, colours, tissue.",
     help_epilogue="Example: normscope inspect slide.svs --picture slide.png",
+)
+
+
+app.command(
+    "flows.commands.verify:verify",
+    name="verify",
+    help="Verify every digest of a dataset against what lies there.",
+    help_epilogue="Example: normscope verify s3://lake/camelyon16",
+    help_formatter=DefaultFormatter(column_specs=_make_columns),
+)
+
+
+app.command(
+    "flows.commands.remove:remove",
+    name="remove",
+    help="Remove a patient or a slide from a dataset, with an entry in its ledger.",
+    help_epilogue="Example: normscope remove s3://lake/xrays.zarr --patient 00013 "
+    '--name "A. Reader" --reason "consent withdrawn" --dry-run',
+    help_formatter=DefaultFormatter(column_specs=_make_columns),
 )
 
 

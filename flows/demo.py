@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from prefect import flow
 
@@ -15,7 +16,6 @@ from flows.score import score
 from flows.shared.reports import ModalityOutcome, publish
 from flows.shared.settings import load_settings
 from flows.train import train
-from pipeline.ingest.run import IngestReport
 from pipeline.io.storage import join
 from pipeline.synthetic import write_slides, write_xrays
 from training.cluster.connection import running_ray
@@ -27,7 +27,7 @@ class _Modality:
 
     name: str
     write: Callable[..., None]
-    ingest: Callable[[str, str], IngestReport]
+    ingest: Callable[[str, str], Any]  # a flow, which gives an estimate instead on a dry run
 
 
 _MODALITIES = (

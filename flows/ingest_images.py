@@ -10,11 +10,10 @@ from pydantic import Field
 
 import flows.shared.environment  # noqa: F401 -- sets variables, before the rest
 from flows.shared.engine import open_engine, open_key
+from flows.shared.images import ingest_or_estimate
 from flows.shared.progress import progress
-from flows.shared.reports import publish
+from flows.shared.reports import EstimateReport, publish
 from flows.shared.settings import load_settings
-from flows.shared.tasks import resumable
-from pipeline.images import ingest as image_ingest
 from pipeline.images.ingest import ImageIngestReport
 from pipeline.images.plan import Colour, ImageSettings, SizesPx
 from pipeline.io.storage import name_of
@@ -38,7 +37,9 @@ def ingest_images(
     equalize: bool = False,
     split_map: list[SplitWord] | None = None,
     seed: int = 0,
-) -> ImageIngestReport:
+    trust_times: bool = False,
+    dry_run: bool = False,
+) -> ImageIngestReport | EstimateReport:
     """Preprocess a folder of images with a label table into a sealed dataset.
 
     The table is a CSV file with the columns path and label, and optionally split and group
@@ -59,6 +60,11 @@ def ingest_images(
         split_map: Names of splits in the table and the splits that they stand for, each as
             NAME=train, NAME=validation or NAME=test, e.g. valid=test.
         seed: Seed of the random division into splits, where the table names none.
+        trust_times: Take a local file of the same size and time of modification for unchanged.
+            Otherwise a later run reads all bytes of all local files to know. Objects on S3 are
+            told apart by their ETag, either way.
+        dry_run: Say what would be made and at what cost, from a sample of the images, and write
+            nothing at the destination.
     """
     settings = ImageSettings(
         modality=modality, crop_px=crop_px, colour=colour, equalize=equalize, seed=seed
@@ -69,14 +75,17 @@ def ingest_images(
     splits = cast("dict[str, Split]", words)  # the pattern allows no others
     list_them = partial(list_images, source, labels_url=labels, split_map=splits)
     listing = list_privately(list_them, source, key)
+    name = name_source(name_of(source), key)
     with open_engine(surroundings) as map_work, progress("Images") as advance:
-        report = resumable(image_ingest.ingest_images)(
+        report = ingest_or_estimate(
             dataset,
             listing,
             settings,
             map_work,
-            source=name_source(name_of(source), key),
+            source=name,
             sizes_px=size_px,
+            trusts_times=trust_times,
+            dry_run=dry_run,
             on_progress=advance,
         )
     return publish(report)

@@ -12,15 +12,15 @@ import flows.shared.environment  # noqa: F401 -- sets variables, before the rest
 from flows.shared.engine import open_engine
 from flows.shared.events import publish_reviews
 from flows.shared.progress import progress
-from flows.shared.reports import publish
+from flows.shared.reports import EstimateReport, publish
 from flows.shared.settings import load_settings
 from flows.shared.tasks import resumable
-from pipeline.ingest.run import IngestReport, ingest
+from pipeline.ingest.run import IngestReport
 from pipeline.io.scratch import DEFAULT_FOLDER, GIB, Scratch
-from pipeline.io.storage import join
-from pipeline.slides.ingest import plan_listing
-from pipeline.slides.reader import make_tile_reader
-from pipeline.slides.settings import StainSetting, load_slide_preset
+from pipeline.slides import ingest as slide_ingest
+from pipeline.slides.settings import IccSetting, StainSetting, load_slide_preset
+from pipeline.slides.survey.estimate import estimate_slides
+from pipeline.slides.survey.tissue import TissueMethod
 from pipeline.sources.slides import list_slides
 from pipeline.store.layout import require_destination
 
@@ -30,7 +30,7 @@ def ingest_slides(
     source: str,
     dataset: str,
     *,
-    preset: Literal["all-tissue", "paper"] = "all-tissue",
+    preset: Literal["all-tissue", "paper", "ihc", "fluorescence"] = "all-tissue",
     sheet: str | None = None,
     labels: str | None = None,
     errata: str | None = None,
@@ -39,17 +39,24 @@ def ingest_slides(
     mpp_um: Annotated[float, Field(gt=0)] | None = None,
     stride_px: Annotated[int, Field(ge=1)] | None = None,
     min_tissue_fraction: Annotated[float, Field(ge=0, le=1)] | None = None,
+    mask_mpp_um: Annotated[float, Field(gt=0)] | None = None,
+    tissue_method: TissueMethod | None = None,
+    min_tissue_area_um2: Annotated[float, Field(ge=0)] | None = None,
+    max_hole_area_um2: Annotated[float, Field(ge=0)] | None = None,
     max_tiles_per_slide: int | None = None,
     lesion_groups: list[str] | None = None,
     lesion_threshold: Annotated[float, Field(ge=0, le=1)] | None = None,
     stain: StainSetting | None = None,
+    icc: IccSetting | None = None,
     mpp_override_um: float | None = None,
     mpp_fallback_um: float | None = None,
     shard_images: Annotated[int, Field(ge=1)] | None = None,
     seed: int = 0,
+    trust_times: bool = False,
     scratch: str | None = None,
     scratch_gib: Annotated[float, Field(gt=0)] = 100.0,
-) -> IngestReport:
+    dry_run: bool = False,
+) -> IngestReport | EstimateReport:
     """Tile whole-slide images into a sealed dataset.
 
     Reads Camelyon16's official layout (training/normal, training/tumor, testing/images,
@@ -61,7 +68,8 @@ def ingest_slides(
         source: Folder or `s3://` prefix of slides, or a single slide.
         dataset: Destination of the dataset, a path or an `s3://` URL.
         preset: Set of settings: `all-tissue` uses every tile of tissue, `paper` those that
-            Shvetsova et al. 2021 used of Camelyon16. The settings below win over it.
+            Shvetsova et al. 2021 used of Camelyon16; `ihc` and `fluorescence` find the tissue of
+            immunohistochemistry and on dark backgrounds. The settings below win over it.
         sheet: Sample sheet, a CSV table with the column path and any of patient, group, split,
             label, mpp_um, mask, annotation, site, scanner; `normscope sheet` writes one to fill
             in. Paths are below the sheet's folder or the source. Slides of one patient share a
@@ -77,19 +85,35 @@ def ingest_slides(
         stride_px: Distance from one tile to the next in px of the tiles. Less than tile_size_px
             makes tiles overlap, more leaves gaps; equal to it by default.
         min_tissue_fraction: Smallest share of tissue in a tile, 0 to 1; 0.5 by default.
+        mask_mpp_um: Micrometres per pixel of the thumbnail that tissue is found on; 8 by default.
+        tissue_method: Signal that tells tissue from background: `chroma`, the default, for
+            haematoxylin and eosin, `ihc` for pale counterstains with a chromogen,
+            `dark-background` for fluorescence.
+        min_tissue_area_um2: Area of the smallest piece of tissue in square micrometres; smaller
+            ones are dropped. 17 pixels of the thumbnail by default.
+        max_hole_area_um2: Area of the largest hole in tissue in square micrometres that is filled;
+            16 pixels of the thumbnail by default.
         max_tiles_per_slide: Largest number of tiles per slide, a random sample; all by default.
         lesion_groups: Annotation groups (in QuPath classes) that outline lesions; Camelyon16's
             Tumor, _0 and _1 by default.
         lesion_threshold: Share of lesion above which a tile is anomalous, 0 to 1; 0.1 by default.
             A tile without any lesion is normal, one in between has no label.
         stain: Stain normalisation: `macenko`, `vahadane` or `none`, the default.
+        icc: Colours of the tiles: `keep`, the default, leaves them as scanned; `srgb` converts them
+            by the ICC profile of the slide's file, so that scanners differ less. A slide without
+            a profile is left as it is.
         mpp_override_um: Micrometres per pixel of every slide, in place of what the files say.
         mpp_fallback_um: Micrometres per pixel of slides whose files do not say.
         shard_images: Tiles in a shard, which a worker makes at once: a multiple of 64, 1024 by
             default. Fewer need less memory.
         seed: Seed of the random division into splits and of the sample of tiles.
+        trust_times: Take a local slide of the same size and time of modification for unchanged.
+            Otherwise a later run reads all bytes of all local slides to know. Objects on S3 are
+            told apart by their ETag, either way.
         scratch: Folder on every node where slides from S3 are copied; a temporary one by default.
         scratch_gib: Largest size of the scratch folder in GiB.
+        dry_run: Say what would be made and at what cost, from a sample of the slides, and write
+            nothing at the destination.
     """
     settings = load_slide_preset(
         preset,
@@ -97,10 +121,15 @@ def ingest_slides(
         mpp_um=mpp_um,
         stride_px=stride_px,
         min_tissue_fraction=min_tissue_fraction,
+        mask_mpp_um=mask_mpp_um,
+        tissue_method=tissue_method,
+        min_tissue_area_um2=min_tissue_area_um2,
+        max_hole_area_um2=max_hole_area_um2,
         max_tiles_per_slide=max_tiles_per_slide,
         lesion_groups=lesion_groups,
         lesion_threshold=lesion_threshold,
         stain=stain,
+        icc=icc,
         mpp_override_um=mpp_override_um,
         mpp_fallback_um=mpp_fallback_um,
         shard_images=shard_images,
@@ -109,14 +138,13 @@ def ingest_slides(
     require_destination(dataset)
     bounded = Scratch(Path(scratch or DEFAULT_FOLDER), int(scratch_gib * GIB))
     listing = list_slides(source, sheet=sheet, labels=labels, errata=errata, mpp_table=mpp_table)
-    with open_engine(load_settings()) as map_work:
-        with progress("Slides") as advance:
-            plan = plan_listing(
-                dataset, listing, settings, map_work, scratch=bounded, on_progress=advance
-            )
-        publish_reviews(join(dataset, "review"), plan.coverage or {})
-        with progress("Tiles") as advance:
-            report = resumable(ingest)(
-                dataset, plan, make_tile_reader(settings, bounded), map_work, on_progress=advance
-            )
+    with open_engine(load_settings()) as map_work, progress("Slides") as advance:
+        work = (dataset, listing, settings, map_work)
+        if dry_run:
+            found = resumable(estimate_slides)(*work, trusts_times=trust_times)
+            return publish(EstimateReport((found,)))
+        report = resumable(slide_ingest.ingest_slides)(
+            *work, trusts_times=trust_times, scratch=bounded, on_progress=advance
+        )
+    publish_reviews(dataset)
     return publish(report)

@@ -10,12 +10,11 @@ from pydantic import Field
 
 import flows.shared.environment  # noqa: F401 -- sets variables, before the rest
 from flows.shared.engine import open_engine, open_key
+from flows.shared.images import ingest_or_estimate
 from flows.shared.progress import progress
-from flows.shared.reports import publish
+from flows.shared.reports import EstimateReport, publish
 from flows.shared.settings import load_settings
-from flows.shared.tasks import resumable
 from pipeline.images.decode import Resampling
-from pipeline.images.ingest import ingest_images
 from pipeline.images.plan import ImageSettings, SizesPx
 from pipeline.ingest.run import IngestReport
 from pipeline.io.scratch import DEFAULT_FOLDER, GIB, Scratch
@@ -41,9 +40,11 @@ def ingest_xrays(
     equalize: bool = False,
     resampling: Resampling = "antialiased",
     seed: int = 0,
+    trust_times: bool = False,
     scratch: str | None = None,
     scratch_gib: Annotated[float, Field(gt=0)] = 100.0,
-) -> IngestReport:
+    dry_run: bool = False,
+) -> IngestReport | EstimateReport:
     """Preprocess ChestX-ray14 or DICOM radiographs into a sealed dataset.
 
     Images may lie at any depth under the source, those of ChestX-ray14 also in its archives. A
@@ -74,8 +75,13 @@ def ingest_xrays(
         resampling: Method of resizing: `antialiased`, or `area`, the mean of the pixels that fall
             into one.
         seed: Seed of the random division into splits, where there are no official lists.
+        trust_times: Take a local file of the same size and time of modification for unchanged.
+            Otherwise a later run reads all bytes of all local files to know. Objects on S3 are
+            told apart by their ETag, either way.
         scratch: Folder on every node where archives are unpacked; a temporary one by default.
         scratch_gib: Largest size of the scratch folder in GiB.
+        dry_run: Say what would be made and at what cost, from a sample of the images, and write
+            nothing at the destination.
     """
     settings = ImageSettings(
         modality="radiograph",
@@ -102,7 +108,7 @@ def ingest_xrays(
             scratch=bounded,
             map_work=map_work,
         )
-        report = resumable(ingest_images)(
+        report = ingest_or_estimate(
             dataset,
             listing,
             settings,
@@ -110,6 +116,8 @@ def ingest_xrays(
             source=name,
             sizes_px=size_px,
             scratch=bounded,
+            trusts_times=trust_times,
+            dry_run=dry_run,
             on_progress=advance,
         )
     return publish(report)

@@ -9,8 +9,13 @@ Examples:
     >>> listing = list_images(f"{folder}/scans")
     >>> settings = ImageSettings(modality="histology", size_px=32)
     >>> report = ingest_images(f"{folder}/a.zarr", listing, settings, map_serially, source="tiles")
-    >>> open_dataset(f"{folder}/a.zarr").image_shape
+    >>> dataset = open_dataset(f"{folder}/a.zarr")
+    >>> dataset.image_shape
     (32, 32, 3)
+    >>> dataset.images("label == 0")[:2].shape
+    (2, 32, 32, 3)
+    >>> sorted(dataset.to_frame()["label"].unique().tolist())
+    [0, 1]
 """
 
 import lazy_loader

@@ -1,4 +1,6 @@
 from .errors import NormscopeError as NormscopeError
+from .export.tiles import ExportReport as ExportReport
+from .export.tiles import export_tiles as export_tiles
 from .images.ingest import ImageIngestReport as ImageIngestReport
 from .images.ingest import ingest_images as ingest_images
 from .images.plan import ImageSettings as ImageSettings
@@ -18,3 +20,6 @@ from .sources.slides import list_slides as list_slides
 from .sources.xrays import list_xrays as list_xrays
 from .store.dataset import Dataset as Dataset
 from .store.dataset import open_dataset as open_dataset
+from .store.part import OpenPart as OpenPart
+from .store.part import Part as Part
+from .store.selection import ImageSelection as ImageSelection

@@ -7,11 +7,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
-from pipeline.errors import SchemaError, SettingsError
+from pipeline.errors import SettingsError
 from pipeline.images.ingest import ingest_images
 from pipeline.images.plan import ImageSettings
-from pipeline.ingest.plan import Plan
-from pipeline.ingest.run import IngestReport, ingest
+from pipeline.ingest.run import IngestReport
 from pipeline.io.storage import list_objects, plain_url
 from pipeline.privacy.key import PseudonymKey
 from pipeline.records import (
@@ -24,15 +23,14 @@ from pipeline.records import (
     ignore_progress,
 )
 from pipeline.runtime.engines import MapWork
-from pipeline.slides.plan import plan_slides
-from pipeline.slides.reader import make_tile_reader
+from pipeline.slides.ingest import ingest_slides
 from pipeline.slides.settings import SlideSettings
 from pipeline.sources.images import list_images
 from pipeline.sources.modified_range import ALWAYS, ModifiedRange
 from pipeline.sources.private_listing import list_privately, name_source
 from pipeline.sources.slides import list_slides
 from pipeline.sources.xrays import list_xrays, recognise_format
-from pipeline.store.dataset import open_dataset
+from pipeline.store.dataset import MissingDatasetError, open_dataset
 
 Scan = TypeVar("Scan", Slide, SourceImage)
 
@@ -45,10 +43,8 @@ def is_dataset(url: str) -> bool:
     """
     try:
         open_dataset(url)
-    except SchemaError as error:
-        if "no dataset here" in error.problem:
-            return False
-        raise
+    except MissingDatasetError:
+        return False
     return True
 
 
@@ -89,8 +85,10 @@ def ingest_alike(
     """
     if "tile_size_px" in parameters:
         listing = list_slides(source, sheet=sheet, labels=labels, mpp_table=mpp_table)
-        plan, reader = _plan_slides(source, listing, parameters, map_work, name, period)
-        return ingest(dataset, plan, reader, map_work, on_progress=on_progress)
+        chosen, own = _choose_slides(source, listing, parameters, name, period)
+        return ingest_slides(
+            dataset, chosen, own, map_work, trusts_times=True, on_progress=on_progress
+        )
     if sheet:
         problem, remedy = "a sheet of slides, but these are images", "Give it as `labels`"
         raise SettingsError(sheet, problem, remedy)
@@ -100,7 +98,15 @@ def ingest_alike(
         )
     settings = ImageSettings.model_validate(parameters)
     name, images = _list_images(source, settings, labels, key, map_work, name, period)
-    return ingest_images(dataset, images, settings, map_work, source=name, on_progress=on_progress)
+    return ingest_images(
+        dataset,
+        images,
+        settings,
+        map_work,
+        source=name,
+        trusts_times=True,
+        on_progress=on_progress,
+    )
 
 
 def _list_images(
@@ -131,27 +137,20 @@ def _list_images(
     return name, replace(listing, images=images, rejected=(*left_out, *listing.rejected))
 
 
-def _plan_slides(
+def _choose_slides(
     source: str,
     listing: SlideListing,
     parameters: Mapping[str, Any],
-    map_work: MapWork,
     name: str,
     period: ModifiedRange,
-) -> tuple[Plan, Any]:
+) -> tuple[SlideListing, SlideSettings]:
     settings = SlideSettings.model_validate(parameters)
     # The other slides' override applies to new ones only where they give no um/px.
     fallback_um = settings.mpp_override_um or settings.mpp_fallback_um
     settings = settings.model_copy(update={"mpp_override_um": None, "mpp_fallback_um": fallback_um})
     slides, left_out = _choose_modified(listing.slides, source, period)
-    plan = plan_slides(
-        slides,
-        settings,
-        map_work,
-        source=name,
-        rejected=(*left_out, *listing.rejected),
-    )
-    return plan, make_tile_reader(settings)
+    rejected = (*left_out, *listing.rejected)
+    return replace(listing, source=name, slides=slides, rejected=rejected), settings
 
 
 def _choose_modified(

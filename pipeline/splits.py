@@ -106,7 +106,7 @@ def explain_slide_splits(slides: Sequence[SlideFacts], splits: Sequence[str]) ->
 
     Args:
         slides: Facts as given to `assign_slide_splits`.
-        splits: Its answer.
+        splits: Splits that `assign_slide_splits` has returned.
 
     Returns:
         Id of each such slide -> a remark for the manifest.

@@ -37,6 +37,7 @@ ORDER: Final[Mapping[str, tuple[str, ...]]] = {
         "dicom",
         "images",
         "slides",
+        "export",
         "sources",
         "synthetic",
         "conform",
@@ -248,7 +249,9 @@ def test_a_wrong_order_is_found(path: str, source: str) -> None:
 
 
 def test_the_right_order_passes() -> None:
-    source = "from pipeline.io import storage\nfrom pipeline.slides.tissue import find_tissue\n"
+    source = (
+        "from pipeline.io import storage\nfrom pipeline.slides.survey.tissue import find_tissue\n"
+    )
     assert find_wrong_order("pipeline/slides/survey.py", source) == []
     assert find_wrong_order("pipeline/__init__.py", "from pipeline.conform import x") == []
 

@@ -1,12 +1,10 @@
 """Moved code makes the datasets and scores that it made: `recordings.json` holds what it did.
 
-Of each dataset there is the fingerprint, which covers the encoded shards and the parameters, and
-of each array the dtype, the shape and a BLAKE2b digest of its values; `recordings` in
-`tests/training` holds the losses. Where the recording is meant to change, `python -m
-tests.test_recordings` makes it anew.
-
-Only `commit` is left out: it follows from the code's version and the files' times, and quotes paths
-of the temporary folder. No other array holds such a path.
+Of each dataset there is the fingerprint, which covers content and parameters, and of the images and
+each column the dtype, the shape and a BLAKE2b digest of its values, facts of parts repeated for
+their rows; `recordings` in `tests/training` holds the losses. Where the recording is meant to
+change, `python -m tests.test_recordings` makes it anew. None of the values holds a path of the
+temporary folder.
 """
 
 from __future__ import annotations
@@ -26,11 +24,9 @@ from PIL import Image
 
 from pipeline.images.ingest import ingest_images
 from pipeline.images.plan import ImageSettings
-from pipeline.ingest.run import ingest
 from pipeline.privacy.key import PseudonymKey
 from pipeline.runtime.engines import map_serially
-from pipeline.slides.plan import plan_slides
-from pipeline.slides.reader import make_tile_reader
+from pipeline.slides.ingest import ingest_slides
 from pipeline.slides.settings import SlideSettings, StainSetting
 from pipeline.sources.images import list_images
 from pipeline.sources.slides import list_slides
@@ -47,7 +43,7 @@ RECORDING: Final = Path(__file__).with_name("recordings.json")
 WITHIN: Final = 1e-5
 
 
-def ingest_slides(folder: Path, stain: StainSetting) -> Dataset:
+def tile_slides(folder: Path, stain: StainSetting) -> Dataset:
     """Three slides of 0.5 um/px, one with lesions, as overlapping tiles of 1 um/px."""
     inbox, url = str(folder / "in"), str(folder / "out")
     counts = {"normal_count": 1, "tumor_count": 1, "test_count": 1}
@@ -61,9 +57,7 @@ def ingest_slides(folder: Path, stain: StainSetting) -> Dataset:
         shard_images=16,
         chunk_images=4,
     )
-    listing = list_slides(inbox)
-    plan = plan_slides(listing.slides, settings, map_serially, source=listing.source)
-    ingest(url, plan, make_tile_reader(settings), map_serially)
+    ingest_slides(url, list_slides(inbox), settings, map_serially)
     return open_dataset(url)
 
 
@@ -132,8 +126,8 @@ def paint(number: int) -> NDArray[np.uint8]:
 
 
 DATASETS: Final[Mapping[str, Callable[[Path], Dataset]]] = {
-    "slides_macenko": partial(ingest_slides, stain="macenko"),
-    "slides_without_stain": partial(ingest_slides, stain="none"),
+    "slides_macenko": partial(tile_slides, stain="macenko"),
+    "slides_without_stain": partial(tile_slides, stain="none"),
     "xrays": ingest_xrays,
     "dicom": ingest_dicom,
     "plain_grey": partial(
@@ -146,15 +140,15 @@ DATASETS: Final[Mapping[str, Callable[[Path], Dataset]]] = {
 
 
 def describe_dataset(dataset: Dataset) -> dict[str, str]:
-    """Its fingerprint, and `dtype shape digest` of every array but `commit`."""
+    """Its fingerprint, and `dtype shape digest` of the images and every column."""
+    columns = {name: dataset.column(name) for name in dataset.column_names}
+    images = dataset.read_images(0, dataset.image_count)
     found = {"fingerprint": dataset.fingerprint}
-    for name, array in sorted(dataset.group.arrays()):
-        if name != "commit":
-            values = np.asarray(array[:])
-            is_text = values.dtype.kind in "TUO"
-            content = "\n".join(values.tolist()).encode() if is_text else values.tobytes("C")
-            digest = blake2b(content, digest_size=16).hexdigest()
-            found[name] = f"{array.dtype} {values.shape} {digest}"
+    for name, values in sorted({**columns, "image": images}.items()):
+        is_text = values.dtype == object
+        content = "\n".join(values.tolist()).encode() if is_text else values.tobytes("C")
+        digest = blake2b(content, digest_size=16).hexdigest()
+        found[name] = f"{'text' if is_text else values.dtype} {values.shape} {digest}"
     return found
 
 

@@ -1,3 +1,4 @@
+from .data.torch_dataset import TileDataset as TileDataset
 from .evaluation.intervals import bootstrap_auroc as bootstrap_auroc
 from .evaluation.metrics import measure_auroc as measure_auroc
 from .evaluation.metrics import measure_average_precision as measure_average_precision

@@ -9,11 +9,13 @@ from datetime import UTC, datetime
 from functools import cached_property
 from hashlib import sha256
 from io import BytesIO
+from itertools import chain
 from typing import Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from pipeline.errors import SchemaError
 from pipeline.io import storage
@@ -21,10 +23,19 @@ from pipeline.io.staging import require_reachable
 from pipeline.records import JSON, ManifestEntry, Progress, Split, ignore_progress
 from pipeline.runtime.engines import MapWork
 from pipeline.store.dataset import Dataset, open_dataset
+from pipeline.store.part import OpenPart
+from training.data.chosen_rows import choose_in_parts
+from training.data.part_columns import list_filled, read_column, read_rows
 from training.evaluation.intervals import Interval
 from training.evaluation.subgroups import SUBGROUP_COLUMNS
 from training.scoring.drift import DriftReport, Reference, Sample, measure_drift
-from training.scoring.kept_scores import PieceScorer, Rows, encode_parquet, score_new_rows
+from training.scoring.kept_scores import (
+    PieceScorer,
+    Rows,
+    encode_parquet,
+    read_embeddings,
+    score_new_rows,
+)
 from training.scoring.loaded_model import ScoringModel
 from training.scoring.outputs import list_outcomes, name_results, publish, read_facts
 from training.scoring.ranking_change import RankingChange, compare_rankings
@@ -34,6 +45,7 @@ from training.worklist.page import WorklistFacts, describe, render_worklist
 from training.worklist.slides import draw_slides, is_of_slides
 
 _DRIFT_WINDOW: Final = np.timedelta64(1, "D")
+_DRIFT_IMAGES: Final = 20_000  # at most, as their embeddings are held
 
 
 @dataclass(frozen=True)
@@ -120,8 +132,9 @@ def score_dataset(
 
     `scores.parquet`, `scores.csv`, `worklist.html` and `manifest.json` appear together, when all
     of them are written (`training.scoring.outputs`); heatmaps lie next to them. A version scores
-    an image once, however often this is run or killed. Memory is bounded by the batch and the
-    heatmaps, apart from some hundred bytes per image for its scores.
+    an image once, however often this is run or killed. Columns and kept scores are read part by
+    part, and embeddings of at most 20,000 images. Some hundred bytes per image are held for the
+    ranked table: its score, its names and its digests.
 
     Args:
         dataset_url: Path or URL of a sealed dataset.
@@ -149,9 +162,9 @@ def score_dataset(
     time_utc = (scored_at or datetime.now(UTC)).astimezone(UTC)
     scorer = PieceScorer(model, dataset, _kept_url(output_url, model), time_utc, batch_images)
     found = score_new_rows(scorer, readable, map_work=map_work, on_progress=on_progress)
-    scored = rank_scores(dataset, readable, found)
+    scored = rank_scores(dataset, model, readable, found)
     _require_some(dataset, scored.rows)
-    drift = _measure_recent_drift(dataset, model, scored)
+    drift = _measure_recent_drift(scorer, scored)
     notes = (*model.notes, *drift.notes, *notes)
     facts = describe(model, dataset, scored, notes)
     manifest = list_outcomes(dataset, asked, scored.rows)
@@ -206,8 +219,6 @@ class _Results:
         """Write the results unless they are the current ones, and return their name."""
         dataset, model, scored, output_url = self.dataset, self.model, self.scored, self.output_url
         files = {"scores.parquet": encode_parquet(self.table), "scores.csv": encode_csv(self.table)}
-        if is_of_slides(dataset):
-            files |= draw_slides(dataset, scored, model.calibration.reference)
         digests = [
             sha256(data).hexdigest()
             for data in (*files.values(), render_worklist(self.facts, []).encode())
@@ -217,10 +228,12 @@ class _Results:
             return results
         cases = write_cases(output_url, dataset, model, scored, top_heatmaps, batch_images)
         files["worklist.html"] = render_worklist(self.facts, cases).encode()
+        reference = model.calibration.reference
+        slides = draw_slides(dataset, scored, reference) if is_of_slides(dataset) else ()
         publish(
             output_url,
             results,
-            files,
+            chain(files.items(), slides),
             self.manifest,
             dataset=dataset.url,
             dataset_fingerprint=dataset.fingerprint,
@@ -233,18 +246,23 @@ class _Results:
         return results
 
 
-def _measure_recent_drift(
-    dataset: Dataset, model: ScoringModel, scored: RankedScores
-) -> DriftReport:
-    """Measure drift of the images scored on the last day: the same however often it is run."""
-    is_recent = scored.scored_at >= scored.scored_at.max() - _DRIFT_WINDOW
-    names = set(SUBGROUP_COLUMNS) & set(dataset.column_names)
-    columns = {name: dataset.column(name)[scored.rows[is_recent]] for name in names}
-    batch = Sample(scored.prediction.anomaly_score, scored.prediction.embedding)
+def _measure_recent_drift(scorer: PieceScorer, scored: RankedScores) -> DriftReport:
+    """Measure drift of the images scored on the last day: the same however often it is run.
+
+    Of more than `_DRIFT_IMAGES` a sample counts: images at even distances in the dataset.
+    """
+    dataset, model = scorer.dataset, scorer.model
+    recent = np.flatnonzero(scored.scored_at >= scored.scored_at.max() - _DRIFT_WINDOW)
+    recent = recent[np.argsort(scored.rows[recent])]
+    if len(recent) > _DRIFT_IMAGES:
+        recent = recent[np.linspace(0, len(recent) - 1, _DRIFT_IMAGES).astype(np.int64)]
+    rows = scored.rows[recent]
+    names = sorted(set(SUBGROUP_COLUMNS) & set(dataset.column_names))
+    batch = Sample(scored.prediction.anomaly_score[recent], read_embeddings(scorer, rows))
     known = model.calibration.normals
     normals = Sample(np.asarray(known.scores), np.asarray(known.embeddings))
     reference = Reference(model.calibration.reference, model.threshold.value, normals)
-    return measure_drift(batch.choose(is_recent), reference, columns)
+    return measure_drift(batch, reference, read_rows(dataset, names, rows))
 
 
 def _kept_url(output_url: str, model: ScoringModel) -> str:
@@ -256,11 +274,20 @@ def _kept_url(output_url: str, model: ScoringModel) -> str:
 
 def _choose_rows(dataset: Dataset, splits: Sequence[Split] | None) -> tuple[Rows, Rows]:
     """Rows of the splits, and the readable ones of them, of which there must be some."""
-    is_asked = np.ones(dataset.image_count, bool)
-    if splits is not None:
-        is_asked = np.isin(dataset.column("split").astype(str), list(splits))
-    asked = np.flatnonzero(is_asked)
-    readable = asked[dataset.column("readable")[asked]]
+
+    def is_asked(opened: OpenPart) -> NDArray[np.bool_]:
+        if splits is None:
+            return np.ones(opened.part.image_count, bool)
+        return np.isin(read_column(opened, "split").astype(str), list(splits))
+
+    def is_readable(opened: OpenPart) -> NDArray[np.bool_]:
+        return is_asked(opened) & opened.column("readable")
+
+    filled = list_filled(dataset)
+    asked, readable = (
+        choose_in_parts(dataset, filled, function).list_all()
+        for function in (is_asked, is_readable)
+    )
     _require_some(dataset, readable)
     return asked, readable
 

@@ -212,6 +212,8 @@ class QualitySettings(_Frozen):
     """Largest share of bare glass, 0 to 1."""
     max_pen_fraction: Fraction | None = None
     """Largest share of pen marks, 0 to 1."""
+    max_fold_fraction: Fraction | None = None
+    """Largest share of what looks like folded tissue, 0 to 1."""
 
     def ranges(self) -> dict[str, tuple[float, float]]:
         """For each column that has a limit, the least and the greatest value."""

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
-from collections.abc import Iterable
 from hashlib import sha256
+from typing import Final
 
 from prefect.artifacts import create_image_artifact, create_markdown_artifact
 from prefect.context import FlowRunContext
 from prefect.events import emit_event
 
-from pipeline.io.storage import exists, join, read_bytes
-from pipeline.slides.review import shrink_review
+from pipeline.io.storage import join, read_bytes
+from pipeline.slides.survey.review import shrink_review
+from pipeline.store.dataset import open_dataset
 from training.score import ScoreReport
+
+_PUBLISHED_REVIEWS: Final = 50
 
 
 def announce_champion(model_name: str, version: str) -> None:
@@ -59,26 +62,24 @@ def alert_of_drift(report: ScoreReport) -> None:
         )
 
 
-def publish_reviews(url: str, slide_ids: Iterable[str]) -> None:
-    """Keep a small copy of each slide's review picture as an image artifact.
+def publish_reviews(dataset_url: str) -> None:
+    """Keep small copies of the first slides' review pictures as image artifacts.
 
     The copy travels in the artifact itself, so that the page shows it wherever the picture lies.
+    `review/` in the dataset has the pictures of all slides.
 
     Args:
-        url: Folder of the pictures.
-        slide_ids: Slides to publish; those without a picture are left out.
+        dataset_url: URL of the dataset.
     """
     if FlowRunContext.get() is None:
         return
-    for slide_id in slide_ids:
-        picture = join(url, f"{slide_id}.png")
-        if not exists(picture):
-            continue
+    for part in open_dataset(dataset_url).parts[:_PUBLISHED_REVIEWS]:
+        picture = join(dataset_url, str(part.facts["review"]))
         small = b64encode(shrink_review(read_bytes(picture))).decode()
         create_image_artifact(
             image_url=f"data:image/jpeg;base64,{small}",
-            key=name_artifact(slide_id),
-            description=f"`{slide_id}`: tissue green, tiles blue, lesions red. Whole: `{picture}`",
+            key=name_artifact(part.name),
+            description=f"`{part.name}`: tissue green, tiles blue, lesions red. Whole: `{picture}`",
         )
 
 

@@ -11,7 +11,9 @@ from typing import Any, Final, TypeVar
 from prefect.artifacts import create_markdown_artifact
 from prefect.context import FlowRunContext
 
+from pipeline.export.tiles import ExportReport
 from pipeline.images.ingest import ImageIngestReport
+from pipeline.ingest.estimate import Estimate
 from pipeline.ingest.run import IngestReport
 from pipeline.io.storage import join
 from pipeline.records import ManifestEntry
@@ -35,6 +37,13 @@ class ModalityOutcome:
     ingested: IngestReport
     promotion: PromotionReport
     scored: ScoreReport
+
+
+@dataclass(frozen=True)
+class EstimateReport:
+    """What an ingest would do and cost, for each dataset that it would make."""
+
+    estimates: tuple[Estimate, ...]
 
 
 _NAMED: Final = 20  # failures that a report names; the manifest has them all
@@ -85,7 +94,7 @@ def _(report: IngestReport) -> str:
         "",
         f"- {report.image_count} images, {report.unreadable_count} of them unreadable",
         f"- items: {items}",
-        f"- {report.shards_made} shards made, {report.shards_kept} kept, {report.seconds:.1f} s",
+        f"- {report.parts_made} parts made, {report.parts_kept} kept, {report.seconds:.1f} s",
         f"- fingerprint `{report.fingerprint[:16]}`",
     ]
     return "\n".join([*lines, *_list_failures(report.manifest, f"{report.url}/manifest.json")])
@@ -107,6 +116,23 @@ def _(report: IngestReport) -> int:
 def _(report: ImageIngestReport) -> int:
     # One file that fails at several sizes is one.
     return len({e.item for each in (report, *report.further) for e in each.failures})
+
+
+@to_markdown.register
+def _(report: ExportReport) -> str:
+    counts = Counter(entry.state for entry in report.manifest)
+    slides = ", ".join(f"{counts[state]} {state}" for state in ("done", "skipped", "failed"))
+    lines = [
+        f"**Tiles** `{report.output_url}` as {report.export_format}.",
+        "",
+        f"- {report.tile_count} tiles; slides: {slides}",
+    ]
+    return "\n".join([*lines, *_list_failures(report.manifest, report.output_url)])
+
+
+@count_failures.register
+def _(report: ExportReport) -> int:
+    return len(report.failures)
 
 
 @to_markdown.register
@@ -258,3 +284,50 @@ def _(report: SearchResult) -> str:
             f"    --train.loss.layers {' '.join(write_sums(best))}",
         ]
     )
+
+
+@to_markdown.register
+def _(report: EstimateReport) -> str:
+    return "\n\n".join(map(_describe_estimate, report.estimates))
+
+
+def _describe_estimate(found: Estimate) -> str:
+    counts = ", ".join(f"{found.counts[fate]} {fate}" for fate in ("new", "changed", "kept"))
+    about = "" if found.is_exact else "about "
+    needs = "fits" if found.fits else "too little: lower shard_images or give workers more"
+    images = "unknown" if found.image_count is None else f"{about}{found.image_count}"
+    minutes = "unknown" if found.seconds is None else f"about {found.seconds / 60:.1f}"
+    objects = "unknown" if found.object_count is None else f"about {found.object_count}"
+    rows = {
+        found.unit: f"{counts}; {found.removed_count} gone from the source",
+        "images to make": images,
+        "bytes to read": _write_mib(found.read_bytes),
+        "bytes to store": _write_mib(found.stored_bytes),
+        "objects to write": objects,
+        "minutes": f"{minutes}; workers: {found.worker_count}",
+        "memory of a worker": f"{found.needed_bytes >> 20} MiB needed, "
+        f"{found.memory_bytes >> 20} MiB there: {needs}",
+    }
+    lines = [
+        f"**Dry run** for `{found.url}`: nothing was written.",
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| {name} | {value} |" for name, value in rows.items()),
+        "",
+        f"From a sample of {found.sampled_count}. The minutes leave out fetching from S3 and "
+        "writing to storage. What a visit finds in the bytes themselves may differ.",
+    ]
+    return "\n".join([*lines, *_list_rejected(found.rejected)])
+
+
+def _write_mib(size_bytes: int | None) -> str:
+    return "unknown" if size_bytes is None else f"about {size_bytes / 2**20:.1f} MiB"
+
+
+def _list_rejected(entries: Sequence[ManifestEntry]) -> list[str]:
+    """List what could not be used, as far as a dry run has seen it."""
+    lines = [f"- {e.item}: {e.reason.removeprefix(f'{e.item}: ')}" for e in entries[:_NAMED]]
+    if len(entries) > _NAMED:
+        lines.append(f"- and {len(entries) - _NAMED} more")
+    return ["", "**Would not be used**", "", *lines] if lines else []

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from itertools import combinations_with_replacement
 from typing import Any, Final, Literal, TypeAlias
 
@@ -49,18 +48,17 @@ class DuplicateSet:
     crosses_splits: bool
 
 
-def hash_images(images: NDArray[np.uint8]) -> tuple[list[str], Hashes]:
-    """Hash images exactly and perceptually.
+def hash_images(images: NDArray[np.uint8]) -> Hashes:
+    """Hash images perceptually.
 
     Args:
         images: uint8 (image, H, W, C), C is 1 or 3.
 
     Returns:
-        SHA-256 of each image's pixels, hexadecimal, and uint64 (image, 4) perceptual hashes.
+        uint64 (image, 4).
     """
-    digests = [sha256(np.ascontiguousarray(image).tobytes()).hexdigest() for image in images]
     hashes = [_hash_perceptually(image) for image in images]
-    return digests, np.array(hashes, np.uint64).reshape(-1, _WORDS)
+    return np.array(hashes, np.uint64).reshape(-1, _WORDS)
 
 
 def write_hashes(hashes: Hashes) -> list[str]:

@@ -9,20 +9,24 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, Final
 
-from pipeline.errors import SettingsError
+from pipeline.errors import SchemaError, SettingsError
 from pipeline.images.contact_sheet import choose_strips, draw_contact_sheet
 from pipeline.images.duplicates import DuplicateSet, find_duplicates, read_hashes
-from pipeline.images.plan import ImageSettings, make_reader, plan_images
-from pipeline.ingest.run import IngestReport, ingest
+from pipeline.images.plan import ImagePart, ImageSettings, make_reader, plan_images
+from pipeline.images.visit import ImageVisit, visit_without_killers
+from pipeline.ingest.run import IngestReport, Work, ingest, read_known_parts
 from pipeline.io.scratch import Scratch
-from pipeline.io.storage import join, write_bytes
+from pipeline.io.storage import join, plain_url, write_bytes
 from pipeline.records import Array, ImageListing, Progress, ignore_progress
 from pipeline.runtime.engines import MapWork
 from pipeline.store.dataset import Dataset, open_dataset
+from pipeline.store.layout import require_destination
+from pipeline.store.part import Part, open_part
 
 CONTACT_SHEET: Final = "review/contact_sheet.png"
 DUPLICATES: Final = "review/duplicates.json"
@@ -79,6 +83,7 @@ def ingest_images(
     *,
     source: str,
     sizes_px: Sequence[int] = (),
+    trusts_times: bool = False,
     scratch: Scratch | None = None,
     on_progress: Progress = ignore_progress,
 ) -> ImageIngestReport:
@@ -94,6 +99,8 @@ def ingest_images(
         map_work: An engine of `pipeline.runtime.engines`.
         source: Name of the dataset's source, e.g. `chestxray14`.
         sizes_px: Sizes that replace the one of the settings; empty keeps it.
+        trusts_times: Whether local files of the same size and time of modification count as
+            unchanged; otherwise a later run reads all their bytes to know.
         scratch: Folder where archives are unpacked; None for the usual one.
         on_progress: Called with images done and in all, of all sizes.
 
@@ -102,7 +109,7 @@ def ingest_images(
 
     Raises:
         SettingsError: Several sizes have one place.
-        NormscopeError: As `plan_images` and `ingest`.
+        NormscopeError: As `plan_images` and `pipeline.ingest.run.ingest`.
     """
     sizes = list(dict.fromkeys(sizes_px or [settings.size_px]))
     if len(sizes) > 1 and SIZE_PLACE not in url:
@@ -112,16 +119,72 @@ def ingest_images(
     reports = []
     for number, size in enumerate(sizes):
         resized = settings.model_copy(update={"size_px": size})
-        plan = plan_images(listing.images, resized, source=source, rejected=listing.rejected)
-        report = ingest(
+        report = _ingest_size(
             url.replace(SIZE_PLACE, str(size)),
-            plan,
-            make_reader(plan, scratch),
+            listing,
+            resized,
             map_work,
+            source=source,
+            trusts_times=trusts_times,
+            scratch=scratch,
             on_progress=partial(_add_progress, on_progress, number, len(sizes)),
         )
         reports.append(_review(report, listing))
     return replace(reports[0], further=tuple(reports[1:]))
+
+
+def _ingest_size(
+    url: str,
+    listing: ImageListing,
+    settings: ImageSettings,
+    map_work: MapWork,
+    *,
+    source: str,
+    trusts_times: bool,
+    scratch: Scratch | None,
+    on_progress: Progress,
+) -> IngestReport:
+    """Write and seal the dataset of one size."""
+    require_destination(url)
+    url = plain_url(url)
+    known = read_known_parts(url)
+    spec, parts = plan_images(
+        listing.images, settings, source=source, known=read_image_ids(url, known)
+    )
+    visit = ImageVisit(url, spec, make_reader(spec, scratch), trusts_times, scratch)
+    work = Work(
+        spec=spec,
+        items=[part._replace(known=known.get(part.name)) for part in parts],
+        visit=visit,
+        give_up=partial(visit_without_killers, map_work, visit),
+        arrange=_order_parts,
+        weigh=_count_images,
+        rejected=listing.rejected,
+        source_identity="size and time" if trusts_times else "bytes",
+    )
+    return ingest(url, work, map_work, on_progress=on_progress)
+
+
+def read_image_ids(url: str, parts: Mapping[str, Part]) -> dict[str, list[str]]:
+    """Read which images each part of a dataset holds; those of a part that is gone are new.
+
+    Args:
+        url: URL of the dataset.
+        parts: Parts of the dataset, by name.
+    """
+    found = {}
+    for name, part in parts.items():
+        with suppress(SchemaError):
+            found[name] = open_part(url, part).column("image_id").tolist()
+    return found
+
+
+def _order_parts(parts: Sequence[Part]) -> tuple[Sequence[Part], Mapping[str, str]]:
+    return sorted(parts, key=lambda part: part.name), {}
+
+
+def _count_images(part: ImagePart) -> int:
+    return len(part.images)
 
 
 def _add_progress(report: Progress, sizes_done: int, sizes: int, done: int, total: int) -> None:
@@ -131,7 +194,22 @@ def _add_progress(report: Progress, sizes_done: int, sizes: int, done: int, tota
 
 def _review(report: IngestReport, listing: ImageListing) -> ImageIngestReport:
     """Write what a person should look at beside a sealed dataset."""
-    dataset = open_dataset(report.url)
+    return ImageIngestReport(
+        **{field.name: getattr(report, field.name) for field in fields(report)},
+        notes=listing.notes,
+        duplicates=write_review(open_dataset(report.url)),
+    )
+
+
+def write_review(dataset: Dataset) -> tuple[tuple[DuplicateSet, tuple[str, ...]], ...]:
+    """Write contact sheet and duplicates of a dataset of images beside it.
+
+    Args:
+        dataset: Sealed dataset that `ingest_images` has made.
+
+    Returns:
+        The duplicates, each with the `image_id`s.
+    """
     columns = {name: dataset.column(name) for name in _LOOKED_AT & set(dataset.column_names)}
     duplicates = find_duplicates(
         columns["pixel_digest"],
@@ -140,14 +218,10 @@ def _review(report: IngestReport, listing: ImageListing) -> ImageIngestReport:
         columns["split"],
         readable=columns["readable"],
     )
-    write_bytes(join(report.url, CONTACT_SHEET), _draw_sheet(dataset, columns))
-    write_bytes(join(report.url, DUPLICATES), _write_duplicates(duplicates, columns))
+    write_bytes(join(dataset.url, CONTACT_SHEET), _draw_sheet(dataset, columns))
+    write_bytes(join(dataset.url, DUPLICATES), _write_duplicates(duplicates, columns))
     ids = columns["image_id"]
-    return ImageIngestReport(
-        **{field.name: getattr(report, field.name) for field in fields(report)},
-        notes=listing.notes,
-        duplicates=tuple((found, tuple(ids[list(found.rows)])) for found in duplicates),
-    )
+    return tuple((found, tuple(ids[list(found.rows)])) for found in duplicates)
 
 
 def _write_duplicates(duplicates: tuple[DuplicateSet, ...], columns: Mapping[str, Array]) -> bytes:

@@ -1,11 +1,12 @@
-"""Files of one image each to a plan: split them by group, declare a shape, order the rows."""
+"""Plans a dataset of images: splits them by group, declares a shape, divides them into parts."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from math import prod
-from typing import Annotated, Any, Final, Literal, Self, TypeAlias
+from types import MappingProxyType
+from typing import Annotated, Any, Final, Literal, NamedTuple, Self, TypeAlias
 
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -15,11 +16,12 @@ from pipeline.dicom.parse import MAX_FILE_BYTES
 from pipeline.errors import AbsentError, SettingsError, SourceError
 from pipeline.images.decode import Resampling, is_grey
 from pipeline.images.reader import MEASURED_COLUMNS, ImageReader, decode_source, read_source
-from pipeline.ingest.plan import Plan
 from pipeline.io.scratch import Scratch
-from pipeline.records import MIN_SIDE_PX, SPLITS, Array, ManifestEntry, Scalar, SourceImage
+from pipeline.records import MIN_SIDE_PX, SPLITS, Array, Scalar, SourceImage
 from pipeline.splits import assign_splits
-from pipeline.store.spec import BASE_COLUMNS, DatasetSpec, code_version, fill_value
+from pipeline.store.part import Part
+from pipeline.store.spec import BASE_COLUMNS, DatasetSpec, fill_value
+from pipeline.store.stamp import make_stamp
 
 Colour: TypeAlias = Literal["auto", "grey", "rgb"]
 Fraction: TypeAlias = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -46,7 +48,14 @@ _COLOUR_OF: Final[Mapping[int, Colour]] = {1: "grey", 3: "rgb"}
 _COLOUR_SAMPLE: Final = 32
 _SAMPLE_BYTES: Final = 32 * 2**20  # the sample is read where the plan is made, not on a worker
 _CHUNK_BYTES: Final = 16 * 2**20
-_SHARD_BYTES: Final = 256 * 2**20
+_PART_BYTES: Final = 256 * 2**20
+_PART_IMAGES: Final = 512
+IMAGE_COLUMNS: Final[Mapping[str, np.dtype[Any]]] = {
+    **BASE_COLUMNS,
+    **MEASURED_COLUMNS,
+    "group_id": _TEXT,
+    "split": _TEXT,
+}
 
 
 class ImageSettings(BaseModel):
@@ -91,22 +100,39 @@ class ImageSettings(BaseModel):
         return self
 
 
+class ImagePart(NamedTuple):
+    """A part of images to visit.
+
+    Args:
+        name: Name of the part.
+        images: The images, in the order of its rows.
+        splits: Split of each image.
+        known: The part as it is in the dataset; None where there is none yet.
+    """
+
+    name: str
+    images: tuple[SourceImage, ...]
+    splits: tuple[str, ...]
+    known: Part | None = None
+
+
 def plan_images(
     images: Sequence[SourceImage],
     settings: ImageSettings,
     *,
     source: str,
-    rejected: Sequence[ManifestEntry] = (),
-) -> Plan:
-    """Plan a dataset of images: split them by group, declare one shape, fix every row.
+    known: Mapping[str, Sequence[str]] = MappingProxyType({}),
+) -> tuple[DatasetSpec, list[ImagePart]]:
+    """Plan a dataset of images: split them by group, declare one shape, divide them into parts.
 
-    Rows are ordered by split, then by `image_id`, so that a split is read in whole chunks.
+    Images that a dataset has already keep their part and their place there. New ones make new
+    parts, ordered by split, then by `image_id`, so that a split is read in whole chunks.
 
     Args:
         images: Images to ingest; every `image_id` once.
         settings: Size, colour, resampling and splits of the dataset.
         source: Name of the dataset's source, e.g. `chestxray14`.
-        rejected: Items that the source itself left out, for the manifest.
+        known: Name of a part of the dataset as it is -> the `image_id`s of its rows.
 
     Raises:
         SchemaError: The official splits divide a group.
@@ -115,49 +141,58 @@ def plan_images(
     """
     in_order, splits = _split_and_order(images, settings)
     channels = _decide_channels(in_order, settings)
-    columns = _collect_columns(in_order, splits)
     shape = (settings.size_px, settings.size_px, channels)
-    shard_images, chunk_images = choose_shards(len(in_order), image_bytes=prod(shape))
+    part_images, chunk_images = choose_part(prod(shape))
     spec = DatasetSpec(
         modality=settings.modality,
         source=source,
         image_shape=shape,
-        image_count=len(in_order),
-        shard_images=shard_images,
+        shard_images=part_images,
         chunk_images=chunk_images,
-        columns={
-            **{
-                name: _DTYPES.get(name, _TEXT if values.dtype.kind == "O" else values.dtype)
-                for name, values in columns.items()
-            },
-            **MEASURED_COLUMNS,
-            **BASE_COLUMNS,
-        },
+        columns={**_find_dtypes(in_order), **IMAGE_COLUMNS},
         mpp_um=None,
         # What was decided, not `auto`: equal images give equal datasets.
         parameters={**settings.model_dump(mode="json"), "colour": _COLOUR_OF[channels]},
-        code_version=code_version(),
+        stamp=dict(make_stamp("images")),
     )
-    return Plan(
-        spec=spec,
-        sources=tuple(in_order),
-        source_index=np.arange(len(in_order), dtype=np.int32),
-        columns=columns,
-        rejected=tuple(rejected),
-    )
+    return spec, _divide(in_order, splits, known, part_images)
 
 
-def make_reader(plan: Plan, scratch: Scratch | None = None) -> ImageReader:
-    """The reader of the images that `plan_images` planned.
+def _divide(
+    images: Sequence[SourceImage],
+    splits: Sequence[str],
+    known: Mapping[str, Sequence[str]],
+    part_images: int,
+) -> list[ImagePart]:
+    """Divide images into the parts that know them, and new parts for the others."""
+    place_of = {image.image_id: place for place, image in enumerate(images)}
+    divided: dict[str, list[int]] = {}
+    for name, image_ids in known.items():
+        places = [place_of.pop(each) for each in image_ids if each in place_of]
+        if places:
+            divided[name] = places
+    number = max((int(name) for name in known), default=-1) + 1
+    fresh = list(place_of.values())
+    for start in range(0, len(fresh), part_images):
+        divided[f"{number:06d}"] = fresh[start : start + part_images]
+        number += 1
+    return [
+        ImagePart(name, tuple(images[at] for at in places), tuple(splits[at] for at in places))
+        for name, places in sorted(divided.items())
+    ]
+
+
+def make_reader(spec: DatasetSpec, scratch: Scratch | None = None) -> ImageReader:
+    """The reader of the images of a dataset that `plan_images` planned.
 
     Args:
-        plan: Plan that `plan_images` made.
+        spec: Specification of the dataset.
         scratch: Folder where archives are unpacked; None for the usual one.
     """
-    settings = ImageSettings.model_validate(plan.spec.parameters)
+    settings = ImageSettings.model_validate(spec.parameters)
     return ImageReader(
-        size_px=plan.spec.image_shape[0],
-        channels=plan.spec.image_shape[2],
+        size_px=spec.image_shape[0],
+        channels=spec.image_shape[2],
         crop_px=settings.crop_px,
         equalize=settings.equalize,
         resampling=settings.resampling,
@@ -166,25 +201,25 @@ def make_reader(plan: Plan, scratch: Scratch | None = None) -> ImageReader:
     )
 
 
-def choose_shards(image_count: int, *, image_bytes: int) -> tuple[int, int]:
-    """Choose how many images a shard and a chunk hold.
+def choose_part(image_bytes: int) -> tuple[int, int]:
+    """Choose how many images a part and a chunk hold.
 
-    From the dataset alone, so that any number of workers makes the same bytes: eight shards or
-    more of 512 to 2048 images, two shards of fewer images than that, and never more images than
-    fit a worker's memory.
+    From the size of an image alone: however many images there are, and will be, a part keeps its
+    size. A part is one task and one shard, so it also bounds a worker's memory.
 
     Args:
-        image_count: Rows of the dataset.
         image_bytes: Size of one, uncompressed.
 
     Returns:
-        Images a shard, a multiple of the second: images a chunk.
+        Images a part, a multiple of the second: images a chunk.
+
+    Examples:
+        >>> choose_part(64 * 64 * 3)
+        (512, 64)
     """
     chunk = 64 if 64 * image_bytes <= _CHUNK_BYTES else 32
-    eighth = 1 << (min(max(image_count // 8, 512), 2048).bit_length() - 1)
-    wanted = max(-(-min(eighth, -(-image_count // 2)) // 64), 1) * 64
-    fitting = max(_SHARD_BYTES // image_bytes // chunk, 1) * chunk
-    return min(wanted, fitting), chunk
+    fitting = max(_PART_BYTES // image_bytes // chunk, 1) * chunk
+    return min(_PART_IMAGES, fitting), chunk
 
 
 def _split_and_order(
@@ -234,19 +269,33 @@ def _looks_grey(image: SourceImage, max_bytes: int) -> bool | None:
         return None
 
 
-def _collect_columns(images: Sequence[SourceImage], splits: Sequence[str]) -> dict[str, Array]:
+def collect_columns(spec: DatasetSpec, part: ImagePart) -> dict[str, Array]:
+    """Collect the columns of a part that are known before its images are read.
+
+    Args:
+        spec: Specification of the dataset.
+        part: Part whose images are to be read.
+    """
     columns: dict[str, Array] = {
-        "image_id": np.array([image.image_id for image in images], object),
-        "group_id": np.array([image.group_id for image in images], object),
-        "split": np.array(splits, object),
-        "label": np.array([image.label for image in images], np.int8),
+        "image_id": np.array([image.image_id for image in part.images], object),
+        "group_id": np.array([image.group_id for image in part.images], object),
+        "split": np.array(part.splits, object),
+        "label": np.array([image.label for image in part.images], np.int8),
     }
+    for name in spec.columns.keys() - IMAGE_COLUMNS.keys():
+        dtype = spec.columns[name]
+        unknown = fill_value(name, dtype)
+        values = [image.columns.get(name, unknown) for image in part.images]
+        columns[name] = np.array(values, object if dtype.kind == "T" else dtype)
+    return columns
+
+
+def _find_dtypes(images: Sequence[SourceImage]) -> dict[str, np.dtype[Any]]:
+    """Find the dtype of each further column that the images have."""
     examples: dict[str, Scalar] = {
         name: value for image in images for name, value in image.columns.items()
     }
-    for name, example in sorted(examples.items()):
-        dtype = _DTYPES.get(name, _DTYPE_OF_TYPE[type(example)])
-        unknown = fill_value(name, dtype)
-        values = [image.columns.get(name, unknown) for image in images]
-        columns[name] = np.array(values, object if dtype.kind == "T" else dtype)
-    return columns
+    return {
+        name: _DTYPES.get(name, _DTYPE_OF_TYPE[type(example)])
+        for name, example in sorted(examples.items())
+    }

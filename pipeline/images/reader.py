@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from hashlib import sha256
 from typing import Any, Final
 
 import numpy as np
+from blake3 import blake3
 from numpy.typing import NDArray
 
 from pipeline.dicom.grey import Voi
@@ -17,7 +17,7 @@ from pipeline.dicom.pixels import decode_dicom
 from pipeline.errors import SourceError
 from pipeline.images.decode import Resampling, decode_image, prepare_image
 from pipeline.images.duplicates import hash_images, write_hashes
-from pipeline.ingest.plan import SourceRead
+from pipeline.ingest.sources import SourceRead
 from pipeline.io.archives import read_member
 from pipeline.io.scratch import Scratch
 from pipeline.io.storage import describe, read_bytes
@@ -27,14 +27,15 @@ from pipeline.records import Array, SourceImage
 MEASURED_COLUMNS: Final[Mapping[str, np.dtype[Any]]] = {
     # Height and width of the file's own pixels: boxes are given in these.
     "file_shape_yx": np.dtype("int32"),
-    "pixel_digest": np.dtypes.StringDType(),
+    # BLAKE3 of the file's bytes.
+    "source_digest": np.dtypes.StringDType(),
     "perceptual_hash": np.dtypes.StringDType(),
 }
 
 
 @dataclass(frozen=True)
 class ImageReader:
-    """Reads one file as one image. A `plan.Reader`.
+    """Reads one file as one image. A `sources.Reader`.
 
     Args:
         size_px: Height and width of the result.
@@ -54,17 +55,11 @@ class ImageReader:
     voi: Voi = 0
     scratch: Scratch | None = field(default=None, repr=False)  # changes no pixel
 
-    def read(
-        self,
-        source: SourceImage,
-        rows: Mapping[str, Array],  # noqa: ARG002 - the protocol's
-        images: NDArray[np.uint8],
-    ) -> Iterator[SourceRead]:
+    def read(self, source: SourceImage, images: NDArray[np.uint8]) -> Iterator[SourceRead]:
         """Read a file.
 
         Args:
             source: The file to read.
-            rows: The file's one row.
             images: uint8 (1, `size_px`, `size_px`, `channels`), to be filled.
 
         Yields:
@@ -85,13 +80,12 @@ class ImageReader:
             equalize=self.equalize,
             resampling=self.resampling,
         )
-        digests, hashes = hash_images(images)
         measured: dict[str, Array] = {
             "file_shape_yx": np.array([pixels.shape[:2]], np.int32),
-            "pixel_digest": np.array(digests, object),
-            "perceptual_hash": np.array(write_hashes(hashes), object),
+            "source_digest": np.array([blake3(data).hexdigest()], object),
+            "perceptual_hash": np.array(write_hashes(hash_images(images)), object),
         }
-        yield SourceRead((None,), measured, sha256(data).hexdigest())
+        yield SourceRead((None,), measured)
 
 
 def read_source(

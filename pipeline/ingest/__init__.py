@@ -1,1 +1,1 @@
-"""From a plan to a sealed dataset: shards, manifest, preflight, quarantine."""
+"""From items to a sealed dataset: parts, manifest, preflight, quarantine."""

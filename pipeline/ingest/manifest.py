@@ -4,68 +4,38 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from pipeline.ingest.plan import name_source
 from pipeline.io.storage import read_bytes, write_bytes
 from pipeline.records import ManifestEntry
 
 
-def account_for(
-    sources: Sequence[Any],
-    source_index: NDArray[np.integer[Any]],
-    unreadable: Mapping[int, str],
-    rejected: Iterable[ManifestEntry],
-    columns: Mapping[str, NDArray[Any]] | None = None,
-) -> tuple[ManifestEntry, ...]:
-    """State what became of each source.
+def describe_rows(item: str, reasons: Sequence[str | None]) -> ManifestEntry:
+    """State what became of a source with rows.
 
     Args:
-        sources: The planned files, each with its `url` or a `public_name` in its place.
-        source_index: int (image,): the source of each row.
-        unreadable: Row -> reason why it is unreadable.
-        rejected: Items without a row in the plan.
-        columns: Name -> text (image,): the values in a source's rows become its facts.
+        item: Public name of the source.
+        reasons: Why each of its rows is unreadable, or None for one that is readable.
 
     Returns:
-        One entry an item. A source all of whose rows are unreadable has failed; one that lost
-        some is `done`, and its reason counts them.
+        A source all of whose rows are unreadable has failed; one that lost some is `done`, and
+        its reason counts them.
     """
-    planned = np.bincount(source_index, minlength=len(sources))
-    lost: dict[int, list[str]] = {}
-    for row, reason in sorted(unreadable.items()):
-        lost.setdefault(int(source_index[row]), []).append(reason)
-    facts = _gather_facts(columns or {}, source_index)
-    entries = []
-    for number, source in enumerate(sources):
-        reasons = lost.get(number, [])
-        entry = ManifestEntry(name_source(source), "done", facts=facts.get(number, {}))
-        if reasons and len(reasons) == planned[number]:
-            entry = replace(entry, state="failed", reason=reasons[0])
-        elif reasons:
-            count = f"{len(reasons)} of {planned[number]} tiles unreadable, first: {reasons[0]}"
-            entry = replace(entry, reason=count)
-        entries.append(entry)
-    return (*entries, *rejected)
+    lost = [reason for reason in reasons if reason is not None]
+    if lost and len(lost) == len(reasons):
+        return ManifestEntry(item, "failed", lost[0])
+    count = f"{len(lost)} of {len(reasons)} tiles unreadable, first: {lost[0]}" if lost else ""
+    return ManifestEntry(item, "done", count)
 
 
-def _gather_facts(
-    columns: Mapping[str, NDArray[Any]], source_index: NDArray[np.integer[Any]]
-) -> dict[int, dict[str, str]]:
-    facts: dict[int, dict[str, str]] = {}
-    for name, values in columns.items():
-        found: dict[int, list[str]] = {}
-        for number, value in sorted(set(zip(source_index.tolist(), values.tolist(), strict=True))):
-            found.setdefault(number, []).append(value)
-        for number, texts in found.items():
-            facts.setdefault(number, {})[name] = ", ".join(filter(None, texts))
-    return facts
+def add_remark(entry: ManifestEntry, remarks: Mapping[str, str]) -> ManifestEntry:
+    """Add the remark on an item to its entry, if it is done."""
+    remark = remarks.get(entry.item) if entry.state == "done" else None
+    if not remark:
+        return entry
+    return replace(entry, reason="; ".join(filter(None, [entry.reason, remark])))
 
 
 def write_manifest(url: str, entries: Sequence[ManifestEntry], **facts: datetime | str) -> None:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from math import prod
-from typing import Final
+from typing import Any, Final
 
 from pipeline.errors import SettingsError
-from pipeline.ingest.shards import ShardTask
 from pipeline.runtime.engines import MapWork, describe_workers
 from pipeline.store.spec import DatasetSpec
 
@@ -21,34 +19,31 @@ _COPIES: Final = 3
 
 
 def measure_worker_bytes(spec: DatasetSpec) -> int:
-    """Memory that a worker needs at most to make one shard."""
-    images = min(spec.shard_images, spec.image_count)
-    return _BASE_BYTES + _COPIES * images * prod(spec.image_shape)
+    """Memory that a worker needs at most to make one part, whose shards follow each other."""
+    return _BASE_BYTES + _COPIES * spec.shard_images * spec.image_bytes
 
 
-def check_before_spending(url: str, tasks: Sequence[ShardTask], map_work: MapWork) -> None:
-    """Log what is to be made, and refuse what cannot fit.
+def check_before_spending(
+    url: str, spec: DatasetSpec, items: Sequence[Any], map_work: MapWork
+) -> None:
+    """Log what is to be visited, and refuse what cannot fit.
 
     Args:
         url: URL of the dataset.
-        tasks: The shards to make; at least one.
-        map_work: The engine whose workers will make the shards.
+        spec: Specification of the dataset.
+        items: Items to visit.
+        map_work: The engine whose workers will make the parts.
 
     Raises:
         SettingsError: A shard needs more memory than a worker has.
     """
-    spec = tasks[0].spec
     workers, needed = describe_workers(map_work), measure_worker_bytes(spec)
-    if needed > workers.memory_bytes:
+    if items and needed > workers.memory_bytes:
         raise _refuse(url, spec, needed, workers.memory_bytes)
-    count = sum(len(task.source_index) for task in tasks)
     logger.info(
-        "%s: %d images in %d shards to make (%.1f MiB raw); %d workers, each needs %.0f of its "
-        "%.0f MiB",
+        "%s: %d items to visit; %d workers, each needs %.0f of its %.0f MiB",
         url,
-        count,
-        len(tasks),
-        count * prod(spec.image_shape) / 2**20,
+        len(items),
         workers.count,
         needed / 2**20,
         workers.memory_bytes / 2**20,
@@ -57,7 +52,7 @@ def check_before_spending(url: str, tasks: Sequence[ShardTask], map_work: MapWor
 
 def _refuse(url: str, spec: DatasetSpec, needed: int, given: int) -> SettingsError:
     """The error for a shard that a worker's memory cannot hold."""
-    fitting = max(0, given - _BASE_BYTES) // (_COPIES * prod(spec.image_shape))
+    fitting = max(0, given - _BASE_BYTES) // (_COPIES * spec.image_bytes)
     whole = fitting // spec.chunk_images * spec.chunk_images
     remedy = f"Lower shard_images to {whole} or less, or give workers more memory"
     if not whole:

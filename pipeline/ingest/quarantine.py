@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import SourceError
-from pipeline.ingest.plan import Reader, SourceRead, name_source, read_all
-from pipeline.ingest.shards import Commit, ShardTask, cut_sources, make_shard
-from pipeline.records import Array
+from pipeline.ingest.sources import Reader, SourceRead, name_source
 from pipeline.runtime.engines import DEATH, DEATH_REMEDY, MapWork
-
-_Sample: TypeAlias = tuple[Any, Mapping[str, Array]]
 
 
 @dataclass(frozen=True)
 class Quarantine:
-    """A `plan.Reader` that refuses some sources and reads the others by another reader.
+    """A `sources.Reader` that refuses some sources and reads the others by another reader.
 
     Args:
         reader: Reader of the sources that are not refused.
@@ -32,43 +28,35 @@ class Quarantine:
     reader: Reader[Any]
     names: frozenset[str]
 
-    def read(
-        self, source: Any, rows: Mapping[str, Array], images: NDArray[np.uint8]
-    ) -> Iterator[SourceRead]:
-        """Read rows; raises SourceError for a source that is refused."""
+    def read(self, source: Any, images: NDArray[np.uint8]) -> Iterator[SourceRead]:
+        """Read an image; raises SourceError for a source that is refused."""
         if name_source(source) in self.names:
             raise SourceError(name_source(source), DEATH, DEATH_REMEDY)
-        yield from self.reader.read(source, rows, images)
+        yield from self.reader.read(source, images)
 
 
-def make_shard_without_killers(
-    map_work: MapWork, url: str, reader: Reader[Any], task: ShardTask
-) -> Commit:
-    """Make a shard that has killed its workers, without the sources that are to blame.
-
-    Its commit has no key of work: a later run tries the sources again.
+def leave_out_killers(
+    map_work: MapWork, reader: Reader[Any], sources: tuple[Any, ...], shape: tuple[int, ...]
+) -> Quarantine:
+    """Find the sources that kill the workers that read them.
 
     Args:
         map_work: An engine whose workers may die.
-        url: URL of the dataset.
-        reader: Reader of the shard's sources.
-        task: The rows to make.
+        reader: Reader of the sources.
+        sources: Sources of a part whose workers have all died.
+        shape: Shape of an image: (H, W, C).
 
-    Raises:
-        SettingsError: No source kills by itself, but the shard does: it needs more memory.
+    Returns:
+        The reader, which refuses the sources that are to blame. Where none is, the part needs
+        more memory than a worker has.
     """
-    deadly: list[str] = []
-    for source, begin, end in cut_sources(task):
-        sample = source, {name: values[begin:end] for name, values in task.columns.items()}
-        probe = partial(_survive, reader, (end - begin, *task.spec.image_shape))
-        deadly += map_work(probe, [sample], give_up=lambda killer: name_source(killer[0]))
-    careful = Quarantine(reader, frozenset(filter(None, deadly)))
-    (made,) = map_work(partial(make_shard, url, careful), [replace(task, key="")])
-    return made
+    survive = partial(_survive, reader, shape)
+    deadly = map_work(survive, sources, give_up=name_source)
+    return Quarantine(reader, frozenset(filter(None, deadly)))
 
 
-def _survive(reader: Reader[Any], shape: tuple[int, ...], sample: _Sample) -> str:
-    """Read a source and drop the images; a worker that survives has no source to name."""
+def _survive(reader: Reader[Any], shape: tuple[int, ...], source: Any) -> str:
+    """Read a source and drop the image; a worker that survives has no source to name."""
     with suppress(Exception):  # whatever it raises, the worker has survived it
-        read_all(reader, *sample, shape)
+        list(reader.read(source, np.zeros((1, *shape), np.uint8)))
     return ""

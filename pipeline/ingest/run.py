@@ -1,45 +1,96 @@
-"""Plan -> write shards -> seal: the one way in which any dataset is made.
+"""Items -> parts -> seal: the one way in which any dataset is made.
 
-A plan fixes every image's place first. Then each task makes one whole shard, and nothing else
-writes there. A shard is made again only if its key of work has changed: the versions of its
-sources, the reader and its parameters, the rows, the code. The root document is written last and
-seals the dataset; whoever is killed before leaves an unsealed one, and a rerun finishes it.
+Each task makes one whole part, and nothing else writes there. A part is made again only if its key
+of work or its source has changed, and then in another folder, so that readers of the sealed dataset
+keep what they read. The root document is written last: it names the new table of parts, and seals.
+Whoever is killed before leaves the earlier dataset, or none, and a rerun finishes the work.
+
+    list -> visit each item: keep or make its part -> arrange the parts -> seal -> sweep
 """
 
 from __future__ import annotations
 
-import json
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import partial
-from hashlib import sha256
-from typing import Any
-
-import numpy as np
+from typing import Any, Generic, TypeVar
 
 from pipeline.errors import SchemaError, SourceError, StorageError
-from pipeline.ingest.manifest import account_for, write_manifest
-from pipeline.ingest.plan import Plan, Reader
+from pipeline.ingest.manifest import add_remark, write_manifest
 from pipeline.ingest.preflight import check_before_spending
-from pipeline.ingest.quarantine import make_shard_without_killers
-from pipeline.ingest.shards import Commit, ShardTask, cut_shards, make_shard
+from pipeline.ingest.progress import ProgressFile
 from pipeline.io import storage
 from pipeline.records import JSON, ManifestEntry, Progress, ignore_progress
 from pipeline.runtime.engines import MapWork
-from pipeline.store.dataset import open_dataset
+from pipeline.store.dataset import open_dataset, read_root
 from pipeline.store.layout import (
     MANIFEST,
-    drop_arrays,
-    is_laid_out,
+    drop_old_arrays,
     lacks_dataset,
+    list_places,
     require_destination,
     sweep,
-    sweep_temporary,
-    write_changed,
 )
-from pipeline.store.spec import write_documents
+from pipeline.store.part import Part
+from pipeline.store.spec import ROOT, SCHEMA_VERSION, DatasetSpec, code_version, encode_root
+from pipeline.store.table import compute_fingerprint, write_table
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a visit of one item gave.
+
+    Args:
+        part: The item's part; None where it has none.
+        entries: Entries of the manifest.
+        is_kept: Whether an earlier run had made the part.
+        read_bytes: Bytes of the source that were read.
+    """
+
+    part: Part | None
+    entries: tuple[ManifestEntry, ...]
+    is_kept: bool = False
+    read_bytes: int = 0
+
+    @property
+    def state(self) -> str:
+        """The item's state in a word: `made`, `kept`, `skipped` or `failed`."""
+        if self.part is None:
+            return "failed"
+        if not self.part.image_count:
+            return "skipped"
+        return "kept" if self.is_kept else "made"
+
+
+@dataclass(frozen=True)
+class Work(Generic[T]):
+    """What an ingest does.
+
+    Args:
+        spec: Specification of the dataset.
+        items: Items to visit, each with its own name.
+        visit: Picklable function that keeps or makes the part of an item.
+        give_up: Function that gives the outcome of an item that kills every worker.
+        arrange: Function that orders the parts and gives each its group and split; and remarks
+            for the manifest, by item.
+        weigh: Function that gives an item's share of the progress.
+        rejected: Items that the source itself left out, for the manifest.
+        source_identity: Basis on which a later run calls a source changed: `bytes`, or `size and
+            time`.
+    """
+
+    spec: DatasetSpec
+    items: Sequence[T]
+    visit: Callable[[T], Outcome]
+    give_up: Callable[[T], Outcome]
+    arrange: Callable[[Sequence[Part]], tuple[Sequence[Part], Mapping[str, str]]]
+    weigh: Callable[[T], int]
+    rejected: tuple[ManifestEntry, ...] = ()
+    source_identity: str = "bytes"
 
 
 @dataclass(frozen=True)
@@ -51,8 +102,8 @@ class IngestReport:
         fingerprint: SHA-256 over the dataset's content and parameters.
         image_count: Number of rows, unreadable ones included.
         unreadable_count: Number of rows marked unreadable.
-        shards_made: Number of shards written by this run.
-        shards_kept: Number of shards that an earlier run had made from the same input.
+        parts_made: Number of parts written by this run.
+        parts_kept: Number of parts that an earlier run had made from the same input.
         manifest: One entry for every item, with what became of it.
         seconds: Wall time in seconds.
     """
@@ -61,8 +112,8 @@ class IngestReport:
     fingerprint: str
     image_count: int
     unreadable_count: int
-    shards_made: int
-    shards_kept: int
+    parts_made: int
+    parts_kept: int
     manifest: tuple[ManifestEntry, ...]
     seconds: float
 
@@ -74,8 +125,7 @@ class IngestReport:
 
 def ingest(
     url: str,
-    plan: Plan,
-    reader: Reader[Any],
+    work: Work[Any],
     map_work: MapWork,
     *,
     on_progress: Progress = ignore_progress,
@@ -84,156 +134,164 @@ def ingest(
 
     Args:
         url: URL of the dataset.
-        plan: The rows to write.
-        reader: Reader of the plan's sources.
+        work: Items to visit, and the functions that make parts of them.
         map_work: An engine of `pipeline.runtime.engines`.
-        on_progress: Called with the number of images done and in all.
+        on_progress: Called with the number of items, or of images, done and in all.
 
     Raises:
-        StorageError: The destination cannot be written.
-        SourceError: The plan is empty.
-        SettingsError: Something else lies at the destination, or a shard needs more memory than a
+        StorageError: The destination cannot be written, or another ingest has sealed it meanwhile.
+        SourceError: No item gives an image.
+        SettingsError: Something else lies at the destination, or a part needs more memory than a
             worker has.
     """
     began = time.monotonic()
     url = storage.plain_url(url)
     require_destination(url)
-    _require_images(url, plan)
-    commits, pending = _resume(url, plan, reader)
-    if pending:
-        check_before_spending(url, pending, map_work)
-    documents = write_documents(plan.spec, None)
-    is_changed = bool(pending) or not is_laid_out(url, documents)
-    if is_changed:
-        drop_arrays(url, documents)
-        write_changed(url, documents)
-    done = plan.spec.image_count - sum(len(task.source_index) for task in pending)
-    on_progress(done, plan.spec.image_count)
-    give_up = partial(make_shard_without_killers, map_work, url, reader)
-    for commit in map_work(partial(make_shard, url, reader), pending, give_up=give_up):
-        commits[commit.shard] = commit
-        done += plan.spec.count_rows(commit.shard)
-        on_progress(done, plan.spec.image_count)
-    if is_changed:
-        sweep(url, documents, plan.spec.shard_count)
-    else:
-        sweep_temporary(url)
-    ordered = [commits[shard] for shard in range(plan.spec.shard_count)]
+    before, places = read_root(url), list_places(url)
+    with ProgressFile.begin(url, len(work.items)) as file:
+        check_before_spending(url, work.spec, work.items, map_work)
+        outcomes = _visit_all(work, map_work, file, on_progress)
+        parts, remarks = work.arrange([each.part for each in outcomes if each.part is not None])
+        entries = [add_remark(entry, remarks) for each in outcomes for entry in each.entries]
+        manifest = (*entries, *work.rejected)
+        _require_images(url, parts, manifest)
+        _require_whole(url, parts)
+        drop_old_arrays(url)
+        fingerprint, table = _seal(url, work, parts, before)
+        write_manifest(storage.join(url, MANIFEST), manifest, sealed_at=datetime.now(UTC))
+        sweep(url, places - {part.place for part in parts}, table)
     return IngestReport(
         url=url,
-        fingerprint=_seal(url, plan, ordered),
-        image_count=plan.spec.image_count,
-        unreadable_count=sum(len(commit.unreadable) for commit in ordered),
-        shards_made=len(pending),
-        shards_kept=len(ordered) - len(pending),
-        manifest=_write_manifest(url, plan, ordered),
+        fingerprint=fingerprint,
+        image_count=sum(part.image_count for part in parts),
+        unreadable_count=sum(part.unreadable_count for part in parts),
+        parts_made=sum(each.state == "made" for each in outcomes),
+        parts_kept=sum(each.state == "kept" for each in outcomes),
+        manifest=manifest,
         seconds=time.monotonic() - began,
     )
 
 
-def _resume(url: str, plan: Plan, reader: Reader[Any]) -> tuple[dict[int, Commit], list[ShardTask]]:
-    """Find the commits of an earlier run that still hold, and the shards that are lacking."""
-    before = _read_commits(url)
-    commits, pending = {}, []
-    for task in cut_shards(plan, reader):
-        commit = before.get(task.shard)
-        if commit is not None and commit.key == task.key:
-            commits[task.shard] = commit
-        else:
-            pending.append(task)
-    return commits, pending
+def read_known_parts(url: str) -> dict[str, Part]:
+    """Read the parts of an earlier ingest, by name; none where there is no dataset of this schema.
+
+    Args:
+        url: URL of the dataset.
+    """
+    try:
+        return {part.name: part for part in open_dataset(url).parts}
+    except SchemaError:
+        return {}
 
 
-def _write_manifest(url: str, plan: Plan, commits: Sequence[Commit]) -> tuple[ManifestEntry, ...]:
-    """Write what became of every item of a sealed dataset."""
-    columns = {name: open_dataset(url).column(name) for name in plan.manifest_columns}
-    entries = account_for(
-        plan.sources,
-        plan.source_index,
-        dict(pair for commit in commits for pair in commit.unreadable),
-        plan.rejected,
-        columns,
-    )
-    manifest = tuple(_add_remark(entry, plan.remarks or {}) for entry in entries)
-    write_manifest(storage.join(url, MANIFEST), manifest, sealed_at=datetime.now(UTC))
-    return manifest
+def _visit_all(
+    work: Work[Any], map_work: MapWork, file: ProgressFile, on_progress: Progress
+) -> list[Outcome]:
+    """Visit every item, and keep the outcomes in the order of the items' names."""
+    weights = [work.weigh(item) for item in work.items]
+    total, done = sum(weights), 0
+    on_progress(0, total)
+    outcomes: list[tuple[int, Outcome]] = []
+    visit, give_up = _Numbered(work.visit), _Numbered(work.give_up)
+    for number, outcome in map_work(visit, list(enumerate(work.items)), give_up=give_up):
+        outcomes.append((number, outcome))
+        done += weights[number]
+        file.count(
+            outcome.state,
+            failures=[entry for entry in outcome.entries if entry.state == "failed"],
+            read_bytes=outcome.read_bytes,
+            stored_bytes=outcome.part.stored_bytes if outcome.part else 0,
+        )
+        on_progress(done, total)
+    return [outcome for _, outcome in sorted(outcomes, key=lambda pair: pair[0])]
 
 
-def _require_images(url: str, plan: Plan) -> None:
-    """Refuse an empty plan; where there is no dataset yet, a manifest says what became of it."""
-    if plan.spec.image_count:
+def _share_names(outcome: Outcome) -> Outcome:
+    """Let all outcomes share the names of facts, of which every worker's message has its own."""
+    if outcome.part is None:
+        return outcome
+    facts = {sys.intern(name): value for name, value in outcome.part.facts.items()}
+    return replace(outcome, part=replace(outcome.part, facts=facts))
+
+
+@dataclass(frozen=True)
+class _Numbered:
+    """Applies a function to a numbered item, and numbers the result alike."""
+
+    function: Callable[[Any], Outcome]
+
+    def __call__(self, item: tuple[int, Any]) -> tuple[int, Outcome]:
+        return item[0], self.function(item[1])
+
+
+def _require_images(url: str, parts: Iterable[Part], manifest: Sequence[ManifestEntry]) -> None:
+    """Refuse an empty dataset; where there is none yet, a manifest says what became of it."""
+    if any(part.image_count for part in parts):
         return
     reason, remedy = "nothing was listed", "Check the source's URL and filters"
-    if plan.rejected:
-        first, count = plan.rejected[0], len(plan.rejected)
+    if manifest:
+        first, count = manifest[0], len(manifest)
         reason = f"none of {count} items gives one, e.g. {first.item}: {first.reason}"
         if lacks_dataset(url):
-            manifest = storage.join(url, MANIFEST)
-            write_manifest(manifest, plan.rejected, ended_at=datetime.now(UTC))
-            remedy = f"{manifest} names them all"
+            place = storage.join(url, MANIFEST)
+            write_manifest(place, manifest, ended_at=datetime.now(UTC))
+            remedy = f"{place} names them all"
     raise SourceError(url, f"no image to write ({reason})", remedy)
 
 
-def _add_remark(entry: ManifestEntry, remarks: Mapping[str, str]) -> ManifestEntry:
-    remark = remarks.get(entry.item) if entry.state == "done" else None
-    if not remark:
-        return entry
-    return replace(entry, reason="; ".join(filter(None, [entry.reason, remark])))
+def _require_whole(url: str, parts: Iterable[Part]) -> None:
+    """Check that every part is still there: another ingest may have deleted it."""
+    found = list_places(url)
+    for part in parts:
+        if part.place and part.place not in found:
+            raise StorageError(
+                url, f"part {part.name!r} has been deleted by another ingest", "Run again"
+            )
 
 
-def _read_commits(url: str) -> dict[int, Commit]:
-    """Commits of earlier runs; none where there is no dataset of this schema."""
-    try:
-        texts = open_dataset(url, allow_unsealed=True).read_commits()
-    except SchemaError:
-        return {}
-    return {shard: Commit.from_json(shard, text) for shard, text in enumerate(texts) if text}
-
-
-def _seal(url: str, plan: Plan, commits: Sequence[Commit]) -> str:
-    """Write the sealed root document and return the fingerprint.
+def _seal(
+    url: str, work: Work[Any], parts: Sequence[Part], before: dict[str, Any] | None
+) -> tuple[str, str]:
+    """Write the table of parts and the root document; return fingerprint and table's name.
 
     Raises:
-        StorageError: A shard is not what it was made as: another ingest writes here too, e.g. the
-            workers of one that was killed.
+        StorageError: Another ingest has sealed the dataset since this one began.
     """
-    found = _read_commits(url)
-    foreign = [commit.shard for commit in commits if found.get(commit.shard) != commit]
-    if foreign:
-        raise StorageError(
-            url, f"shard {foreign[0]} has been written by another ingest", "Run again"
-        )
-    identity = {
-        key: value for key, value in plan.spec.attributes().items() if key != "code_version"
-    }
-    digests: list[JSON] = [commit.digest for commit in commits]
-    facts = {**identity, "shard_images": plan.spec.shard_images, "shards": digests}
-    fingerprint = sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-    unreadable = [row for commit in commits for row, _ in commit.unreadable]
-    seal: dict[str, JSON] = {
+    fingerprint = compute_fingerprint(work.spec, parts)
+    table = write_table(url, parts)
+    attributes: dict[str, JSON] = {
+        **work.spec.attributes(),
+        "stamp": dict(work.spec.stamp),
+        "code_version": code_version(),
+        "source_identity": work.source_identity,
+        "sealed": True,
         "fingerprint": fingerprint,
-        "coverage": _move_unreadable_area(plan, unreadable),
-        "unreadable_count": len(unreadable),
+        "image_count": sum(part.image_count for part in parts),
+        "unreadable_count": sum(part.unreadable_count for part in parts),
+        "parts_table": table,
     }
-    write_changed(url, write_documents(plan.spec, seal))
-    return fingerprint
+    write_seal(url, attributes, before)
+    return fingerprint, table
 
 
-def _move_unreadable_area(plan: Plan, unreadable: Sequence[int]) -> dict[str, dict[str, float]]:
-    """Move the area of unreadable rows from `tiled` to `unreadable`, group by group.
+def write_seal(url: str, attributes: Mapping[str, JSON], before: Mapping[str, Any] | None) -> None:
+    """Write the root document of a dataset, unless another has been written meanwhile.
 
-    Returns:
-        The coverage account, whose parts still add up to what they did; empty where the plan has
-        none.
+    Args:
+        url: URL of the dataset.
+        attributes: Attributes of the document to write.
+        before: Attributes of the document that was read at the beginning; None without one.
+
+    Raises:
+        StorageError: Another ingest has sealed the dataset since.
     """
-    account = {
-        group: {"unreadable": 0.0, **parts} for group, parts in (plan.coverage or {}).items()
-    }
-    if plan.area is None:
-        return account
-    for row in unreadable:
-        parts = account[str(plan.columns["group_id"][row])]
-        area = float(np.float64(plan.area[row]))
-        parts["tiled"] -= area
-        parts["unreadable"] += area
-    return account
+    if _name_seal(read_root(url)) not in {_name_seal(before), attributes["fingerprint"]}:
+        raise StorageError(url, "another ingest has sealed it meanwhile", "Run again")
+    data, target = encode_root(attributes), storage.join(url, ROOT)
+    if not storage.holds(target, data):
+        storage.write_bytes(target, data)
+
+
+def _name_seal(root: Mapping[str, Any] | None) -> object:
+    is_current = root is not None and root.get("normscope_schema") == SCHEMA_VERSION
+    return root["fingerprint"] if root is not None and is_current else None

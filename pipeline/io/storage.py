@@ -194,6 +194,39 @@ def list_objects(url: str) -> list[ObjectInfo]:
     return sorted(found, key=lambda info: info.url)
 
 
+def list_folder(url: str) -> tuple[list[str], list[str]]:
+    """List what lies directly in a folder or below a prefix: names of files and of folders.
+
+    Args:
+        url: A folder or prefix; one that does not exist is empty. A file is listed under the
+            empty name.
+
+    Raises:
+        StorageError: It cannot be read.
+    """
+    place = parse(url)
+    with translated(url):
+        if place.scheme == "file":
+            return _scan(Path(place.key))
+        store = _objects(place.scheme, place.root)
+        found = obstore.list_with_delimiter(store, prefix=place.key or None)
+        files = [meta["path"].rpartition("/")[2] for meta in found["objects"]]
+        folders = [prefix.rpartition("/")[2] for prefix in found["common_prefixes"]]
+        if not files and not folders and place.key and exists(url):
+            return [""], []
+    return sorted(files), sorted(folders)
+
+
+def _scan(folder: Path) -> tuple[list[str], list[str]]:
+    if folder.is_file():
+        return [""], []
+    if not folder.exists():
+        return [], []
+    with os.scandir(folder) as entries:
+        found = sorted((entry.name, entry.is_dir()) for entry in entries)
+    return [n for n, is_dir in found if not is_dir], [n for n, is_dir in found if is_dir]
+
+
 def _walk(url: str, root: Path) -> Iterator[ObjectInfo]:
     if root.is_file():
         yield _local_info(url, root.stat())
@@ -332,6 +365,16 @@ def delete(url: str) -> None:
             Path(place.key).unlink()
         else:
             obstore.delete(_objects(place.scheme, place.root), place.key)
+
+
+def remove_empty_folders(url: str) -> None:
+    """Remove a local folder and those in it, as far as no file is left; S3 knows no folders."""
+    place = parse(url)
+    if place.scheme != "file":
+        return
+    for name, _, _ in os.walk(place.key, topdown=False):
+        with suppress(OSError):  # it is not empty
+            Path(name).rmdir()
 
 
 def open_zarr_store(url: str, *, read_only: bool) -> StorePath:

@@ -8,15 +8,19 @@ the same dataset. The only importer of dask.
 from __future__ import annotations
 
 import logging
+import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from typing import Any, Final, Protocol, TypeVar
+from uuid import uuid4
 
 import dask
 from dask.utils import funcname
-from distributed import Client, KilledWorker, LocalCluster
+from distributed import Client, Future, KilledWorker, LocalCluster, worker_client
 from distributed import as_completed as dask_completed
 from distributed.system import MEMORY_LIMIT
 
@@ -31,6 +35,9 @@ _RETRIES: Final = 3
 # A worker that dies takes the item at hand with it; at so many deaths it is the item that kills.
 # An existing scheduler decides for itself (`distributed.scheduler.allowed-failures`, by default 3).
 _DEATHS_OF_AN_ITEM: Final = 10
+# The scheduler holds twice as many tasks as there are threads, counted anew every few seconds.
+_LEAST_WINDOW: Final = 8
+_RECOUNT_S: Final = 5.0
 DEATH: Final = "every worker that took it up has died: out of memory, or a crash in a codec"
 DEATH_REMEDY: Final = "Look into the workers' logs; give workers more memory or leave the file out"
 
@@ -108,11 +115,24 @@ def dask_engine(
             yield DaskMap(client)
 
 
+@dataclass(slots=True)
+class _Window:
+    """How many tasks are submitted at once, and when that was counted."""
+
+    window: int = 0
+    at: float = -math.inf
+
+
 @dataclass(frozen=True)
 class DaskMap:
-    """`MapWork` on the workers of a Dask client."""
+    """`MapWork` on the workers of a Dask client.
+
+    Args:
+        client: Client of the cluster.
+    """
 
     client: Client
+    _counted: _Window = field(default_factory=_Window, init=False, repr=False)
 
     def __call__(
         self,
@@ -121,32 +141,58 @@ class DaskMap:
         *,
         give_up: Callable[[T], R] | None = None,
     ) -> Iterator[R]:
-        """Submit every item; items that have not begun when the caller stops are cancelled.
+        """Submit items as workers become free.
+
+        Those that have not begun when the caller stops are cancelled.
 
         Raises:
             SettingsError: An item has killed every worker that tried it, and there is no `give_up`.
         """
-        # pure=False: results are effects on storage, so none may be taken from a cache.
         work = partial(_keeping_memory, function)
-        futures = self.client.map(
-            work, list(items), key=funcname(function), pure=False, retries=_RETRIES
-        )
+        waiting = iter(enumerate(items))
+        numbers: dict[str, int] = {}  # key of a submitted task -> number of its item
+
+        def submit(count: int) -> list[Future[R]]:
+            # pure=False: results are effects on storage, so none may be taken from a cache.
+            taken = {f"{funcname(function)}-{uuid4()}": pair for pair in islice(waiting, count)}
+            numbers.update({key: number for key, (number, _) in taken.items()})
+            values = [item for _, item in taken.values()]
+            futures: list[Future[R]] = self.client.map(
+                work, values, key=list(taken), pure=False, retries=_RETRIES
+            )
+            return futures
+
         suspects = []
-        for future in dask_completed(futures, loop=self.client.loop):
-            try:
-                yield future.result()
-            except KilledWorker as error:
-                number = futures.index(future)
-                if give_up is None:
-                    raise SettingsError(
-                        f"item {number + 1} of {len(futures)}", DEATH, DEATH_REMEDY
-                    ) from error
-                suspects.append(items[number])
+        running = dask_completed(submit(self._count_window()), loop=self.client.loop)
+        for batch in running.batches():
+            done = {future: numbers.pop(future.key) for future in batch}
+            # As many as are free now: workers may have come or gone.
+            running.update(submit(max(0, self._count_window() - len(numbers))))
+            with suppress(KilledWorker):
+                yield from self.client.gather(batch)  # one request for all that are ready
+                continue
+            for future, number in done.items():
+                try:
+                    yield future.result()
+                except KilledWorker as error:
+                    if give_up is None:
+                        raise SettingsError(
+                            f"item {number + 1} of {len(items)}", DEATH, DEATH_REMEDY
+                        ) from error
+                    suspects.append(items[number])
         if give_up is not None:
             for item in suspects:
                 # A worker may have held other items when it died: the cause kills alone, too.
                 again = self(function, [item], give_up=give_up) if len(items) > 1 else None
                 yield from again or [give_up(item)]
+
+    def _count_window(self) -> int:
+        """Count the tasks that the scheduler is to hold: enough that no worker waits for one."""
+        now = time.monotonic()
+        if now - self._counted.at > _RECOUNT_S:
+            threads = sum(self.client.nthreads().values())
+            self._counted.at, self._counted.window = now, max(_LEAST_WINDOW, 2 * threads)
+        return self._counted.window
 
     def describe(self) -> Workers:
         """Count the workers, at least one: the client waits for the first."""
@@ -156,6 +202,17 @@ class DaskMap:
             found = list(self.client.scheduler_info(n_workers=-1)["workers"].values())
         memory = min((w["memory_limit"] or MEMORY_LIMIT) // w["nthreads"] for w in found)
         return Workers(sum(worker["nthreads"] for worker in found), memory)
+
+
+@contextmanager
+def engine_of_worker() -> Iterator[MapWork]:
+    """The cluster that the task at hand runs on, for pieces of that task.
+
+    The task leaves its worker's thread meanwhile, so that its own worker takes pieces too. Where
+    its worker dies, the pieces are cancelled, and the task begins anew elsewhere.
+    """
+    with worker_client() as client:
+        yield DaskMap(client)
 
 
 def _keeping_memory(function: Callable[[T], R], item: T) -> R:

@@ -19,11 +19,11 @@ from pipeline.slides.colour import name_profile
 from pipeline.slides.formats import require_whole
 from pipeline.slides.readers.protocol import SlideReader
 from pipeline.slides.readers.registry import open_slide
-from pipeline.slides.review import draw_review
 from pipeline.slides.settings import SlideSettings
-from pipeline.slides.thumbnail import choose_thumbnail_level, read_thumbnail
+from pipeline.slides.survey.review import draw_review
+from pipeline.slides.survey.thumbnail import choose_thumbnail_level, read_thumbnail
+from pipeline.slides.survey.tissue import find_tissue
 from pipeline.slides.tiling import choose_tiles, make_grid, measure_tile_extent_yx
-from pipeline.slides.tissue import find_tissue
 
 # Tissue is looked for unasked where no more pixels than these have to be decoded.
 _CHEAP_PX: Final = 1 << 26

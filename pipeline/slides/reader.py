@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
 from typing import Final
@@ -13,122 +14,96 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.errors import SourceError
-from pipeline.ingest.plan import SourceRead
-from pipeline.io.scratch import Scratch
-from pipeline.io.staging import stage
-from pipeline.records import Array, Slide
+from pipeline.ingest.sources import SourceRead
+from pipeline.records import Array
+from pipeline.slides.colour import convert_to_srgb
 from pipeline.slides.jpeg.proof import open_jpeg_tiles
 from pipeline.slides.jpeg.tiles import JpegTiles
 from pipeline.slides.quality import QUALITY_COLUMNS, measure_quality
-from pipeline.slides.readers.openslide_reader import digest_slide
 from pipeline.slides.readers.protocol import SlideReader
-from pipeline.slides.readers.registry import open_slide
-from pipeline.slides.settings import SlideSettings, StainSetting
-from pipeline.slides.stain.fit import decode_stains
+from pipeline.slides.settings import SlideSettings
 from pipeline.slides.stain.normalise import StainFit, normalise_stains
 from pipeline.slides.tiling import PairYX, choose_level, measure_tile_extent_yx
 
-DECODER_COLUMN: Final = "decoder"
 _BATCH_TILES: Final = 8  # read and measured together, while they are in the processor's cache
 
 
 @dataclass(frozen=True)
-class SlideTileReader:
-    """A `plan.Reader` of `records.Slide`.
-
-    What a survey has found on a slide (um/px, stain fit) comes with the plan's columns, so that it
-    is part of the key of that slide's shards and of no other's.
+class TileReader:
+    """Reads tiles of one open slide; JPEG tiles that it decodes stay in memory for the next ones.
 
     Args:
-        tile_size_px: Height and width of a tile in pixels.
-        mpp_um: Micrometres per tile pixel.
-        mpp_override_um: Micrometres per level-0 pixel that replace the slide's own, or None.
-        stain: Method of stain normalisation, or `none`.
-        scratch: Folder where slides on object storage are staged; None for the default
-            one. It changes nothing in what is read.
+        slide: The open slide.
+        tiles: Decoder of its JPEG tiles, or None where OpenSlide decodes.
+        level: Level that tiles are read from.
+        shape_yx: Height and width of a tile in pixels of the level.
+        fit: The slide's stains, or None where stains are left as they are.
+        icc: ICC profile by which colours are converted to sRGB, or None to leave them.
     """
 
-    tile_size_px: int
-    mpp_um: float
-    mpp_override_um: float | None = None
-    stain: StainSetting = "none"
-    scratch: Scratch | None = field(default=None, repr=False, compare=False)
+    slide: SlideReader
+    tiles: JpegTiles | None
+    level: int
+    shape_yx: PairYX
+    fit: StainFit | None = None
+    icc: bytes | None = None
+
+    @property
+    def decoder(self) -> str:
+        """What decodes the slide: `jpeg` (`pipeline.slides.jpeg.proof`), or the reader's name."""
+        return "jpeg" if self.tiles else self.slide.name
 
     def read(
-        self, source: Slide, rows: Mapping[str, Array], images: NDArray[np.uint8]
+        self, origins_yx: NDArray[np.int64], images: NDArray[np.uint8]
     ) -> Iterator[SourceRead]:
-        """Read tiles of one slide into given memory; their quality is measured as scanned.
+        """Read tiles into given memory; their quality is measured before stains are changed.
 
         Args:
-            source: The slide to read.
-            rows: Columns of the plan: `origin_yx`, (n, 2) int64, in level-0 pixels, and, where
-                present, `mpp_source`, `mpp_yx` and `stain_fit`.
-            images: uint8 (n, `tile_size_px`, `tile_size_px`, 3), to be filled.
+            origins_yx: (n, 2), upper left corners in level-0 pixels.
+            images: uint8 (n, side, side, 3), to be filled.
 
         Yields:
-            The next few tiles; their quality, which of them are corrupt, and what decoded the
-            slide: `jpeg` (`pipeline.slides.jpeg.proof`) or the reader's name.
-
-        Raises:
-            SourceError: The slide cannot be opened, or has changed since it was planned.
-            StorageError: The slide cannot be fetched.
+            The next few tiles: their quality, and which of them are corrupt.
         """
-        fit = self._choose_fit(rows)
-        with (
-            stage(source.url, source.version, source.companions, scratch=self.scratch) as path,
-            open_slide(path, item=source.url, mpp_override_um=self._choose_mpp(rows)) as slide,
-        ):
-            done = 0
-            for read in self._fill(path, slide, rows["origin_yx"], images):
-                batch = images[done : done + len(read.reasons)]
-                if fit:
-                    batch[:] = normalise_stains(batch, fit)
-                done += len(batch)
-                yield read
-
-    def _choose_fit(self, rows: Mapping[str, Array]) -> StainFit | None:
-        text = str(rows["stain_fit"][0]) if "stain_fit" in rows else ""
-        if not text or self.stain == "none":
-            return None
-        return StainFit(self.stain, decode_stains(text))
-
-    def _choose_mpp(self, rows: Mapping[str, Array]) -> float | None:
-        """The slide's own um/px where neither its file nor the settings give it."""
-        if "mpp_source" in rows and rows["mpp_source"][0] in {"user table", "fallback"}:
-            (mpp_um,) = set(rows["mpp_yx"].flat)  # one value for both axes of one slide
-            return float(mpp_um)
-        return self.mpp_override_um
-
-    def _fill(
-        self,
-        path: Path,
-        slide: SlideReader,
-        origins_yx: NDArray[np.int64],
-        images: NDArray[np.uint8],
-    ) -> Iterator[SourceRead]:
-        extent_yx = measure_tile_extent_yx(slide.mpp_yx, self.mpp_um, self.tile_size_px)
-        level, shape_yx = choose_read(slide, extent_yx, self.tile_size_px)
-        digest = digest_slide(path)
-        with open_jpeg_tiles(path, slide, level) as tiles:
-            regions = _read_regions(slide, tiles, origins_yx, level, shape_yx)
-            decoder = "jpeg" if tiles else slide.name
-            for start in range(0, len(images), _BATCH_TILES):
-                batch = images[start : start + _BATCH_TILES]
-                reasons = tuple(_write_tile(image, next(regions)) for image in batch)
-                columns = _measure(batch, reasons)
-                columns[DECODER_COLUMN] = np.full(len(batch), decoder, object)
-                yield SourceRead(reasons, columns, digest)
+        regions = _read_regions(self.slide, self.tiles, origins_yx, self.level, self.shape_yx)
+        for start in range(0, len(images), _BATCH_TILES):
+            batch = images[start : start + _BATCH_TILES]
+            reasons = tuple(_write_tile(image, next(regions)) for image in batch)
+            if self.icc:
+                batch[:] = convert_to_srgb(batch, self.icc, self.slide.item)
+            columns = _measure(batch, reasons)
+            if self.fit:
+                batch[:] = normalise_stains(batch, self.fit)
+            yield SourceRead(reasons, columns)
 
 
-def make_tile_reader(settings: SlideSettings, scratch: Scratch | None = None) -> SlideTileReader:
-    """Make the reader of the tiles that `plan.plan_slides` plans."""
-    return SlideTileReader(
-        settings.tile_size_px,
-        settings.mpp_um,
-        settings.mpp_override_um,
-        settings.stain,
-        scratch,
-    )
+@contextmanager
+def open_tiles(
+    path: Path, slide: SlideReader, settings: SlideSettings, fit: StainFit | None = None
+) -> Iterator[TileReader]:
+    """Open the tiles of a slide.
+
+    Args:
+        path: Local path of the slide's file.
+        slide: The open slide.
+        settings: Size and um/px of the tiles.
+        fit: The slide's stains, or None to leave stains as they are.
+
+    Raises:
+        ValueError: The slide is coarser than the tiles.
+    """
+    extent_yx = measure_tile_extent_yx(slide.mpp_yx, settings.mpp_um, settings.tile_size_px)
+    level, shape_yx = choose_read(slide, extent_yx, settings.tile_size_px)
+    with open_jpeg_tiles(path, slide, level) as tiles:
+        icc = slide.icc_profile if settings.icc == "srgb" else None
+        yield TileReader(slide, tiles, level, shape_yx, fit, icc)
+
+
+def name_icc_state(profile: bytes | None, settings: SlideSettings) -> str:
+    """Name what became of a slide's colours: `kept`, `srgb`, or `no profile` to convert by."""
+    if settings.icc == "keep":
+        return "kept"
+    return "srgb" if profile else "no profile"
 
 
 def _write_tile(image: NDArray[np.uint8], region: NDArray[np.uint8] | SourceError) -> str | None:

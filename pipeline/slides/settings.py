@@ -1,7 +1,8 @@
 """Settings of a slide dataset, and their presets.
 
-`all-tissue` takes every tile that is at least half tissue. `paper` is what Shvetsova et al. 2021
-made of Camelyon16, from the public code (`ninatu/anomaly_detection` at 89b63fc,
+`all-tissue` takes every tile that is at least half tissue. `ihc` and `fluorescence` do the same,
+for other stains and backgrounds: see `pipeline.slides.survey.tissue`. `paper` is what Shvetsova et
+al. 2021 made of Camelyon16, from the public code (`ninatu/anomaly_detection` at 89b63fc,
 `camelyon16_preprocessing/scripts`): tiles of 768 px at 40x (0.243 to 0.25 um/px) on cells that are
 tissue throughout on a mask of 256 px a pixel, at most 50 a slide drawn at random, of tumour slides
 only those that are tumour throughout; Vahadane's normalisation; reduced to 10x, 192 px. Training
@@ -22,8 +23,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pipeline.errors import SettingsError
 from pipeline.slides.annotations import EXCLUDED_GROUPS, LESION_GROUPS
 from pipeline.slides.stain.normalise import StainMethod
+from pipeline.slides.survey.tissue import TissueMethod
 
 StainSetting: TypeAlias = Literal["none"] | StainMethod
+IccSetting: TypeAlias = Literal["keep", "srgb"]
 Fraction: TypeAlias = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -37,6 +40,13 @@ class SlideSettings(BaseModel):
         stride_px: Distance from one tile to the next in tile pixels; None for side by side.
         min_tissue_fraction: Least share of tissue; tiles with less are left out.
         mask_mpp_um: Micrometres per pixel of the thumbnail that tissue is found on.
+        tissue_method: Signal that tells tissue from background: `chroma` for haematoxylin and
+            eosin, `ihc` for pale counterstains with a chromogen, `dark-background` for
+            fluorescence. A slide with a mask of its own needs none.
+        min_tissue_area_um2: Smallest piece of tissue in square micrometres; smaller ones are
+            dropped as dust. None for 17 pixels of the thumbnail, 1088 um^2 at 8 um/px.
+        max_hole_area_um2: Largest hole in tissue in square micrometres that is filled; larger ones
+            stay background. None for 16 pixels of the thumbnail, 1024 um^2 at 8 um/px.
         max_tiles_per_slide: Size of the random sample of a slide's tiles; None for all.
         lesion_tiles_only: Take only the anomalous tiles of slides with lesions.
         lesion_threshold: Lesion share above which a tile is anomalous. A tile without lesion is
@@ -47,6 +57,9 @@ class SlideSettings(BaseModel):
             of single slides takes precedence.
         mpp_fallback_um: Micrometres per level-0 pixel of slides whose files have none.
         stain: Method of stain normalisation, fitted on each slide; `none` leaves stains alone.
+        icc: Colours of the tiles: `keep` leaves them as scanned; `srgb` converts them by the ICC
+            profile of each slide before tissue, quality and stains are measured, and leaves slides
+            without a profile as they are.
         validation_fraction: Share of the normal training slides kept for validation.
         test_fraction: Share of the slides kept for testing where no official split exists.
         seed: Seed of the splits and of the samples of tiles.
@@ -61,6 +74,9 @@ class SlideSettings(BaseModel):
     stride_px: int | None = Field(None, ge=1)
     min_tissue_fraction: Fraction = 0.5
     mask_mpp_um: float = Field(8.0, gt=0.0)
+    tissue_method: TissueMethod = "chroma"
+    min_tissue_area_um2: float | None = Field(None, ge=0.0)
+    max_hole_area_um2: float | None = Field(None, ge=0.0)
     max_tiles_per_slide: int | None = Field(None, ge=1)
     lesion_tiles_only: bool = False
     lesion_threshold: Fraction = 0.1
@@ -69,6 +85,7 @@ class SlideSettings(BaseModel):
     mpp_override_um: float | None = Field(None, gt=0.0)
     mpp_fallback_um: float | None = Field(None, gt=0.0)
     stain: StainSetting = "none"
+    icc: IccSetting = "keep"
     validation_fraction: Fraction = 0.2
     test_fraction: Fraction = 0.2
     seed: int = Field(0, ge=0)
@@ -111,6 +128,8 @@ _PRESETS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
             "stain": "vahadane",
             "shard_images": 256,
         },
+        "ihc": {"tissue_method": "ihc"},
+        "fluorescence": {"tissue_method": "dark-background"},
     }
 )
 SLIDE_PRESETS: Final = tuple(_PRESETS)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from math import isclose
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -195,24 +195,6 @@ def label_tiles(lesion_fraction: NDArray[np.float32], lesion_threshold: float) -
     label[lesion_fraction == 0.0] = Label.NORMAL
     label[lesion_fraction > lesion_threshold] = Label.ANOMALOUS
     return label
-
-
-def name_states(lesion_fraction: NDArray[np.float32], lesion_threshold: float) -> NDArray[Any]:
-    """Name what tiles show: `normal`, `tumour`, `mixed` between the two, or `unknown`.
-
-    Args:
-        lesion_fraction: (n,), share of lesion; NaN where nobody annotated.
-        lesion_threshold: Lesion share above which a tile is `tumour`.
-
-    Returns:
-        (n,) str.
-    """
-    label = label_tiles(lesion_fraction, lesion_threshold)
-    is_mixed = (label == Label.UNKNOWN) & ~np.isnan(lesion_fraction)
-    words = {Label.NORMAL: "normal", Label.ANOMALOUS: "tumour", Label.UNKNOWN: "unknown"}
-    states = np.array([words[Label(value)] for value in label], dtype=object)
-    states[is_mixed] = "mixed"
-    return states
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,1 +1,1 @@
-"""What a dataset is on disk: its specification, its shards, its layout."""
+"""What a dataset is on disk: its specification, its parts, its layout."""

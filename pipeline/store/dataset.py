@@ -2,41 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Final
+from functools import cached_property, lru_cache
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
 from pipeline.errors import AbsentError, SchemaError
-from pipeline.io.storage import join, open_zarr_store, plain_url
+from pipeline.io.storage import exists, join, plain_url, read_bytes
 from pipeline.records import Array
-from pipeline.store.sharding import ReadChunk, open_chunks
-from pipeline.store.spec import SCHEMA_VERSION
+from pipeline.store.part import OpenPart, Part, open_part
+from pipeline.store.selection import ImageSelection, choose_rows
+from pipeline.store.sharding import ReadChunk
+from pipeline.store.spec import ROOT, SCHEMA_VERSION
+from pipeline.store.table import read_table, tabulate_parts
 
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    import pandas as pd
+    import xarray
+
+T = TypeVar("T")
+
+PROGRESS: Final = "ingest.json"
 _COMMANDS: Final[Mapping[str, str]] = {"histology": "slides", "radiograph": "xrays"}
-# 0.1 decoded names in file:// URLs twice, and mistook one file for another.
-_REFUSED_RELEASE: Final = "0.1."
+_READERS: Final = 8
+# Facts that every part has as fields of its own, and that are read like columns.
+_OF_PARTS: Final = ("group_id", "split", "source_digest")
 
 
 @dataclass(frozen=True)
 class Dataset:
     """An open dataset, for reading.
 
+    Rows are numbered through all parts in the order of the table of parts; chunks are numbered
+    likewise, and each lies in one part.
+
     Args:
         url: Path or URL of the dataset.
-        group: The open Zarr group.
+        attributes: Attributes of the root document.
+        parts: Table of parts, in the order of rows; those without an image included.
     """
 
     url: str
-    group: zarr.Group
+    attributes: Mapping[str, Any]
+    parts: tuple[Part, ...]
 
-    @property
-    def attributes(self) -> Mapping[str, Any]:
-        """The group's attributes."""
-        return self.group.attrs.asdict()
+    def __reduce__(self) -> tuple[Callable[..., Dataset], tuple[str, str]]:
+        # Tasks carry a dataset's name, not its table of parts.
+        return _reopen, (self.url, self.fingerprint)
+
+    def __repr__(self) -> str:
+        height, width, channels = self.image_shape
+        return (
+            f"<Dataset {self.url}: {self.image_count} {self.attributes['modality']} images of "
+            f"{height} x {width} x {channels} in {len(self.parts)} parts, source "
+            f"{self.attributes['source']}, fingerprint {self.fingerprint[:12]}>"
+        )
 
     @property
     def fingerprint(self) -> str:
@@ -44,111 +72,219 @@ class Dataset:
         return str(self.attributes["fingerprint"])
 
     @property
-    def coverage(self) -> Mapping[str, Mapping[str, float]]:
-        """For each group of a slide dataset: area (um^2) tiled, excluded by reason, unreadable."""
-        coverage: Mapping[str, Mapping[str, float]] = self.attributes["coverage"]
-        return coverage
-
-    @property
     def image_count(self) -> int:
         """Number of rows, unreadable ones included."""
-        return int(self._array("image").shape[0])
+        return int(self.starts[-1])
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(height, width, channels)."""
-        _, height, width, channels = self._array("image").shape
-        return height, width, channels
+        height, width, channels = self.attributes["image_shape"]
+        return int(height), int(width), int(channels)
 
     @property
     def chunk_images(self) -> int:
-        """Rows in a chunk: reads that are aligned to chunks decode nothing twice."""
-        return int(self._array("image").chunks[0])
+        """Rows in a whole chunk; the last chunk of a part may have fewer."""
+        return int(self.attributes["chunk_images"])
 
-    @property
+    @cached_property
+    def starts(self) -> NDArray[np.int64]:
+        """First row of each part, and the number of all rows: int64 (parts + 1,)."""
+        counts = [part.image_count for part in self.parts]
+        return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
+
+    @cached_property
+    def chunk_starts(self) -> NDArray[np.int64]:
+        """First row of each chunk, and the number of all rows: int64 (chunks + 1,)."""
+        firsts = [
+            np.arange(start, stop, self.chunk_images, dtype=np.int64)
+            for start, stop in zip(self.starts, self.starts[1:], strict=False)
+        ]
+        return np.concatenate([*firsts, self.starts[-1:]])
+
+    def find_chunks(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Find the number of the chunk that each row lies in."""
+        return np.searchsorted(self.chunk_starts, rows, side="right") - 1
+
+    @cached_property
     def column_names(self) -> tuple[str, ...]:
-        """Names of the columns."""
-        return tuple(sorted(set(self.group.array_keys()) - {"image", "commit"}))
+        """Names of the columns and of the facts of parts, which `column` reads alike."""
+        facts = {name for part in self.parts for name in part.facts}
+        return tuple(sorted({*self.attributes["columns"], *facts, *_OF_PARTS}))
 
-    def read_images(self, start: int, stop: int) -> NDArray[np.uint8]:
-        """Read rows `start` to `stop` as (n, H, W, C); rows that are not `readable` are zeros."""
-        return np.asarray(self._array("image")[start:stop], dtype=np.uint8)
-
-    def open_chunks(self) -> ReadChunk:
-        """Open a sealed dataset for reading whole chunks, past zarr-python where that is faster."""
-        return open_chunks(join(self.url, "image"), self._array("image"))
+    def open_part(self, number: int) -> OpenPart:
+        """Open a part by its place in the table of parts."""
+        return open_part(self.url, self.parts[number])
 
     def column(self, name: str) -> Array:
-        """Read one whole column: (n,), or (n, 2) for a name that ends in `_yx`; text as `object`.
+        """Read a column of all parts: (n,), or (n, 2) for a name in `_yx`; text as `object`.
+
+        A fact of whole parts is repeated for each of their rows.
 
         Raises:
             SchemaError: The dataset has no such column.
         """
-        if name not in self.group:
+        if name in self.attributes["columns"]:
+            found = list(self._map_parts(lambda opened: opened.column(name)))
+            return np.concatenate(found) if found else np.empty(0, object)
+        if name not in self.column_names:
             raise SchemaError(
                 self.url, f"no column {name!r}", f"It has {', '.join(self.column_names)}"
             )
-        values = np.asarray(self._array(name)[:])
-        return values.astype(object) if values.dtype.kind == "T" else values
+        values = [read_fact(part, name) for part in self.parts]
+        is_text = any(isinstance(value, str) for value in values)
+        known = np.array(values, object if is_text else None)
+        return np.repeat(known, np.diff(self.starts))
 
-    def read_commits(self) -> list[str]:
-        """Read what each shard was made from, as JSON; empty for one that is not made."""
-        return [str(text) for text in np.asarray(self._array("commit")[:])]
+    def read_images(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """Read rows `start` to `stop` as (n, H, W, C); rows that are not `readable` are zeros."""
+        start, stop, _ = slice(start, stop).indices(self.image_count)
+        images = np.empty((max(0, stop - start), *self.image_shape), np.uint8)
+        first, last = np.searchsorted(self.starts, [start, stop - 1], side="right") - 1
+        for number in range(int(first), int(last) + 1) if len(images) else ():
+            begin, end = (int(row) for row in self.starts[number : number + 2])
+            rows = max(start, begin), min(stop, end)
+            if rows[0] < rows[1]:
+                found = self.open_part(number).read_images(rows[0] - begin, rows[1] - begin)
+                images[rows[0] - start : rows[1] - start] = found
+        return images
 
-    def _array(self, name: str) -> zarr.Array[Any]:
-        array = self.group[name]
-        if not isinstance(array, zarr.Array):
-            raise SchemaError(self.url, f"{name!r} is not an array", "Ingest the dataset again")
-        return array
+    def images(self, where: str | NDArray[np.bool_] | None = None) -> ImageSelection:
+        """Choose images; nothing is read before the selection is indexed or iterated.
+
+        Args:
+            where: Condition on the columns, as `pandas.DataFrame.query` takes it, e.g.
+                `split == 'test' and tissue_fraction > 0.8`; or one bool for each row; or None for
+                every image.
+
+        Raises:
+            SettingsError: The condition cannot be evaluated.
+        """
+        return ImageSelection(self, choose_rows(self, where))
+
+    def to_frame(self) -> pd.DataFrame:
+        """Read all columns, and the facts of parts, as a table with one row per image.
+
+        A column in `_yx` becomes two, `_y` and `_x`; the index is the row of the dataset.
+        """
+        frame: pd.DataFrame = _load_frames().make_frame(self)
+        return frame
+
+    def parts_to_frame(self) -> pd.DataFrame:
+        """Make a table of the parts, facts included: of slides, one row per slide."""
+        frame: pd.DataFrame = tabulate_parts(self.parts).to_pandas()
+        return frame
+
+    def to_xarray(self) -> xarray.Dataset:
+        """Open all images and columns lazily as one dataset, concatenated along `image`.
+
+        Columns and facts are variables of their own; images are Dask arrays in the chunks of the
+        parts, called `pixels`, as a variable must not be called like its dimension.
+        """
+        whole: xarray.Dataset = _load_frames().open_xarray(self)
+        return whole
+
+    def open_chunks(self) -> ReadChunk:
+        """Open a dataset for reading whole chunks by their number, from any number of threads."""
+        return _ChunkReader(self).read
+
+    def read_reasons(self) -> dict[int, str]:
+        """Read why rows are unreadable, by row of the dataset."""
+        reasons: dict[int, str] = {}
+        for number, part in enumerate(self.parts):
+            if part.unreadable_count:
+                found = self.open_part(number).read_reasons()
+                reasons |= {int(self.starts[number]) + row: text for row, text in found.items()}
+        return reasons
+
+    def _map_parts(self, function: Callable[[OpenPart], T]) -> Iterator[T]:
+        """Apply a function to each open part that has images, several at once, in order."""
+        numbers = [number for number, part in enumerate(self.parts) if part.image_count]
+        with ThreadPoolExecutor(_READERS, thread_name_prefix="parts") as threads:
+            yield from threads.map(lambda number: function(self.open_part(number)), numbers)
 
 
-def read_group_order(url: str) -> tuple[str, ...]:
-    """Read the groups of a dataset in the order of their rows; empty where there is no dataset."""
-    try:
-        dataset = open_dataset(url, allow_unsealed=True)
-    except SchemaError:
-        return ()
-    return tuple(dataset.attributes.get("group_order", ()))
+def _load_frames() -> ModuleType:
+    """Import pandas and xarray, which take a second that no command needs."""
+    return import_module("pipeline.store.frames")
 
 
-def open_dataset(url: str, *, allow_unsealed: bool = False) -> Dataset:
-    """Open a dataset for reading.
+def read_fact(part: Part, name: str) -> Any:
+    """Read a fact that holds for all rows of a part; None where it has none."""
+    return getattr(part, name) if name in _OF_PARTS else part.facts.get(name)
+
+
+class _ChunkReader:
+    """Reads chunks of all parts; a part is opened when its first chunk is read."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
+        self._chunk_starts = dataset.chunk_starts
+        self._part_of = np.searchsorted(dataset.starts, self._chunk_starts[:-1], side="right") - 1
+        # Number of each part's first chunk.
+        self._first = np.searchsorted(self._chunk_starts[:-1], dataset.starts[:-1])
+        self._readers: dict[int, ReadChunk] = {}
+
+    def read(self, chunk: int) -> NDArray[np.uint8]:
+        """Read the images (n, H, W, C) of a chunk; do not write to the array."""
+        number = int(self._part_of[chunk])
+        if (reader := self._readers.get(number)) is None:
+            reader = self._readers[number] = self._dataset.open_part(number).open_chunks()
+        return reader(chunk - int(self._first[number]))
+
+
+def open_dataset(url: str) -> Dataset:
+    """Open a sealed dataset for reading.
 
     Args:
         url: Path or URL of the dataset.
-        allow_unsealed: Open a dataset whose ingest has not finished, too.
 
     Raises:
-        SchemaError: There is no dataset, it is unsealed, or of another schema version.
+        SchemaError: There is no dataset, its ingest has not finished, or it is of another schema
+            version.
     """
     url = plain_url(url)
-    try:
-        group = zarr.open_group(open_zarr_store(url, read_only=True), mode="r")
-    except (FileNotFoundError, AbsentError) as error:
-        raise SchemaError(url, "no dataset here", "Make one with `normscope ingest`") from error
-    problem = _explain_refusal(group.attrs)
-    if problem:
-        command = _name_command(group.attrs.get("modality"), url)
-        raise SchemaError(url, problem, f"Make it again: {command}")
-    if not group.attrs.get("sealed") and not allow_unsealed:
+    attributes = read_root(url)
+    if attributes is None and exists(join(url, PROGRESS)):
         raise SchemaError(
             url, "not sealed: its ingest has not finished", "Run the same ingest again to finish"
         )
-    return Dataset(url, group)
-
-
-def _explain_refusal(attributes: Mapping[str, Any]) -> str:
-    """What keeps a dataset from being read; empty where nothing does."""
+    if attributes is None:
+        raise MissingDatasetError(url, "no dataset here", "Make one with `normscope ingest`")
     found = attributes.get("normscope_schema")
     if found != SCHEMA_VERSION:
-        return f"schema {found!r}, this version reads schema {SCHEMA_VERSION}"
-    release = str(attributes.get("code_version")).partition("+")[0]
-    if release.startswith(_REFUSED_RELEASE):
-        return f"made by Normscope {release}, which mistook some files for others"
-    return ""
+        kind = _COMMANDS.get(str(attributes.get("modality")), "images")
+        raise SchemaError(
+            url,
+            f"schema {found!r}, this version reads schema {SCHEMA_VERSION}",
+            f"Make it again: `normscope ingest {kind} SOURCE {url}`",
+        )
+    return Dataset(url, attributes, read_table(url, str(attributes["parts_table"])))
 
 
-def _name_command(modality: object, url: str) -> str:
-    """The command line that makes a dataset of this kind at the same place."""
-    kind = _COMMANDS.get(str(modality), "images")
-    return f"`normscope ingest {kind} SOURCE {url}`"
+@lru_cache(maxsize=4)
+def _reopen(url: str, fingerprint: str) -> Dataset:
+    """Open the dataset that another process has opened.
+
+    Raises:
+        SchemaError: It has been ingested again since, with another result.
+    """
+    dataset = open_dataset(url)
+    if dataset.fingerprint != fingerprint:
+        raise SchemaError(url, "has changed while it was read", "Run again")
+    return dataset
+
+
+class MissingDatasetError(SchemaError):
+    """There is no dataset at a URL, sealed or not."""
+
+
+def read_root(url: str) -> dict[str, Any] | None:
+    """Read the attributes of a dataset of any schema version; None where there is none."""
+    try:
+        root = json.loads(read_bytes(join(url, ROOT)))
+    except (AbsentError, ValueError):
+        return None
+    attributes = root.get("attributes") if isinstance(root, dict) else None
+    is_ours = isinstance(attributes, dict) and "normscope_schema" in attributes
+    return attributes if is_ours else None

@@ -1,22 +1,30 @@
 """The files of a dataset: its own folder or prefix, where only files of an ingest are deleted.
 
-Next to a dataset's arrays are its manifest and, in `review/` and `survey/`, files of the planning.
+Next to the root document and the table of parts are the folders `parts/` and `review/`, the
+manifest, and the progress of the ingest.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from pipeline.errors import AbsentError, SettingsError
 from pipeline.io import storage
 from pipeline.io.atomic_files import is_temporary
 from pipeline.io.staging import require_reachable
+from pipeline.store.dataset import PROGRESS, read_root
+from pipeline.store.part import PARTS, clear_part
+from pipeline.store.spec import ROOT, SCHEMA_VERSION
+from pipeline.store.table import PREFIX
 
 MANIFEST: Final = "manifest.json"
-_ROOT: Final = "zarr.json"
-_BESIDE: Final = ("review/", "survey/")
+REVIEW: Final = "review"
+LEDGER: Final = "ledger"  # of what was removed
+_SURVEY: Final = "survey"  # of datasets of schema 1
+_FOLDERS: Final = frozenset({PARTS, REVIEW, LEDGER, _SURVEY})
+_FILES: Final = (ROOT, MANIFEST, PROGRESS)
 
 
 def require_destination(url: str) -> None:
@@ -28,104 +36,86 @@ def require_destination(url: str) -> None:
     """
     url = storage.plain_url(url)
     require_reachable(url)
-    for info in storage.list_objects(url) if lacks_dataset(url) else ():
-        key = _key_of(info.url, url)
-        if not (key == MANIFEST or key.startswith(_BESIDE) or _is_left_over(key)):
-            raise SettingsError(
-                url,
-                f"holds {key or 'a file'}, which no ingest has written",
-                "Choose a folder or prefix of the dataset's own, e.g. "
-                f"{storage.join(url, 'dataset') if key else f'{url}-dataset'}",
-            )
+    if not lacks_dataset(url):
+        return
+    files, folders = storage.list_folder(url)
+    # An ingest that has not finished has no root document, and begins with its progress. Beside
+    # a table of parts a root document that cannot be read is a damaged one of ours.
+    known = _FOLDERS if PROGRESS in files else frozenset()
+    is_damaged = PROGRESS in files and any(name.startswith(PREFIX) for name in files)
+    foreign = [n for n in files if not (is_damaged if n == ROOT else _is_ours(n))]
+    foreign += [f"{name}/" for name in folders if name not in known]
+    if foreign:
+        raise SettingsError(
+            url,
+            f"holds {foreign[0] or 'a file'}, which no ingest has written",
+            "Choose a folder or prefix of the dataset's own, e.g. "
+            f"{storage.join(url, 'dataset') if foreign[0] else f'{url}-dataset'}",
+        )
+
+
+def list_foreign(url: str) -> list[str]:
+    """List the files and folders, these with a final slash, beside a dataset's own.
+
+    Args:
+        url: URL of the dataset.
+    """
+    files, folders = storage.list_folder(url)
+    foreign = [name for name in files if not _is_ours(name)]
+    return foreign + [f"{name}/" for name in folders if name not in _FOLDERS]
 
 
 def lacks_dataset(url: str) -> bool:
-    """Whether there is no dataset yet, of whatever schema, sealed or not."""
-    return _read_root(url) is None
+    """Whether there is no dataset yet, of whatever schema."""
+    return read_root(url) is None
 
 
-def is_laid_out(url: str, documents: Mapping[str, bytes]) -> bool:
-    """Whether a dataset's arrays are declared as in these documents, whatever they hold."""
-    key = "image/zarr.json"  # it counts the images, as every other array's does
-    return storage.holds(storage.join(url, key), documents[key])
+def list_places(url: str) -> frozenset[str]:
+    """List the folders of all parts that are there, whole or not, listed in a table or not."""
+    _, folders = storage.list_folder(storage.join(url, PARTS))
+    return frozenset(f"{PARTS}/{name}" for name in folders)
 
 
-def write_changed(url: str, documents: Mapping[str, bytes]) -> None:
-    """Write metadata documents, leaving alone what is already so.
-
-    The root comes first, so that a dataset is unsealed before anything else in it changes; when
-    sealing, only the root differs.
-    """
-    for key, data in sorted(documents.items(), key=lambda item: item[0].count("/")):
-        target = storage.join(url, key)
-        if not storage.holds(target, data):
-            storage.write_bytes(target, data)
-
-
-def drop_arrays(url: str, documents: Mapping[str, bytes]) -> None:
-    """Delete arrays of an earlier dataset that the new one will not have.
-
-    The earlier one is unsealed before. It names them until they are gone, so that a rerun finds
-    what is left of them.
+def sweep(url: str, places: Iterable[str], table: str) -> None:
+    """Delete what an earlier ingest left and the sealed dataset does not name.
 
     Args:
-        url: Path or URL of the dataset.
-        documents: Metadata documents of the new dataset.
+        url: URL of the sealed dataset.
+        places: Folders of parts to delete.
+        table: Name of the table of parts that stays.
     """
-    root = _read_root(url) or {}
-    dropped = sorted(_arrays_of(root) - {_array_of(key) for key in documents})
-    if not dropped:
-        return
-    unsealed = {**root, "attributes": {**root["attributes"], "sealed": False}}
-    storage.write_bytes(storage.join(url, _ROOT), json.dumps(unsealed).encode())
-    for array in dropped:
-        for info in storage.list_objects(storage.join(url, array) + "/"):
-            storage.delete(info.url)
+    for place in sorted(places):
+        clear_part(storage.join(url, place))
+        storage.remove_empty_folders(storage.join(url, place))
+    files, _ = storage.list_folder(url)
+    for name in files:
+        if (name.startswith(PREFIX) and name != table) or _is_left_over(name):
+            storage.delete(storage.join(url, name))
+    pictures, _ = storage.list_folder(storage.join(url, REVIEW))
+    for name in pictures:
+        if is_temporary(name, name[1:-9]):
+            storage.delete(storage.join(url, REVIEW, name))
 
 
-def sweep(url: str, documents: Mapping[str, bytes], shard_count: int) -> None:
-    """Delete shards beyond the end and what a killed writer left.
+def drop_old_arrays(url: str) -> None:
+    """Delete the arrays of a dataset of schema 1, which this ingest is about to replace.
 
-    Args:
-        url: Path or URL of the dataset.
-        documents: Metadata documents of the dataset.
-        shard_count: Number of shards of the dataset.
+    It is unsealed before. It names its arrays until they are gone, so that a rerun finds what is
+    left of them.
     """
-    arrays = {_array_of(key) for key in documents if "/" in key}
-    for info in storage.list_objects(url):
-        key = _key_of(info.url, url)
-        is_inside = _array_of(key) in arrays and key not in documents
-        if _is_left_over(key) or (is_inside and not _is_shard(key, shard_count)):
-            storage.delete(info.url)
-
-
-def _is_shard(key: str, shard_count: int) -> bool:
-    places = key.partition("/c/")[2].split("/")
-    return all(place.isdecimal() for place in places) and int(places[0]) < shard_count
-
-
-def sweep_temporary(url: str) -> None:
-    """Delete the temporary files that a killed writer left next to documents and pictures."""
-    for info in storage.list_objects(url):
-        if _is_left_over(_key_of(info.url, url)):
-            storage.delete(info.url)
-
-
-def _is_left_over(key: str) -> bool:
-    folder, _, name = key.rpartition("/")
-    if f"{folder}/" in _BESIDE:
-        return is_temporary(name, name[1:-9])  # of any picture or table
-    return is_temporary(key, _ROOT) or is_temporary(key, MANIFEST)
-
-
-def _read_root(url: str) -> dict[str, Any] | None:
-    """The root document of a dataset; None without one."""
+    place = storage.join(url, ROOT)
     try:
-        root = json.loads(storage.read_bytes(storage.join(url, _ROOT)))
+        root: dict[str, Any] = json.loads(storage.read_bytes(place))
     except (AbsentError, ValueError):
-        return None
-    is_ours = isinstance(root, dict) and "normscope_schema" in root.get("attributes", {})
-    return root if is_ours else None
+        return
+    attributes = root.get("attributes", {})
+    if attributes.get("normscope_schema", SCHEMA_VERSION) == SCHEMA_VERSION:
+        return
+    unsealed = {**root, "attributes": {**attributes, "sealed": False}}
+    storage.write_bytes(place, json.dumps(unsealed).encode())
+    for folder in (*sorted(_arrays_of(root)), _SURVEY):
+        for info in storage.list_objects(storage.join(url, folder) + "/"):
+            storage.delete(info.url)
 
 
 def _arrays_of(root: Mapping[str, Any]) -> set[str]:
@@ -133,10 +123,11 @@ def _arrays_of(root: Mapping[str, Any]) -> set[str]:
     return {name for name, node in nodes.items() if node["node_type"] == "array"}
 
 
-def _array_of(key: str) -> str:
-    """The first folder of a key: the array's name, in the key of its document or of a chunk."""
-    return key.partition("/")[0] if "/" in key else ""
+def _is_ours(name: str) -> bool:
+    return name in _FILES or name.startswith(PREFIX) or _is_left_over(name)
 
 
-def _key_of(found: str, url: str) -> str:
-    return found[len(url.rstrip("/")) + 1 :]
+def _is_left_over(name: str) -> bool:
+    """Whether a file is a temporary one that a killed writer left."""
+    is_table = name.startswith(f".{PREFIX}") and is_temporary(name, name[1:-9])
+    return is_table or any(is_temporary(name, target) for target in _FILES)

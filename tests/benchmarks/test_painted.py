@@ -9,9 +9,6 @@ import numpy as np
 import pytest
 
 from benchmarks import painted, zarr_pipelines
-from pipeline.ingest.run import ingest
-from pipeline.runtime.engines import map_serially
-from pipeline.store.dataset import open_dataset
 
 
 @pytest.fixture(autouse=True)
@@ -24,11 +21,12 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     painted.paint_shard.cache_clear()  # other benchmarks paint the full size
 
 
-def test_a_dataset_holds_the_painted_images(tmp_path: Path) -> None:
-    url = str(tmp_path / "dataset")
-    ingest(url, painted.make_plan(3), painted.Painter(), map_serially)
+@pytest.mark.parametrize("part_shards", [1, 3])
+def test_a_dataset_holds_the_painted_images(tmp_path: Path, part_shards: int) -> None:
+    dataset = painted.write_painted(str(tmp_path / "dataset"), 3, part_shards)
     expected = np.tile(painted.paint_shard(), (3, 1, 1, 1))
-    np.testing.assert_array_equal(open_dataset(url).read_images(0, 24), expected)
+    np.testing.assert_array_equal(dataset.read_images(0, 24), expected)
+    assert len(dataset.parts) == 3 // part_shards
     assert expected.shape == (24, 7, 5, 3)
     assert expected.std() > 1
 

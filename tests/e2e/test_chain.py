@@ -13,6 +13,7 @@ from flows.ingest_xrays import ingest_xrays
 from flows.promote import promote
 from flows.score import score
 from flows.train import train
+from pipeline.ingest.run import IngestReport
 from pipeline.io import storage
 from pipeline.store.dataset import open_dataset
 from pipeline.synthetic import write_xrays
@@ -38,6 +39,7 @@ def test_the_chain_on_s3(
     scans, dataset = f"{real_s3_url}/scans", f"{real_s3_url}/lake/xrays"
     write_xrays(scans, seed=5, patients=60, size_px=96)
     ingested = ingest_xrays(scans, dataset, size_px=(32,))
+    assert isinstance(ingested, IngestReport)
     assert not ingested.failures
 
     trained = train(

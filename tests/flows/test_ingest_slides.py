@@ -11,16 +11,19 @@ from pathlib import Path
 import pytest
 from distributed import LocalCluster
 from PIL import Image
+from prefect import flow
 from prefect.client.orchestration import get_client
 
 from flows.cli import launch
 from flows.ingest_slides import ingest_slides
+from flows.shared import events
 from flows.shared.events import name_artifact
 from pipeline.ingest.manifest import read_manifest
+from pipeline.records import Label
 from pipeline.runtime import engines
 from pipeline.store.dataset import open_dataset
 from pipeline.synthetic import write_slides
-from tests.support.made.slides import write_asap, write_slide
+from tests.support.made.slides import ingest_made, list_slide, write_asap, write_slide
 
 SHAPE_YX = (768, 1280)
 
@@ -83,6 +86,22 @@ def test_every_slide_has_its_picture_on_the_page(
         assert picture.size == (512, round(512 * SHAPE_YX[0] / SHAPE_YX[1]))
 
 
+@pytest.mark.usefixtures("prefect_server")
+def test_of_many_slides_only_the_first_pictures_are_on_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert events._PUBLISHED_REVIEWS == 50
+    monkeypatch.setattr(events, "_PUBLISHED_REVIEWS", 2)
+    names = ["many-1", "many-2", "many-3"]
+    _, dataset = ingest_made(
+        tmp_path / "out", [list_slide(write_slide(tmp_path, name)) for name in names]
+    )
+    flow(name="publish")(events.publish_reviews)(dataset.url)
+    with get_client(sync_client=True) as client:
+        keys = {artifact.key for artifact in client.read_artifacts()}
+    assert [name for name in names if name_artifact(name) in keys] == names[:2]
+
+
 def test_a_users_own_groups_stride_and_threshold(
     tmp_path: Path,
     prefect_server: str,
@@ -103,11 +122,11 @@ def test_a_users_own_groups_stride_and_threshold(
     dataset = open_dataset(str(tmp_path / "out"))
     assert (dataset.column("origin_yx") % 128 == 0).all()
     assert dataset.attributes["parameters"]["shard_images"] == 64
-    shares, states = dataset.column("lesion_fraction"), dataset.column("tile_state")
-    assert dict(zip(shares.tolist(), states.tolist(), strict=True)) == {
-        0.0: "normal",
-        0.5: "mixed",
-        1.0: "tumour",
+    shares, labels = dataset.column("lesion_fraction"), dataset.column("label")
+    assert dict(zip(shares.tolist(), labels.tolist(), strict=True)) == {
+        0.0: Label.NORMAL,
+        0.5: Label.UNKNOWN,
+        1.0: Label.ANOMALOUS,
     }
 
 

@@ -15,9 +15,9 @@ from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import FlowRun
 from prefect.flow_runs import resume_flow_run
 
-from flows.answer import answer
-from flows.ledger import ledger
 from flows.promote import promote
+from flows.registry.answer import answer
+from flows.registry.ledger import ledger
 from pipeline.errors import RegistryError
 from pipeline.store.dataset import open_dataset
 from tests.support.registered import NAME, own_mlflow, register

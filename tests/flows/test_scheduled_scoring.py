@@ -27,7 +27,7 @@ from prefect.types.entrypoint import EntrypointType
 
 from flows.local import processes, services
 from flows.local.services import POOL
-from flows.rollback import rollback
+from flows.registry.rollback import rollback
 from flows.score import score
 from flows.shared.settings import Settings
 from pipeline.io import storage

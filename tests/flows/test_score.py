@@ -4,34 +4,33 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from datetime import UTC, datetime, timedelta
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter
 
 from flows.feedback import feedback
-from flows.lineage import lineage
+from flows.registry.lineage import lineage
 from flows.score import score
 from pipeline.errors import SettingsError
-from pipeline.ingest.run import ingest
 from pipeline.io import storage
 from pipeline.records import Label, Split
-from pipeline.runtime.engines import map_serially
-from pipeline.slides.reader import make_tile_reader
 from pipeline.store.dataset import open_dataset
 from tests.support.made.slides import (
     BOXES,
     SETTINGS,
     SHAPE,
+    ingest_made,
     list_slide,
     paint_tissue,
-    plan_of,
     write_pyramid,
     write_slide,
 )
@@ -123,7 +122,7 @@ def test_slides_that_do_not_say_their_mpp_are_scored_with_a_table(tmp_path: Path
         for split in splits
     ]
     known, output = str(tmp_path / "known"), str(tmp_path / "out")
-    ingest(known, plan_of(learned, settings), make_tile_reader(settings), map_serially)
+    ingest_made(known, learned, settings)
     (tmp_path / "in").mkdir()
     write_pyramid(tmp_path / "in" / "silent.tif", paint_tissue(SHAPE, BOXES), mpp_yx=None)
     (tmp_path / "mpp.csv").write_text("slide,mpp_um\nsilent,0.5\n")
@@ -136,8 +135,76 @@ def test_slides_that_do_not_say_their_mpp_are_scored_with_a_table(tmp_path: Path
             score(known, output, mpp_table=mpp_table, **where)
     made = open_dataset(f"{output}/dataset")
     assert set(made.column("mpp_source").tolist()) == {"user table"}
-    assert (made.column("mpp_yx") == 0.5).all()
+    assert {part.facts["mpp_y_um"] for part in made.parts} == {0.5}
+    assert {part.facts["mpp_x_um"] for part in made.parts} == {0.5}
     assert report.scored_count == made.image_count > 0
+
+
+def write_sloping(path: Path) -> Path:
+    """A slide without um/px whose every tile differs, at every scale."""
+    pixels = paint_tissue(SHAPE, BOXES)
+    y, x = np.mgrid[: SHAPE[0], : SHAPE[1]]
+    pixels[..., 1] -= (40 * (np.sin(y / 21) * np.cos(x / 34) + 1)).astype(np.uint8)
+    return write_pyramid(path, pixels, mpp_yx=None)
+
+
+def read_scores(output: str) -> dict[str, tuple[str, float]]:
+    """The digest of the pixels and the score of each image of a scoring."""
+    table = pq.read_table(Path(output, "scores.parquet")).to_pydict()
+    pairs = zip(table["pixel_digest"], table["anomaly_score"], strict=True)
+    return dict(zip(table["image_id"], pairs, strict=True))
+
+
+def expect_no_score_of_other_pixels(before: str, output: str, fresh: str) -> None:
+    """The second scoring into an output equals one into a fresh place, and not the first."""
+    wrong, right, alone = map(read_scores, (before, output, fresh))
+    assert right == alone
+    renewed = wrong.keys() & right.keys()
+    assert renewed  # tiles of one name, of other pixels: the name alone would recall their scores
+    assert all(wrong[name][0] != right[name][0] for name in renewed)
+    assert any(wrong[name][1] != right[name][1] for name in renewed)
+
+
+def test_a_corrected_um_per_px_table_leaves_no_score_of_the_wrong_pixels(tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(update={"tile_size_px": 40})
+    splits: tuple[Split, ...] = ("train", "validation")
+    learned = [
+        list_slide(write_slide(tmp_path, split), label=Label.NORMAL, split=split)
+        for split in splits
+    ]
+    _, known = ingest_made(tmp_path / "known", learned, settings)
+    (tmp_path / "in").mkdir()
+    write_sloping(tmp_path / "in" / "silent.tif")
+    table, output, fresh = tmp_path / "mpp.csv", str(tmp_path / "out"), str(tmp_path / "fresh")
+    where: dict[str, Any] = {"model_name": NAME, "ledgers": str(tmp_path / "ledgers")}
+    with own_mlflow(tmp_path):
+        set_alias(NAME, "champion", register(known).version)
+        table.write_text("slide,mpp_um\nsilent,0.25\n")
+        score(str(tmp_path / "in"), output, mpp_table=str(table), **where)
+        shutil.copytree(output, tmp_path / "before")
+        table.write_text("slide,mpp_um\nsilent,0.5\n")
+        again = score(str(tmp_path / "in"), output, mpp_table=str(table), **where)
+        score(str(tmp_path / "in"), fresh, mpp_table=str(table), **where)
+    assert again.new_count == again.scored_count
+    expect_no_score_of_other_pixels(str(tmp_path / "before"), output, fresh)
+
+
+def test_a_dataset_made_again_by_another_setting_is_scored_again(tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(update={"tile_size_px": 40, "mpp_fallback_um": 0.25})
+    learned = list_slide(write_slide(tmp_path, "known"), label=Label.NORMAL, split="validation")
+    silent = list_slide(write_sloping(tmp_path / "silent.tif"), split="test")
+    _, known = ingest_made(tmp_path / "data", [learned, silent], settings)
+    output, fresh = str(tmp_path / "out"), str(tmp_path / "fresh")
+    where: dict[str, Any] = {"model_name": NAME, "ledgers": str(tmp_path / "ledgers")}
+    with own_mlflow(tmp_path):
+        set_alias(NAME, "champion", register(known).version)
+        score(known.url, output, **where)
+        shutil.copytree(output, tmp_path / "before")
+        other = settings.model_copy(update={"mpp_fallback_um": 0.5})
+        _, made = ingest_made(tmp_path / "data", [learned, silent], other)
+        score(made.url, output, **where)
+        score(made.url, fresh, **where)
+    expect_no_score_of_other_pixels(str(tmp_path / "before"), output, fresh)
 
 
 def test_verdicts_become_labels(tmp_path: Path) -> None:

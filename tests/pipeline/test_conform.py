@@ -75,7 +75,7 @@ def test_um_px_of_other_slides_hold_only_where_a_new_one_does_not_say(tmp_path: 
         for group, source, mpp_yx in zip(
             dataset.column("group_id"),
             dataset.column("mpp_source"),
-            dataset.column("mpp_yx").tolist(),
+            zip(dataset.column("mpp_y_um"), dataset.column("mpp_x_um"), strict=True),
             strict=True,
         )
     }
@@ -129,7 +129,7 @@ def test_a_sheet_of_new_slides_says_whose_they_are(tmp_path: Path) -> None:
         str(tmp_path / "in"), out, parameters, map_serially, name="x", sheet=str(sheet)
     )
     groups = open_dataset(report.url).column("group_id").tolist()
-    mpps = open_dataset(report.url).column("mpp_yx")[:, 0].tolist()
+    mpps = open_dataset(report.url).column("mpp_y_um").tolist()
     assert set(zip(groups, mpps, strict=True)) == {("P7", 0.25), ("P7", 0.5), ("c.tif", 0.5)}
     with pytest.raises(SettingsError, match=r"sheet\.csv: a sheet of slides, but these are images"):
         ingest_alike(str(tmp_path), out, TILES, map_serially, name="x", sheet=str(sheet))

@@ -18,9 +18,13 @@ from typing import TypeVar
 import dask
 from distributed import Client, LocalCluster
 
+from pipeline.io import storage
 from pipeline.runtime.engines import DaskMap, MapWork
-from tests.conftest import ROOT
+from pipeline.store.part import PARTS
+from pipeline.store.spec import ROOT
 
+# Not from `tests.conftest`: a driver or worker that imported it would lose the keys of S3.
+_REPOSITORY = Path(__file__).parents[2]
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -58,32 +62,34 @@ def kill_a_worker(cluster: LocalCluster, chance: random.Random) -> bool:
     return True
 
 
-def count_commits(dataset: Path) -> int:
-    """Shards made so far."""
-    return sum(path.name.isdecimal() for path in dataset.glob("commit/c/*"))
+def count_commits(dataset: str) -> int:
+    """Count the parts made so far."""
+    folder = storage.join(dataset, PARTS)
+    keys = [info.url.removeprefix(f"{folder}/") for info in storage.list_objects(f"{folder}/")]
+    return sum(key.count("/") == 1 and key.endswith(f"/{ROOT}") for key in keys)
 
 
-def _released(dataset: Path) -> Path:
-    return dataset.with_name(f"{dataset.name}.released")
+def _released(dataset: str) -> str:
+    return f"{dataset}.released"
 
 
-def _work_once_released(dataset: Path, shards: int, function: Callable[[T], R], item: T) -> R:
-    while count_commits(dataset) >= shards and not _released(dataset).exists():
-        time.sleep(0.02)
+def _work_once_released(dataset: str, parts: int, function: Callable[[T], R], item: T) -> R:
+    while not storage.exists(_released(dataset)) and count_commits(dataset) >= parts:
+        time.sleep(0.1)
     return function(item)
 
 
 @dataclass(frozen=True)
 class HeldBack(DaskMap):
-    """Leaves the last shards to when all kills are done: however fast they are made, some are left.
+    """Leaves the last parts to when all kills are done: however fast they are made, some are left.
 
     Args:
         dataset: What is made.
-        shards: Held back from so many shards on.
+        parts: Held back from so many parts on.
     """
 
-    dataset: Path
-    shards: int
+    dataset: str
+    parts: int
 
     def __call__(
         self,
@@ -92,71 +98,71 @@ class HeldBack(DaskMap):
         *,
         give_up: Callable[[T], R] | None = None,
     ) -> Iterator[R]:
-        """Map, but wait where the last shards begin."""
-        held = partial(_work_once_released, self.dataset, self.shards, function)
+        """Map, but wait where the last parts begin."""
+        held = partial(_work_once_released, self.dataset, self.parts, function)
         return super().__call__(held, items, give_up=give_up)
 
 
 def drive(
-    run: Callable[[Path, Path, MapWork], None], source: str, dataset: str, address: str, shards: str
+    run: Callable[[str, str, MapWork], None], source: str, dataset: str, address: str, parts: str
 ) -> None:
-    """A driver's whole process: ingest on a running cluster, the last shards held back.
+    """A driver's whole process: ingest on a running cluster, the last parts held back.
 
     Args:
         run: Takes source, dataset and engine.
-        source: A folder.
-        dataset: A folder.
+        source: A folder or prefix.
+        dataset: A folder or prefix.
         address: Of the scheduler.
-        shards: Held back from so many on.
+        parts: Held back from so many on.
     """
     with Client(address, set_as_default=False) as client:
-        run(Path(source), Path(dataset), HeldBack(client, Path(dataset), int(shards)))
+        run(source, dataset, HeldBack(client, dataset, int(parts)))
         os._exit(0)  # a client whose workers are killed under it need not say farewell
 
 
 def ingest_among_kills(
     module: str,
-    source: Path,
-    dataset: Path,
+    source: str,
+    dataset: str,
     cluster: LocalCluster,
     *,
     kills: tuple[int, int],
-    shards: int,
+    parts: int,
     seed: int,
 ) -> int:
     """Start a driver again until it ends by itself, killing it and the cluster's workers.
 
     Args:
-        module: The driver, which takes source, dataset, scheduler and the shards to be held back
+        module: The driver, which takes source, dataset, scheduler and the parts to be held back
             from (see `HeldBack`).
         source: What is ingested.
         dataset: What is made.
         cluster: Where.
-        kills: Of workers and of the driver; as many are done, spread over the shards.
-        shards: Of the whole dataset.
+        kills: Of workers and of the driver; as many are done, spread over the parts.
+        parts: Of the whole dataset.
         seed: Of the moments.
 
     Returns:
         The driver's exit status.
     """
     chance = random.Random(seed)  # noqa: S311  # no secret
-    held_from = shards - shards // 8
-    arguments = [str(source), str(dataset), cluster.scheduler_address, str(held_from)]
+    held_from = parts - parts // 8
+    arguments = [source, dataset, cluster.scheduler_address, str(held_from)]
     workers_left, drivers_left = kills
     while True:
-        driver = subprocess.Popen([sys.executable, "-m", module, *arguments], cwd=ROOT)
+        driver = subprocess.Popen([sys.executable, "-m", module, *arguments], cwd=_REPOSITORY)
         try:
             while driver.poll() is None:
                 time.sleep(chance.uniform(0.0, 0.3))
                 made = count_commits(dataset)
-                if _is_due(workers_left, kills[0], made, shards):
+                if _is_due(workers_left, kills[0], made, parts):
                     workers_left -= kill_a_worker(cluster, chance)
-                if made and _is_due(drivers_left, kills[1], made, shards):
+                if made and _is_due(drivers_left, kills[1], made, parts):
                     driver.kill()
                     drivers_left -= 1
                     driver.wait()
                 if not workers_left and not drivers_left:
-                    _released(dataset).touch()
+                    storage.write_bytes(_released(dataset), b"")
         finally:
             driver.kill()
         if driver.returncode != -signal.SIGKILL:
@@ -164,6 +170,6 @@ def ingest_among_kills(
             return driver.returncode
 
 
-def _is_due(left: int, kills: int, made: int, shards: int) -> bool:
-    """Kills go ahead of the shards, so that the last is due before the last are held back."""
-    return left > 0 and (kills - left) * shards <= made * (kills + 2)
+def _is_due(left: int, kills: int, made: int, parts: int) -> bool:
+    """Kills go ahead of the parts, so that the last is due before the last are held back."""
+    return left > 0 and (kills - left) * parts <= made * (kills + 2)

@@ -131,8 +131,8 @@ def _read(path: Path) -> str:
             return plain + "\n".join(database.iterdump())
     if path.suffix == ".parquet":
         return plain + repr(pq.read_table(path).to_pydict())
-    if path.name == "zarr.json" and "normscope_schema" in json.loads(data).get("attributes", {}):
+    if path.name == "zarr.json" and "parts_table" in json.loads(data).get("attributes", {}):
         dataset = open_dataset(str(path.parent))
         columns = [repr(dataset.column(name).tolist()) for name in dataset.column_names]
-        return "\n".join([plain, *columns, *dataset.read_commits()])
+        return "\n".join([plain, *columns, repr(dataset.parts), repr(dataset.read_reasons())])
     return plain

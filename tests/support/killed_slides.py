@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
-from pipeline.ingest.run import ingest
 from pipeline.runtime.engines import MapWork
-from pipeline.slides.plan import plan_slides
-from pipeline.slides.reader import make_tile_reader
+from pipeline.slides.ingest import ingest_slides
 from pipeline.slides.settings import SlideSettings
 from pipeline.sources.slides import list_slides
-from pipeline.store.dataset import read_group_order
 from tests.support.clusters import drive
 
 # Many small shards, so that there is always one to be killed in.
@@ -20,19 +16,9 @@ SETTINGS = SlideSettings(
 )
 
 
-def run(source: Path, dataset: Path, engine: MapWork) -> None:
-    """Plan and write the dataset, as `normscope ingest slides` does."""
-    url = str(dataset)
-    plan = plan_slides(
-        list_slides(str(source)).slides,
-        SETTINGS,
-        engine,
-        source="made",
-        known_order=read_group_order(url),
-        review_url=f"{url}/review",
-        survey_url=f"{url}/survey",
-    )
-    ingest(url, plan, make_tile_reader(SETTINGS), engine)
+def run(source: str, dataset: str, engine: MapWork) -> None:
+    """List the slides and write the dataset, as `normscope ingest slides` does."""
+    ingest_slides(dataset, list_slides(source), SETTINGS, engine)
 
 
 if __name__ == "__main__":

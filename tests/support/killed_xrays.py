@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
-from pathlib import Path
+from unittest.mock import patch
 
-from pipeline.images.plan import ImageSettings, make_reader, plan_images
-from pipeline.ingest.run import ingest
+from pipeline.images.ingest import ingest_images
+from pipeline.images.plan import ImageSettings
 from pipeline.runtime.engines import MapWork
 from pipeline.sources.xrays import list_xrays
 from tests.support.clusters import drive
 
 
-def run(source: Path, dataset: Path, engine: MapWork) -> None:
-    """Plan and write the dataset in many small shards, so that there is always one to kill in."""
+def run(source: str, dataset: str, engine: MapWork) -> None:
+    """List and write the dataset in many small parts, so that there is always one to kill in."""
     settings = ImageSettings(modality="radiograph", size_px=64, colour="grey", equalize=True)
-    name, listing = list_xrays(str(source), map_work=engine)
-    plan = plan_images(listing.images, settings, source=name, rejected=listing.rejected)
-    small = replace(plan, spec=replace(plan.spec, shard_images=8, chunk_images=4))
-    ingest(str(dataset), small, make_reader(small), engine)
+    name, listing = list_xrays(source, map_work=engine)
+    with patch("pipeline.images.plan.choose_part", lambda _: (8, 4)):
+        ingest_images(dataset, listing, settings, engine, source=name)
 
 
 if __name__ == "__main__":

@@ -2,43 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.ingest.plan import Plan, SourceRead
-from pipeline.ingest.run import ingest
-from pipeline.records import Array
-from pipeline.runtime.engines import map_serially
-from pipeline.store.dataset import Dataset, open_dataset
-from pipeline.store.spec import BASE_COLUMNS, DatasetSpec
+from pipeline.store.dataset import Dataset
+from tests.support.written import Columns, write_dataset
 from training.settings import TrainSettings
 
 HEIGHT, WIDTH = 40, 34  # not square, so that a swapped axis fails
 
 
 @dataclass(frozen=True)
-class ToySource:
-    url: str
-    version: str = "1"
-
-
-@dataclass(frozen=True)
-class ToyReader:
+class _Waves:
     """Draws smooth grey waves; anomalies carry a bright square, off the centre."""
 
-    channels: int
     contrast: float = 1.0
 
-    def read(
-        self,
-        source: ToySource,  # noqa: ARG002
-        rows: Mapping[str, Array],
-        images: NDArray[np.uint8],
-    ) -> Iterator[SourceRead]:
+    def __call__(self, rows: Columns, images: NDArray[np.uint8]) -> list[str | None]:
         y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
         for index, (label, name) in enumerate(zip(rows["label"], rows["image_id"], strict=True)):
             draw = np.random.default_rng(int(name))
@@ -47,8 +31,7 @@ class ToyReader:
             if label == 1:
                 wave[8:20, 18:28] = 255
             images[index] = (120 + self.contrast * (wave - 120)).clip(0, 255)[..., None]
-        reasons = tuple("unreadable" if int(n) % 10 == 7 else None for n in rows["image_id"])
-        yield SourceRead(reasons, {}, "0" * 64)
+        return ["unreadable" if int(n) % 10 == 7 else None for n in rows["image_id"]]
 
 
 def make_dataset(
@@ -59,6 +42,7 @@ def make_dataset(
     channels: int = 1,
     leaks: bool = False,
     contrast: float = 1.0,
+    part_images: int = 1024,
     more: Mapping[str, str] | None = None,
     measured: Mapping[str, NDArray[np.float32]] | None = None,
 ) -> Dataset:
@@ -72,33 +56,24 @@ def make_dataset(
     groups = [f"g{row}" for row in range(count)]
     if leaks:
         groups[-1] = groups[0]
-    spec = DatasetSpec(
-        modality="image",
-        source="toys",
-        image_shape=(HEIGHT, WIDTH, channels),
-        image_count=count,
-        shard_images=16,
-        chunk_images=4,
-        columns={
-            **BASE_COLUMNS,
-            **dict.fromkeys(more or {}, BASE_COLUMNS["image_id"]),
-            **dict.fromkeys(measured or {}, np.dtype("float32")),
-        },
-        mpp_um=None,
-        parameters={"normals": normals},
-        code_version="1",
-    )
     columns: dict[str, Any] = {
         "image_id": np.array([str(row) for row in range(count)], object),
         "group_id": np.array(groups, object),
         "split": split,
         "label": label,
+        "source_digest": np.full(count, "0" * 64, object),
         **{name: np.full(count, text, object) for name, text in (more or {}).items()},
         **(measured or {}),
     }
-    plan = Plan(spec, (ToySource("toys"),), np.zeros(count, np.int32), columns, (), None, None)
-    ingest(url, plan, ToyReader(channels, contrast), map_serially)
-    return open_dataset(url)
+    return write_dataset(
+        url,
+        columns,
+        _Waves(contrast),
+        image_shape=(HEIGHT, WIDTH, channels),
+        part_images=part_images,
+        source="toys",
+        parameters={"normals": normals},
+    )
 
 
 def make_settings(**changes: Any) -> TrainSettings:

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.images.plan import ImageSettings, make_reader, plan_images
-from pipeline.ingest.run import ingest
+from pipeline.images.ingest import ingest_images
+from pipeline.images.plan import ImageSettings
 from pipeline.runtime.engines import map_serially
 from pipeline.sources.images import list_images
 from pipeline.store.dataset import Dataset, open_dataset
@@ -34,6 +34,5 @@ def make_dataset(folder: Path) -> Dataset:
         rows.append(f"{number}.png,0,{split}")
     (folder / "learned" / "labels.csv").write_text("\n".join(rows))
     listing = list_images(str(folder / "learned"))
-    plan = plan_images(listing.images, SETTINGS, source="waves")
-    ingest(str(folder / "dataset"), plan, make_reader(plan), map_serially)
+    ingest_images(str(folder / "dataset"), listing, SETTINGS, map_serially, source="waves")
     return open_dataset(str(folder / "dataset"))

@@ -84,6 +84,7 @@ def test_the_table_is_ranked_and_complete(
         "scored_at",
         "label",
         "source_digest",
+        "pixel_digest",
     ]
     columns = table.to_pydict()
     readable = dataset.column("readable")
@@ -119,7 +120,7 @@ def test_the_strangest_have_heatmaps_and_only_they(
     report: ScoreReport, model: ScoringModel
 ) -> None:
     columns = pq.read_table(Path(report.output_url, "scores.parquet")).to_pydict()
-    pairs = zip(columns["image_id"][:9], columns["source_digest"][:9], strict=True)
+    pairs = zip(columns["image_id"][:9], columns["pixel_digest"][:9], strict=True)
     names = {heatmap_name(*pair, model.name, model.version) for pair in pairs}
     found = {path.name for path in Path(report.output_url, "heatmaps").iterdir()}
     assert found == names
@@ -235,10 +236,10 @@ def test_only_what_is_new_or_rewritten_is_scored(
         second.scored_count
     )
     shutil.copytree(dataset.url, tmp_path / "rewritten")
-    group = zarr.open_group(str(tmp_path / "rewritten"))
-    digests = group["source_digest"]
+    (part,) = dataset.parts
+    digests = zarr.open_group(str(tmp_path / "rewritten" / part.place))["pixel_digest"]
     assert isinstance(digests, zarr.Array)
-    digests[3] = "f" * 64
+    digests[3] = "f" * 32
     rewritten = score_dataset(str(tmp_path / "rewritten"), other, str(tmp_path), top_heatmaps=0)
     assert rewritten.new_count == 1
     names = pq.read_table(tmp_path / "scores.parquet")["image_id"].to_pylist()

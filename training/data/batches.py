@@ -20,6 +20,7 @@ from pipeline.records import Label, Split
 from pipeline.splits import prove_disjoint
 from pipeline.store.dataset import Dataset
 from training.data.augmentation import draw_views
+from training.data.chosen_rows import ChosenRows, choose, list_groups
 from training.data.image_cache import (
     HOST,
     DeviceImages,
@@ -49,15 +50,15 @@ def check_trainable(dataset: Dataset, settings: TrainSettings) -> None:
         SettingsError: Its images are smaller than the settings ask for, or no image passes the
             quality limits.
     """
-    prove_disjoint(dataset.column("group_id"), dataset.column("split"), item=dataset.url)
-    normals = choose_rows(dataset, "train", Label.NORMAL)
-    if not len(normals):
+    prove_disjoint(*list_groups(dataset), item=dataset.url)
+    count = len(choose(dataset, "train", Label.NORMAL))
+    if not count:
         raise SchemaError(
             dataset.url,
             "no readable normal image (label 0) in split `train`",
             "Ingest a source that has some, or change the split",
         )
-    count, kept = len(normals), len(_keep_good(dataset, normals, settings))
+    kept = len(choose_training_rows(dataset, settings))
     if kept < count:
         logger.info("quality: training uses %d of %d normal images", kept, count)
     if not kept:
@@ -78,33 +79,17 @@ def check_trainable(dataset: Dataset, settings: TrainSettings) -> None:
             )
 
 
-def choose_training_rows(dataset: Dataset, settings: TrainSettings) -> Rows:
-    """Choose the rows to train on, ascending: good normals of split `train`."""
-    return _keep_good(dataset, choose_rows(dataset, "train", Label.NORMAL), settings)
-
-
-def _keep_good(dataset: Dataset, rows: Rows, settings: TrainSettings) -> Rows:
-    for column, (least, greatest) in settings.quality.ranges().items():
-        values = dataset.column(column)[rows]
-        rows = rows[~((values < least) | (values > greatest))]  # unknown (NaN) values stay
-    return rows
+def choose_training_rows(dataset: Dataset, settings: TrainSettings) -> ChosenRows:
+    """Choose the rows to train on: good normals of split `train`."""
+    return choose(dataset, "train", Label.NORMAL, settings.quality.ranges())
 
 
 def choose_rows(dataset: Dataset, split: Split, label: Label, limit: int | None = None) -> Rows:
-    """Choose readable rows of a split and label, ascending; evenly spaced if over `limit`."""
-    chosen = np.flatnonzero(
-        (dataset.column("split") == split)
-        & (dataset.column("label") == label)
-        & dataset.column("readable")
-    )
-    return space_evenly(chosen.astype(np.int64), limit)
+    """Choose readable rows of a split and label, ascending; evenly spaced if over `limit`.
 
-
-def space_evenly(rows: Rows, limit: int | None) -> Rows:
-    """Choose up to `limit` rows at even distances, the first and the last among them."""
-    if limit is None or len(rows) <= limit:
-        return rows
-    return rows[np.linspace(0, len(rows) - 1, limit).round().astype(np.int64)]
+    Without a limit all are listed, at eight bytes each: for splits that are small.
+    """
+    return choose(dataset, split, label).space_evenly(limit)
 
 
 class _Part(NamedTuple):
@@ -118,6 +103,8 @@ class _Part(NamedTuple):
 
 class TrainingImages:
     """The images that a training draws its batches from: normals of split `train`.
+
+    Of a dataset that does not fit into memory it holds a bit a row and some numbers a chunk.
 
     While a batch is in use, another thread prepares the next one. A device that holds the images
     cuts its batches when they are asked for.
@@ -133,19 +120,19 @@ class TrainingImages:
     ) -> None:
         self._rows = rows = choose_training_rows(dataset, settings)
         self.image_count = len(rows)
-        self._order = SampleOrder(rows, chunk_images=dataset.chunk_images, seed=settings.seed)
+        self._order = SampleOrder(rows, seed=settings.seed)
         where = settings.acceleration.images_on_device
-        self._is_on_device = fits_on_device(dataset, rows, device, where=where)
+        self._is_on_device = fits_on_device(dataset, len(rows), device, where=where)
         self._images: DeviceImages | HostImages
         if self._is_on_device:
-            self._images = DeviceImages(dataset, rows, device)
+            self._images = DeviceImages(dataset, rows.list_all(), device)
         else:
             read = open_images(
                 dataset, rows, cache_bytes=settings.cache_bytes, cached_chunks=_CACHED_CHUNKS
             )
             self._images = HostImages(read, device)
         self._size_yx = dataset.image_shape[:2]
-        self._chunk_images = dataset.chunk_images
+        self._chunk_starts = dataset.chunk_starts
         self._window = BUFFER_CHUNKS * dataset.chunk_images
         self._settings = settings
         self._maker = ThreadPoolExecutor(1, thread_name_prefix="batch-maker")
@@ -209,14 +196,14 @@ class TrainingImages:
             over the whole training.
         """
         rows, samples = self._find(_Part(start, batch_size, rank, world), batches=1)
-        return np.searchsorted(self._rows, rows), samples
+        return self._rows.place_of(rows), samples
 
     def _find(self, share: _Part, *, batches: int) -> tuple[Rows, Samples]:
         """Find a worker's rows of this batch and the next ones, and their sample numbers."""
         start, batch_size, rank, world = share
         samples = np.arange(start, start + batches * batch_size).reshape(batches, batch_size)
         rows = self._order.rows_at(start, samples.size).reshape(samples.shape)
-        taken = divide_batch(rows, chunk_images=self._chunk_images, rank=rank, world=world)
+        taken = divide_batch(rows, chunk_starts=self._chunk_starts, rank=rank, world=world)
         own, numbers = (np.take_along_axis(each, taken, axis=-1) for each in (rows, samples))
         return own.ravel(), numbers.ravel()
 

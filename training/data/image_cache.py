@@ -19,6 +19,8 @@ from torch import Tensor
 
 from pipeline.store.dataset import Dataset
 from training.data.augmentation import locate_pixels
+from training.data.chosen_rows import ChosenRows
+from training.data.sample_order import find_chunks
 from training.networks.inputs import Images, Views, cut_views
 from training.settings import WhereHeld
 
@@ -31,7 +33,7 @@ Rows = NDArray[np.int64]
 
 
 def open_images(
-    dataset: Dataset, rows: Rows, *, cache_bytes: int, cached_chunks: int
+    dataset: Dataset, rows: Rows | ChosenRows, *, cache_bytes: int, cached_chunks: int
 ) -> ImagesInMemory | StreamedImages:
     """Keep the images in memory if they fit, otherwise read them as needed.
 
@@ -42,7 +44,8 @@ def open_images(
         cached_chunks: Number of chunks kept where images are read as needed.
     """
     if len(rows) * int(np.prod(dataset.image_shape)) <= cache_bytes:
-        return ImagesInMemory(dataset, rows)
+        listed = rows.list_all() if isinstance(rows, ChosenRows) else rows
+        return ImagesInMemory(dataset, listed)
     return StreamedImages(dataset, cached_chunks=cached_chunks)
 
 
@@ -132,7 +135,7 @@ class StreamedImages:
 
     def __init__(self, dataset: Dataset, *, cached_chunks: int) -> None:
         self._read = dataset.open_chunks()
-        self._image_shape, self._chunk_images = dataset.image_shape, dataset.chunk_images
+        self._image_shape, self._chunk_starts = dataset.image_shape, dataset.chunk_starts
         self._cached_chunks = cached_chunks
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="chunk-reader")
         self._chunks: OrderedDict[int, Future[Images]] = OrderedDict()
@@ -141,7 +144,8 @@ class StreamedImages:
     def read_rows(self, rows: Rows) -> Images:
         """Read the images (n, H, W, C) of these rows, in their order."""
         images = np.empty((len(rows), *self._image_shape), np.uint8)
-        chunks, within = np.divmod(rows, self._chunk_images)
+        chunks = find_chunks(rows, self._chunk_starts)
+        within = rows - self._chunk_starts[chunks]
         by_chunk = np.argsort(chunks, kind="stable")
         parts = np.split(by_chunk, np.flatnonzero(np.diff(chunks[by_chunk])) + 1)
         waiting = [self._request(int(chunks[places[0]])) for places in parts if len(places)]
@@ -151,7 +155,7 @@ class StreamedImages:
 
     def expect(self, rows: Rows) -> None:
         """Start reading the chunks of these rows."""
-        for chunk in _chunks_of(rows, self._chunk_images):
+        for chunk in _chunks_of(rows, self._chunk_starts):
             self._request(chunk)
 
     def _request(self, chunk: int) -> Future[Images]:
@@ -164,19 +168,19 @@ class StreamedImages:
             return self._chunks[chunk]
 
 
-def fits_on_device(dataset: Dataset, rows: Rows, device: torch.device, *, where: WhereHeld) -> bool:
+def fits_on_device(dataset: Dataset, count: int, device: torch.device, *, where: WhereHeld) -> bool:
     """Decide whether a training's images are kept in its device's memory.
 
     Args:
         dataset: Dataset that holds the images.
-        rows: Rows of the images.
+        count: Number of images to keep.
         device: Device that trains.
         where: `always`, `never`, or `auto`: on a GPU that has enough memory free now.
     """
     if where != "auto" or device.type != "cuda":
         return where == "always"
     free_bytes, _ = torch.cuda.mem_get_info(device)
-    return len(rows) * int(np.prod(dataset.image_shape)) <= _DEVICE_SHARE * free_bytes
+    return count * int(np.prod(dataset.image_shape)) <= _DEVICE_SHARE * free_bytes
 
 
 def _read_all(dataset: Dataset, rows: Rows, store: Callable[[slice, Images], None]) -> None:
@@ -184,15 +188,15 @@ def _read_all(dataset: Dataset, rows: Rows, store: Callable[[slice, Images], Non
     read = dataset.open_chunks()
 
     def read_chunk(chunk: int) -> None:
-        start = chunk * dataset.chunk_images
+        start = dataset.chunk_starts[chunk]
         images = read(chunk)
         first, last = np.searchsorted(rows, [start, start + len(images)])
         store(slice(first, last), images[rows[first:last] - start])
 
     with ThreadPoolExecutor(_READERS) as readers:
-        list(readers.map(read_chunk, _chunks_of(rows, dataset.chunk_images)))
+        list(readers.map(read_chunk, _chunks_of(rows, dataset.chunk_starts)))
 
 
-def _chunks_of(rows: Rows, chunk_images: int) -> list[int]:
+def _chunks_of(rows: Rows, chunk_starts: Rows) -> list[int]:
     """List the chunks of rows, in the order of their first use."""
-    return list(dict.fromkeys((rows // chunk_images).tolist()))
+    return list(dict.fromkeys(find_chunks(rows, chunk_starts).tolist()))

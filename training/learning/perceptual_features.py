@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pipeline.io import storage
 from pipeline.store.dataset import Dataset
-from training.data.batches import choose_training_rows, read_centres, space_evenly
+from training.data.batches import choose_training_rows, read_centres
 from training.networks.inputs import split_batches, to_tensor
 from training.networks.vgg import VggFeatures, measure_statistics
 from training.networks.vgg_weights import load_vgg
@@ -62,7 +62,7 @@ def _contiguous(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _sample_batches(settings: TrainSettings, dataset: Dataset) -> Iterator[Tensor]:
     """Read normal training images at the final resolution, evenly spaced over the dataset."""
-    rows = space_evenly(choose_training_rows(dataset, settings), settings.loss.statistics_images)
+    rows = choose_training_rows(dataset, settings).space_evenly(settings.loss.statistics_images)
     final = settings.growth.final_resolution
     for images in split_batches(read_centres(dataset, rows, settings.images), _BATCH):
         yield to_tensor(images, resolution=final)

@@ -1,5 +1,7 @@
 """The ledger of a model, append-only: which version became champion and why, and what was scored.
 
+A dataset has one too, in its folder `ledger/`: what was removed from it, by whom and why.
+
 Entry n is one object, such as `00000012.json`, created only if it does not exist: of many writers
 exactly one succeeds, and the others continue with n + 1. Each entry holds the SHA-256 of the bytes
 of the entry before, so that changing, removing or inserting one breaks every later link. A digest
@@ -21,7 +23,9 @@ from pipeline.errors import AbsentError, RegistryError
 from pipeline.io import storage
 from pipeline.records import JSON
 
-Kind: TypeAlias = Literal["promoted", "refused", "held", "rolled_back", "found", "scored"]
+Kind: TypeAlias = Literal[
+    "promoted", "refused", "held", "rolled_back", "found", "scored", "removing", "removed"
+]
 
 NO_DIGEST: Final = "0" * 64
 _NAME: Final = re.compile(r"\d{8}\.json")
@@ -62,6 +66,9 @@ class Entry:
         if self.kind == "scored":
             ends = "".join(f", {end} {known[end]}" for end in ("since", "until") if end in known)
             return f"version {known['model_version']}, {known['scored_count']} images{ends}"
+        if self.kind in {"removing", "removed"}:
+            what = f"{known['what']} {known['id']}, {known['image_count']} images"
+            return f"{what}, by {known['name']}: {known['reason']}"
         if self.kind in {"refused", "held"}:
             return f"version {known['challenger_version']}{self._answer}"
         if self.kind == "rolled_back":

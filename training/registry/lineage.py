@@ -63,6 +63,7 @@ def trace(scores_url: str, image_id: str) -> Lineage:
         "url": str(facts.get("dataset", "")),
         "fingerprint": str(facts.get("dataset_fingerprint", "")),
         "source_digest": score["source_digest"],
+        "pixel_digest": score["pixel_digest"],
         "code_version": _find_code(facts, gaps),
     }
     name, version = score["model_name"], score["model_version"]
@@ -87,12 +88,13 @@ def trace(scores_url: str, image_id: str) -> Lineage:
 
 
 def _find_row(url: str, image_id: str) -> dict[str, Any]:
-    table = pq.read_table(BytesIO(storage.read_bytes(url)))
-    found = table.filter(pc.equal(table["image_id"], image_id)).to_pylist()
-    if not found:
-        problem = f"no score of an image {image_id!r} among {len(table)}"
-        raise SourceError(url, problem, "Give the image_id as the table has it")
-    return dict(found[0])
+    file = pq.ParquetFile(BytesIO(storage.read_bytes(url)))
+    for batch in file.iter_batches():
+        found = batch.filter(pc.equal(batch["image_id"], image_id)).to_pylist()
+        if found:
+            return dict(found[0])
+    problem = f"no score of an image {image_id!r} among {file.metadata.num_rows}"
+    raise SourceError(url, problem, "Give the image_id as the table has it")
 
 
 def _find_code(facts: Mapping[str, Any], gaps: list[str]) -> str:

@@ -14,6 +14,7 @@ from pipeline.errors import RegistryError, SchemaError
 from pipeline.records import JSON, Label, Progress, ignore_progress
 from pipeline.store.dataset import Dataset, open_dataset
 from training.data.batches import choose_rows
+from training.data.part_columns import read_rows
 from training.evaluation.subgroups import SUBGROUP_COLUMNS
 from training.registry.champion import (
     ChampionState,
@@ -293,14 +294,15 @@ def _compare(
     images = np.concatenate([dataset.read_images(row, row + 1) for row in few.tolist()])
     if np.isfinite(scores[0]).all():
         check_reproduction(challenger, images, scores[0][np.searchsorted(rows, few)])
-    subgroups = set(SUBGROUP_COLUMNS) & set(dataset.column_names)
+    subgroups = sorted(set(SUBGROUP_COLUMNS) & set(dataset.column_names))
+    columns = read_rows(dataset, ["label", "group_id", *subgroups], rows)
     decision = decide_promotion(
         scores[0],
         scores[1] if champion else None,
-        dataset.column("label")[rows],
+        columns["label"],
         settings,
-        groups=dataset.column("group_id")[rows].astype(str),
-        subgroups={name: dataset.column(name)[rows] for name in subgroups},
+        groups=columns["group_id"].astype(str),
+        subgroups={name: columns[name] for name in subgroups},
         is_same_measure=champion is None or _measure_alike(challenger, champion),
     )
     if champion is None:

@@ -10,7 +10,7 @@ NAME follows from what was scored and by what: nothing new gives the same name, 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
 from typing import Any, Final
 
@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from pipeline.errors import AbsentError
 from pipeline.ingest.manifest import read_manifest, write_manifest
-from pipeline.ingest.shards import Commit
 from pipeline.io import storage
 from pipeline.records import ManifestEntry
 from pipeline.store.dataset import Dataset
+from training.data.part_columns import read_rows
 
 MANIFEST: Final = "manifest.json"
 _FOLDER: Final = "results"
@@ -46,7 +46,7 @@ def read_facts(output_url: str) -> Mapping[str, Any]:
 def publish(
     output_url: str,
     name: str,
-    files: Mapping[str, bytes],
+    files: Iterable[tuple[str, bytes]],
     manifest: Sequence[ManifestEntry],
     **facts: str,
 ) -> None:
@@ -55,20 +55,27 @@ def publish(
     Args:
         output_url: Folder or prefix of the results.
         name: Name of the results, from `name_results`.
-        files: Content of each file, by file name.
+        files: Name and content of each file; one is in memory at a time.
         manifest: One entry for each item.
         **facts: Further facts that the manifest states.
 
     Raises:
         StorageError: The output cannot be written.
     """
-    folder = storage.join(output_url, _FOLDER, name)
-    digests = {f"{file} sha256": sha256(data).hexdigest() for file, data in files.items()}
-    whole = {**facts, "results": f"{_FOLDER}/{name}", **digests}
-    for place in (folder, output_url):
-        for file, data in files.items():
-            storage.write_bytes(storage.join(place, file), data)
-        write_manifest(storage.join(place, MANIFEST), manifest, **whole)
+    folder, digests = storage.join(output_url, _FOLDER, name), dict[str, str]()
+    for file, data in files:
+        storage.write_bytes(storage.join(folder, file), data)
+        digests[file] = sha256(data).hexdigest()
+    whole = {
+        **facts,
+        "results": f"{_FOLDER}/{name}",
+        **{f"{file} sha256": digest for file, digest in digests.items()},
+    }
+    write_manifest(storage.join(folder, MANIFEST), manifest, **whole)
+    for file in digests:
+        data = storage.read_bytes(storage.join(folder, file))
+        storage.write_bytes(storage.join(output_url, file), data)
+    write_manifest(storage.join(output_url, MANIFEST), manifest, **whole)
 
 
 def list_outcomes(
@@ -81,21 +88,17 @@ def list_outcomes(
         asked: int64 (n,), rows of the dataset that were to be scored.
         scored: int64 (m,), rows that have a score.
     """
-    reasons = {
-        row: reason
-        for shard, text in enumerate(dataset.read_commits())
-        if text
-        for row, reason in Commit.from_json(shard, text).unreadable
-    }
-    names = dataset.column("image_id")
-    done = set(scored.tolist())
+    reasons = dataset.read_reasons()
+    names = read_rows(dataset, ["image_id"], asked)["image_id"]
     entries = []
-    for row in asked.tolist():
-        if row in done:
-            entries.append(ManifestEntry(str(names[row]), "done"))
+    for row, name, is_done in zip(
+        asked.tolist(), names.tolist(), np.isin(asked, scored).tolist(), strict=True
+    ):
+        if is_done:
+            entries.append(ManifestEntry(name, "done"))
         else:
             reason = reasons.get(row, "the model gave no finite score")
-            entries.append(ManifestEntry(str(names[row]), "failed", reason))
+            entries.append(ManifestEntry(name, "failed", reason))
     return (*entries, *_list_left_out(dataset, set(reasons.values())))
 
 

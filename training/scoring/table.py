@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.records import Label
 from pipeline.store.dataset import Dataset
+from training.data.part_columns import read_rows
 from training.evaluation.intervals import Interval, bootstrap_auroc
 from training.evaluation.metrics import measure_average_precision
 from training.scoring.kept_scores import KeptScores, Rows
@@ -36,6 +37,7 @@ _COLUMNS: Final = pa.schema(
         ("scored_at", pa.timestamp("us", tz="UTC")),
         ("label", pa.int8()),
         ("source_digest", pa.string()),
+        ("pixel_digest", pa.string()),
     ]
 )
 
@@ -49,9 +51,10 @@ class RankedScores:
         image_id: object (n,), names of the images.
         group_id: object (n,), patient or slide of each image.
         label: int8 (n,), 0 normal, 1 anomalous, -1 unknown.
-        source_digest: object (n,), SHA-256 of the bytes that each image came from.
+        source_digest: object (n,), BLAKE3 of all bytes of the file that each image came from.
+        pixel_digest: object (n,), BLAKE3 of each image's pixels.
         scored_at: datetime64[us] (n,), UTC time at which each image was scored.
-        prediction: Scores of these images, without heatmaps.
+        prediction: Scores of these images, without heatmaps and embeddings: (n, 0).
     """
 
     rows: NDArray[np.int64]
@@ -59,28 +62,32 @@ class RankedScores:
     group_id: NDArray[np.object_]
     label: NDArray[np.int8]
     source_digest: NDArray[np.object_]
+    pixel_digest: NDArray[np.object_]
     scored_at: NDArray[np.datetime64]
     prediction: Prediction
 
 
-def rank_scores(dataset: Dataset, rows: Rows, found: KeptScores) -> RankedScores:
+def rank_scores(
+    dataset: Dataset, model: ScoringModel, rows: Rows, found: KeptScores
+) -> RankedScores:
     """Rank images by their scores; those without a finite score are left out.
 
     Args:
         dataset: Dataset that was scored.
+        model: Version that scored it.
         rows: int64 (n,), rows of the dataset.
         found: Scores of these rows.
     """
-    names = ("image_id", "group_id", "label", "source_digest")
-    columns = {name: dataset.column(name)[rows] for name in names}
-    scores = found.prediction.anomaly_score
+    names = ("image_id", "group_id", "label", "source_digest", "pixel_digest")
+    columns = read_rows(dataset, names, rows)
+    scores = found.anomaly_score
     order = np.lexsort((columns["image_id"].astype(str), -scores.astype(np.float64)))
     order = order[np.isfinite(scores[order])]
     return RankedScores(
         rows[order],
         **{name: values[order] for name, values in columns.items()},
         scored_at=found.scored_at[order],
-        prediction=found.prediction.choose(order),
+        prediction=model.interpret(scores[order], np.empty((len(order), 0), np.float32)),
     )
 
 
@@ -110,6 +117,7 @@ def tabulate(scores: RankedScores, model: ScoringModel, *, source: str) -> pa.Ta
         "scored_at": pa.array(scores.scored_at.astype(np.int64), pa.timestamp("us", tz="UTC")),
         "label": pa.array(scores.label, pa.int8(), mask=scores.label == Label.UNKNOWN),
         "source_digest": scores.source_digest,
+        "pixel_digest": scores.pixel_digest,
     }
     return pa.table(columns, schema=_COLUMNS)
 

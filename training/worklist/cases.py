@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pipeline.io import storage
 from pipeline.records import Label
 from pipeline.store.dataset import Dataset
+from training.data.part_columns import read_rows
 from training.scoring.kept_scores import Rows, read_batches
 from training.scoring.loaded_model import ScoringModel
 from training.scoring.table import RankedScores
@@ -150,8 +151,8 @@ def _show_typical(
 
 
 def _mark(dataset: Dataset, scored: RankedScores) -> list[tuple[str, ...]]:
-    names = set(QUALITY_NAMES) & set(dataset.column_names)
-    columns = {name: dataset.column(name)[scored.rows] for name in names}
+    names = sorted(set(QUALITY_NAMES) & set(dataset.column_names))
+    columns = read_rows(dataset, names, scored.rows)
     return mark_artefacts(columns, ~scored.prediction.is_anomalous)
 
 
@@ -196,7 +197,7 @@ def remove_stale_heatmaps(
 def _name_heatmap(scored: RankedScores, place: int, model: ScoringModel) -> str:
     """Name the heatmap at a place of the ranking; other bytes or versions have other names."""
     return heatmap_name(
-        str(scored.image_id[place]), str(scored.source_digest[place]), model.name, model.version
+        str(scored.image_id[place]), str(scored.pixel_digest[place]), model.name, model.version
     )
 
 
@@ -205,7 +206,7 @@ def heatmap_name(image_id: str, *facts: str) -> str:
 
     Args:
         image_id: Name of the image in the dataset.
-        *facts: Further facts that identify it: the source's digest, the model and its version.
+        *facts: Further facts that identify it: the digest of its pixels, the model and its version.
     """
     readable = re.sub(r"[^A-Za-z0-9._-]+", "_", image_id).strip("._")[-80:]
     digest = sha256("\n".join((image_id, *facts)).encode()).hexdigest()

@@ -14,6 +14,7 @@ from PIL import Image
 from pipeline.dicom.export import CaptureFacts, encode_capture
 from pipeline.io import storage
 from pipeline.store.dataset import Dataset
+from training.data.part_columns import read_rows
 from training.scoring.loaded_model import ScoringModel
 from training.scoring.table import RankedScores
 from training.worklist.heatmaps import encode_heatmap
@@ -47,11 +48,12 @@ def write_capture(
         heatmap: float32 (H, W), anomaly of each pixel.
     """
     row, found = int(scored.rows[place]), scored.prediction
+    columns = read_rows(dataset, ["sex", "burned_in_text"], np.array([row]))
     facts = CaptureFacts(
         image_id=str(scored.image_id[place]),
         group_id=str(scored.group_id[place]),
-        sex=str(dataset.column("sex")[row]),
-        burned_in_text=dataset.column("burned_in_text")[row],
+        sex=str(columns["sex"][0]),
+        burned_in_text=columns["burned_in_text"][0],
         title="Anomaly heatmap, for research only",
         derivation=(
             f"Anomaly heatmap by {model.name} version {model.version} over the image as scored, "

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.slides.tiling import measure_tile_extent_yx
 from pipeline.store.dataset import Dataset
+from training.data.part_columns import divide_by_part
 from training.scoring.table import RankedScores, encode_csv
 from training.worklist.cases import heatmap_name
 from training.worklist.heatmaps import encode_heatmap
@@ -26,74 +27,78 @@ _COLOR: Final = [230, 159, 0]  # orange of a palette that reads without colour v
 
 def is_of_slides(dataset: Dataset) -> bool:
     """Whether the images are tiles with a place on a slide."""
-    return {"origin_yx", "mpp_yx"} <= set(dataset.column_names)
+    return {"origin_yx", "mpp_y_um", "mpp_x_um"} <= set(dataset.column_names)
 
 
-def tabulate_slides(scored: RankedScores) -> pa.Table:
+def tabulate_slides(dataset: Dataset, scored: RankedScores) -> pa.Table:
     """Make a table with one row per slide, the most anomalous first.
 
+    Args:
+        dataset: Dataset of tiles, a part for each slide.
+        scored: Ranked scores of the tiles.
+
     Returns:
-        Columns `group_id`; `slide_score`, the mean of the top 1 % of its tiles, at least one;
-        `tile_count`; `anomalous_count`.
+        Columns `slide_id`; `group_id`, its patient where one is known; `slide_score`, the mean of
+        the top 1 % of its tiles, at least one; `tile_count`; `anomalous_count`.
     """
     rows: list[dict[str, Any]] = []
-    for group, inside in _list_slides(scored):
+    for number, inside in _list_slides(dataset, scored):
         scores = scored.prediction.anomaly_score[inside]  # ranked: the highest come first
         count = max(1, round(TOP_SHARE * len(scores)))
         rows.append(
             {
-                "group_id": group,
+                "slide_id": dataset.parts[number].name,
+                "group_id": str(scored.group_id[inside[0]]),
                 "slide_score": float(scores[:count].mean()),
                 "tile_count": len(scores),
                 "anomalous_count": int(scored.prediction.is_anomalous[inside].sum()),
             }
         )
-    rows.sort(key=lambda row: (-row["slide_score"], row["group_id"]))
+    rows.sort(key=lambda row: (-row["slide_score"], row["slide_id"]))
     return pa.Table.from_pylist(rows)
 
 
-def _list_slides(scored: RankedScores) -> Iterator[tuple[str, NDArray[np.intp]]]:
-    """Slides and the places of their tiles in the ranking, ascending."""
-    groups = scored.group_id.astype(str)
-    order = np.argsort(groups, kind="stable")
-    names, starts = np.unique(groups[order], return_index=True)
-    return zip(names.tolist(), np.split(order, starts[1:]), strict=True)
+def _list_slides(dataset: Dataset, scored: RankedScores) -> Iterator[tuple[int, NDArray[np.intp]]]:
+    """Parts of slides, and the places of their tiles in the ranking, ascending."""
+    order = np.argsort(scored.rows, kind="stable")
+    for number, span in divide_by_part(dataset, scored.rows[order]):
+        yield number, np.sort(order[span])
 
 
 def draw_slides(
     dataset: Dataset, scored: RankedScores, reference: Sequence[float]
-) -> dict[str, bytes]:
+) -> Iterator[tuple[str, bytes]]:
     """Make the files for slides: a table, and for each a heatmap and its tiles over the threshold.
 
     Drag the GeoJSON onto the slide in QuPath. Coordinates are (x, y) in level-0 pixels.
 
     Args:
-        dataset: Dataset of tiles.
+        dataset: Dataset of tiles, a part for each slide.
         scored: Ranked scores of the tiles.
         reference: Ascending scores of normal images, which set the heatmaps' colours.
 
-    Returns:
-        Content by file name: `slides.csv`, `slides/NAME.geojson`, `slides/NAME.png`.
+    Yields:
+        File name and content: `slides.csv`, then `slides/NAME.geojson` and `slides/NAME.png` of a
+        slide at a time.
     """
-    files = {"slides.csv": encode_csv(tabulate_slides(scored))}
+    yield "slides.csv", encode_csv(tabulate_slides(dataset, scored))
     parameters = dataset.attributes["parameters"]
-    origins, mpps = dataset.column("origin_yx"), dataset.column("mpp_yx")
-    for group, inside in _list_slides(scored):
-        rows = scored.rows[inside]
-        extent = measure_tile_extent_yx(  # of one slide all are alike
-            tuple(mpps[rows[0]].tolist()), parameters["mpp_um"], parameters["tile_size_px"]
-        )
-        places = inside[scored.prediction.is_anomalous[inside]][:_LISTED_TILES]
+    for number, inside in _list_slides(dataset, scored):
+        part = dataset.parts[number]
+        mpp_yx = float(part.facts["mpp_y_um"]), float(part.facts["mpp_x_um"])
+        extent = measure_tile_extent_yx(mpp_yx, parameters["mpp_um"], parameters["tile_size_px"])
+        own = scored.rows[inside] - dataset.starts[number]
+        origins = dataset.open_part(number).column("origin_yx")[own]
+        is_listed = scored.prediction.is_anomalous[inside]
+        pairs = list(zip(origins[is_listed].tolist(), inside[is_listed].tolist(), strict=True))
         features = [
-            _draw_tile(origins[scored.rows[place]].tolist(), extent, scored, place)
-            for place in places.tolist()
+            _draw_tile(origin, extent, scored, place) for origin, place in pairs[:_LISTED_TILES]
         ]
         whole = {"type": "FeatureCollection", "features": features}
-        name = heatmap_name(group).removesuffix(".png")
-        files[f"slides/{name}.geojson"] = (json.dumps(whole, indent=1) + "\n").encode()
+        name = heatmap_name(part.name).removesuffix(".png")
+        yield f"slides/{name}.geojson", (json.dumps(whole, indent=1) + "\n").encode()
         found = scored.prediction.anomaly_score[inside]
-        files[f"slides/{name}.png"] = draw_heatmap(origins[rows], extent, found, reference)
-    return files
+        yield f"slides/{name}.png", draw_heatmap(origins, extent, found, reference)
 
 
 def draw_heatmap(

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from hashlib import sha256
 from math import ceil
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import ClassVar
 
 import numpy as np
 import openslide
@@ -15,13 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.errors import SourceError
-from pipeline.slides.formats import find_companions
 from pipeline.slides.readers.level_reader import LevelReader, SlideFacts
 from pipeline.slides.readers.protocol import READ_REMEDY
 from pipeline.slides.resolution import read_stated_mpp
-
-_DIGEST_BLOCK_BYTES: Final = 1 << 16
-_DIGEST_BLOCKS: Final = 64
 
 
 class OpenSlideReader(LevelReader):
@@ -115,39 +109,6 @@ def _find_tile_yx(properties: Mapping[str, str], level: int) -> tuple[int, int] 
         properties.get(f"openslide.level[{level}].tile-{side}") for side in ("height", "width")
     ]
     return (int(sides[0]), int(sides[1])) if sides[0] and sides[1] else None
-
-
-def digest_slide(path: Path) -> str:
-    """Identify a slide's content, that of all its files, in constant memory.
-
-    Files up to 4 MiB count whole. Of larger ones 64 blocks of 64 KiB count, evenly spaced from
-    the first byte to the last, and the size: a download that broke off, another scan or another
-    encoding shows; one byte flipped between the blocks does not.
-
-    Returns:
-        SHA-256 in hexadecimal.
-    """
-    if not (companions := find_companions(path)):
-        return _digest_file(path)
-    files = [(file.name, _digest_file(file)) for file in (path, *companions)]
-    return sha256(json.dumps(files).encode()).hexdigest()
-
-
-def _digest_file(path: Path) -> str:
-    size = path.stat().st_size
-    digest = sha256(size.to_bytes(8, "big"))
-    last = max(0, size - _DIGEST_BLOCK_BYTES)
-    is_small = size <= _DIGEST_BLOCKS * _DIGEST_BLOCK_BYTES
-    offsets = (
-        range(0, max(size, 1), _DIGEST_BLOCK_BYTES)
-        if is_small
-        else [last * block // (_DIGEST_BLOCKS - 1) for block in range(_DIGEST_BLOCKS)]
-    )
-    with path.open("rb") as file:
-        for offset in offsets:
-            file.seek(offset)
-            digest.update(file.read(_DIGEST_BLOCK_BYTES))
-    return digest.hexdigest()
 
 
 def _composite_on_white(region: Image.Image) -> NDArray[np.uint8]:

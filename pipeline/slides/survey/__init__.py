@@ -1,1 +1,1 @@
-"""Surveys slides: tissue, tiles, lesions and stains of each, measured once and cached."""
+"""Surveys slides: tissue, tiles, lesions and stains of each."""

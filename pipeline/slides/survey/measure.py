@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import ceil
-from typing import Final, NamedTuple
+from pathlib import Path
+from typing import Final
 
 import numpy as np
 import shapely
@@ -12,23 +13,20 @@ from numpy.typing import NDArray
 from shapely.geometry.base import BaseGeometry
 
 from pipeline.errors import SourceError
-from pipeline.ingest.plan import read_all
 from pipeline.io import storage
 from pipeline.io.scratch import Scratch
-from pipeline.io.staging import stage
 from pipeline.records import Label, Slide
 from pipeline.slides.annotations import outline_lesions, parse_annotations
-from pipeline.slides.formats import require_whole
-from pipeline.slides.reader import make_tile_reader
-from pipeline.slides.readers.openslide_reader import digest_slide
+from pipeline.slides.colour import convert_to_srgb
+from pipeline.slides.reader import open_tiles
 from pipeline.slides.readers.protocol import SlideReader
-from pipeline.slides.readers.registry import open_slide
 from pipeline.slides.resolution import MppSource
-from pipeline.slides.review import draw_review
 from pipeline.slides.settings import SlideSettings
 from pipeline.slides.stain.fit import fit_stains
 from pipeline.slides.stain.normalise import StainFit
-from pipeline.slides.thumbnail import Thumbnail, read_thumbnail
+from pipeline.slides.survey.masks import make_mask
+from pipeline.slides.survey.review import draw_review
+from pipeline.slides.survey.thumbnail import read_thumbnail
 from pipeline.slides.tiling import (
     PairYX,
     account_for_tissue,
@@ -38,7 +36,6 @@ from pipeline.slides.tiling import (
     measure_tile_extent_yx,
     order_along_z,
 )
-from pipeline.slides.tissue import find_tissue
 
 _MASK_SIDE_LIMIT_PX: Final = 8192
 # Stains are fitted on about this many pixels, of this many tiles spread over the slide.
@@ -51,40 +48,42 @@ class SlideSurvey:
     """Findings on one slide.
 
     Args:
-        slide: The slide as listed.
+        shape_yx: Height and width of level 0 in pixels.
         mpp_yx: Micrometres per level-0 pixel, (y, x).
         mpp_source: Origin of `mpp_yx`.
         origins_yx: (n, 2) int64, the tiles to read, level-0 pixels, by `tiling.order_along_z`.
         tissue_fraction: (n,) float32, share of each tile that is tissue.
         lesion_fraction: (n,) float32; NaN where nobody annotated.
         label: (n,) int8, values of `records.Label`.
+        has_lesion: Whether a lesion is outlined on the slide, however small.
         tissue_um2: (n,) float64, tissue that each tile stands for in the account. Tiles that
             overlap share it, so that nothing counts twice.
         coverage: um^2 of tissue in all, and by fate: `tiled`, `below_min_tissue`,
             `outside_lesions`, `not_sampled`, `outside_tiles`. The fates add up to `tissue`.
         stain_fit: The slide's two stains, or None where stains are left as they are.
-        digest: Digest of the slide's bytes, from `digest_slide`.
+        picture: Review picture, a PNG.
     """
 
-    slide: Slide
+    shape_yx: PairYX
     mpp_yx: tuple[float, float]
     mpp_source: MppSource
     origins_yx: NDArray[np.int64]
     tissue_fraction: NDArray[np.float32]
     lesion_fraction: NDArray[np.float32]
     label: NDArray[np.int8]
+    has_lesion: bool
     tissue_um2: NDArray[np.float64]
     coverage: dict[str, float]
     stain_fit: StainFit | None
-    digest: str
+    picture: bytes
 
 
 def survey_slide(
     slide: Slide,
+    path: Path,
+    reader: SlideReader,
     settings: SlideSettings,
     *,
-    is_partly_annotated: bool = False,
-    review_url: str | None = None,
     scratch: Scratch | None = None,
 ) -> SlideSurvey:
     """Find the tissue of a slide, lay tiles over it and measure their lesion shares.
@@ -94,76 +93,48 @@ def survey_slide(
 
     Args:
         slide: The slide as listed.
+        path: Local path of its file.
+        reader: The open file.
         settings: Settings of the dataset.
-        is_partly_annotated: Whether there may be lesions that nobody outlined; tiles without any
-            outline are then unknown in place of normal.
-        review_url: URL to write the review picture (PNG) to, or None for no picture.
-        scratch: Folder where a slide on object storage is staged; None for the default one.
+        scratch: Folder where a mask on object storage is staged; None for the default one.
 
     Raises:
-        SourceError: The slide or its annotations cannot be used.
-        StorageError: One of them cannot be fetched.
+        SourceError: The slide, its annotations or its mask cannot be used.
+        StorageError: The annotations or the mask cannot be fetched.
     """
-    overview = _read_overview(slide, settings, scratch)
-    thumbnail, shape_yx, mpp_yx = overview.thumbnail, overview.shape_yx, overview.mpp_yx
-    if overview.mpp_source == "fallback":
-        settings = settings.model_copy(update={"mpp_override_um": mpp_yx[0]})
+    shape_yx, mpp_yx = reader.level_shapes_yx[0], reader.mpp_yx
+    thumbnail = read_thumbnail(reader, _mask_side_px(reader, settings.mask_mpp_um))
+    if settings.icc == "srgb":
+        pixels = convert_to_srgb(thumbnail.pixels, reader.icc_profile, slide.url)
+        thumbnail = replace(thumbnail, pixels=pixels)
     extent_yx, stride_yx = _measure_grid(slide, mpp_yx, settings)
-    mask = find_tissue(thumbnail.pixels).is_tissue | ~thumbnail.is_readable
+    mask = make_mask(slide, settings, thumbnail, shape_yx, mpp_yx, scratch)
     lesions = _read_lesions(slide, shape_yx, settings)
     grid = make_grid(mask, shape_yx, extent_yx, stride_yx)
-    choice = choose_tiles(slide, grid, lesions, extent_yx, settings, is_partly_annotated)
+    choice = choose_tiles(slide, grid, lesions, extent_yx, settings, slide.is_partly_annotated)
     order = order_along_z(grid.origins_yx[choice.chosen], extent_yx)
     choice = replace(
         choice, chosen=choice.chosen[order], lesion_fraction=choice.lesion_fraction[order]
     )
     origins_yx = grid.origins_yx[choice.chosen]
-    if review_url:
-        picture = draw_review(thumbnail.pixels, mask, shape_yx, origins_yx, extent_yx, lesions)
-        storage.write_bytes(review_url, picture)
     px_um2 = mpp_yx[0] * mpp_yx[1]
     return SlideSurvey(
-        slide=slide,
+        shape_yx=shape_yx,
         mpp_yx=mpp_yx,
-        mpp_source=overview.mpp_source,
+        mpp_source=reader.mpp_source if slide.mpp_um is None else "user table",
         origins_yx=origins_yx,
         tissue_fraction=grid.tissue_fraction[choice.chosen].astype(np.float32),
         lesion_fraction=choice.lesion_fraction,
         label=label_tiles(choice.lesion_fraction, settings.lesion_threshold),
+        has_lesion=lesions is not None and bool(lesions.area),
         tissue_um2=grid.tissue_px2[choice.chosen] * px_um2,
         coverage={
             fate: float(area_px2 * px_um2)
             for fate, area_px2 in account_for_tissue(mask, shape_yx, grid, choice).items()
         },
-        stain_fit=_fit_stains(slide, origins_yx, settings, scratch),
-        digest=overview.digest,
+        stain_fit=_fit_stains(path, reader, origins_yx, settings),
+        picture=draw_review(thumbnail.pixels, mask, shape_yx, origins_yx, extent_yx, lesions),
     )
-
-
-class _Overview(NamedTuple):
-    """A whole slide: its thumbnail, and shape and um/px of level 0."""
-
-    thumbnail: Thumbnail
-    shape_yx: PairYX
-    mpp_yx: tuple[float, float]
-    mpp_source: MppSource
-    digest: str
-
-
-def _read_overview(slide: Slide, settings: SlideSettings, scratch: Scratch | None) -> _Overview:
-    require_whole(slide)
-    with (
-        stage(slide.url, slide.version, slide.companions, scratch=scratch) as path,
-        open_slide(
-            path,
-            item=slide.url,
-            mpp_override_um=settings.mpp_override_um,
-            mpp_fallback_um=settings.mpp_fallback_um,
-        ) as reader,
-    ):
-        thumbnail = read_thumbnail(reader, _mask_side_px(reader, settings.mask_mpp_um))
-        shape_yx = reader.level_shapes_yx[0]
-        return _Overview(thumbnail, shape_yx, reader.mpp_yx, reader.mpp_source, digest_slide(path))
 
 
 def _mask_side_px(reader: SlideReader, mask_mpp_um: float) -> int:
@@ -215,19 +186,17 @@ def _read_lesions(slide: Slide, shape_yx: PairYX, settings: SlideSettings) -> Ba
 
 
 def _fit_stains(
-    slide: Slide,
-    origins_yx: NDArray[np.int64],
-    settings: SlideSettings,
-    scratch: Scratch | None,
+    path: Path, reader: SlideReader, origins_yx: NDArray[np.int64], settings: SlideSettings
 ) -> StainFit | None:
     """Fit the stains once a slide, on tiles from all over it; None where no fit is wanted."""
     if settings.stain == "none" or not len(origins_yx):
         return None
     fewest, most = _FIT_TILES
-    count = min(len(origins_yx), most, max(fewest, _FIT_PX // settings.tile_size_px**2))
-    chosen = np.linspace(0, len(origins_yx) - 1, count).round().astype(int)
     side = settings.tile_size_px
-    rows, shape = {"origin_yx": origins_yx[chosen]}, (count, side, side, 3)
-    images, read = read_all(make_tile_reader(settings, scratch), slide, rows, shape)
-    is_readable = np.array([reason is None for reason in read.reasons])
+    count = min(len(origins_yx), most, max(fewest, _FIT_PX // side**2))
+    chosen = np.linspace(0, len(origins_yx) - 1, count).round().astype(int)
+    images = np.empty((count, side, side, 3), np.uint8)
+    with open_tiles(path, reader, settings) as tiles:
+        reads = list(tiles.read(origins_yx[chosen], images))
+    is_readable = np.array([reason is None for read in reads for reason in read.reasons])
     return fit_stains(images[is_readable], settings.stain, seed=settings.seed)

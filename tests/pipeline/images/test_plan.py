@@ -5,12 +5,13 @@ from __future__ import annotations
 import pickle
 import tracemalloc
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 import pytest
+from blake3 import blake3
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -18,12 +19,11 @@ from pydantic import ValidationError
 
 from pipeline.dicom.parse import MAX_FILE_BYTES
 from pipeline.errors import SettingsError, SourceError
-from pipeline.images.plan import ImageSettings, choose_shards, make_reader, plan_images
+from pipeline.images.ingest import ImageIngestReport, ingest_images
+from pipeline.images.plan import ImageSettings, choose_part, make_reader, plan_images
 from pipeline.images.reader import ImageReader, read_source
-from pipeline.ingest.plan import read_all
-from pipeline.ingest.run import IngestReport, ingest
 from pipeline.io.storage import describe, read_bytes, write_bytes
-from pipeline.records import Label, Scalar, SourceImage
+from pipeline.records import Array, ImageListing, Label, Scalar, SourceImage
 from pipeline.runtime.engines import map_serially
 from pipeline.sources.images import list_images
 from pipeline.splits import prove_disjoint
@@ -50,17 +50,26 @@ def write_images(folder: Path, count: int, **options: bool) -> list[SourceImage]
     return [write_image(folder / f"{n:03}.png", n * 5, **options) for n in range(count)]
 
 
-def ingest_images(
-    url: Path, images: list[SourceImage], settings: ImageSettings = SMALL
-) -> tuple[IngestReport, Dataset]:
-    plan = plan_images(images, settings, source="made")
-    report = ingest(str(url), plan, make_reader(plan), map_serially)
+def ingest_made(
+    url: Path, images: Sequence[SourceImage], settings: ImageSettings = SMALL
+) -> tuple[ImageIngestReport, Dataset]:
+    listing = ImageListing(tuple(images))
+    report = ingest_images(str(url), listing, settings, map_serially, source="made")
     return report, open_dataset(str(url))
+
+
+def read_one(reader: ImageReader, image: SourceImage, side: int, channels: int) -> Array:
+    """An image as its reader gives it: (H, W, C)."""
+    images = np.zeros((1, side, side, channels), np.uint8)
+    (found,) = reader.read(image, images)
+    assert found.reasons == (None,)
+    pixels: Array = images[0]
+    return pixels
 
 
 def test_every_image_lands_in_its_row(tmp_path: Path) -> None:
     images = write_images(tmp_path / "in", 12)
-    report, dataset = ingest_images(tmp_path / "out", images)
+    report, dataset = ingest_made(tmp_path / "out", images)
     assert dataset.image_shape == (16, 16, 1)
     assert dataset.attributes["modality"] == "image"
     assert report.failures == ()
@@ -70,14 +79,14 @@ def test_every_image_lands_in_its_row(tmp_path: Path) -> None:
     for row, name in enumerate(ids):
         assert pixels[row, 8, 3, 0] == int(name[:3]) * 5
         assert pixels[row, 3, 14, 0] == int(name[:3]) * 5 + 40
-    digests = [sha256((tmp_path / "in" / name).read_bytes()).hexdigest() for name in ids]
+    digests = [blake3((tmp_path / "in" / name).read_bytes()).hexdigest() for name in ids]
     assert dataset.column("source_digest").tolist() == digests
 
 
 def test_rows_are_ordered_by_split_then_id_whatever_the_order_of_the_input(tmp_path: Path) -> None:
     images = write_images(tmp_path / "in", 40)
-    report, dataset = ingest_images(tmp_path / "out", images)
-    again, _ = ingest_images(tmp_path / "again", images[::-1])
+    report, dataset = ingest_made(tmp_path / "out", images)
+    again, _ = ingest_made(tmp_path / "again", images[::-1])
     assert report.fingerprint == again.fingerprint
     splits = dataset.column("split").tolist()
     assert [name for name, _ in Counter(splits).items()] == ["train", "validation", "test"]
@@ -98,7 +107,7 @@ def test_one_bad_file_is_named_and_the_rest_is_whole(tmp_path: Path) -> None:
     # Gone and changed after they were listed.
     (tmp_path / "in" / "005.png").unlink()
     write_image(tmp_path / "in" / "006.png", 99, side=31)
-    report, dataset = ingest_images(tmp_path / "out", list(fresh))
+    report, dataset = ingest_made(tmp_path / "out", list(fresh))
     assert len(images) == report.image_count == 8
     reasons = {Path(entry.item).name: entry.reason for entry in report.failures}
     assert sorted(reasons) == [f"00{n}.png" for n in range(1, 7)]
@@ -144,10 +153,10 @@ def test_no_large_file_is_read_to_tell_grey_from_colour(tmp_path: Path) -> None:
     small = write_images(tmp_path / "in", 3, colour=True)
     large = [claim_bytes(tmp_path / f"{n}.tif", 48 * 2**20) for n in range(9)]
     tracemalloc.start()
-    plan = plan_images([*large, *small], SMALL, source="made")
+    spec, _ = plan_images([*large, *small], SMALL, source="made")
     assert tracemalloc.get_traced_memory()[1] < 8 * 2**20
     tracemalloc.stop()
-    assert plan.spec.image_shape == (16, 16, 3)
+    assert spec.image_shape == (16, 16, 3)
 
 
 def test_where_all_files_are_large_they_tell_grey_from_colour(
@@ -155,7 +164,7 @@ def test_where_all_files_are_large_they_tell_grey_from_colour(
 ) -> None:
     monkeypatch.setattr("pipeline.images.plan._SAMPLE_BYTES", 10)
     images = write_images(tmp_path / "in", 3, colour=True)
-    assert plan_images(images, SMALL, source="made").spec.image_shape == (16, 16, 3)
+    assert plan_images(images, SMALL, source="made")[0].image_shape == (16, 16, 3)
 
 
 def test_every_store_gives_the_same_dataset(tmp_path: Path, store_url: str) -> None:
@@ -169,8 +178,7 @@ def test_every_store_gives_the_same_dataset(tmp_path: Path, store_url: str) -> N
         (f"{store_url}/in", f"{store_url}/out"),
     ):
         listing = list_images(source)
-        plan = plan_images(listing.images, SMALL, source="made", rejected=listing.rejected)
-        report = ingest(target, plan, make_reader(plan), map_serially)
+        report = ingest_images(target, listing, SMALL, map_serially, source="made")
         fingerprints.add(report.fingerprint)
         assert [entry.state for entry in report.manifest] == ["done"] * 3 + ["skipped"] * 2
     assert len(images) == 5
@@ -189,7 +197,7 @@ def test_columns_get_their_types_and_unknown_values(tmp_path: Path) -> None:
         SourceImage("a", "p1", first.url, first.version, Label.NORMAL, "train", known),
         SourceImage("b", "p2", second.url, second.version, Label.ANOMALOUS, "test"),
     ]
-    _, dataset = ingest_images(tmp_path / "out", images)
+    _, dataset = ingest_made(tmp_path / "out", images)
     assert dataset.column("view_position").tolist() == ["PA", ""]
     assert dataset.column("age_years").dtype == np.int16
     assert dataset.column("age_years").tolist() == [61, -1]
@@ -207,36 +215,33 @@ def test_auto_declares_what_at_least_half_of_the_images_have(
     images = [
         write_image(tmp_path / f"{n}.png", 50, colour=n < coloured, side=20) for n in range(10)
     ]
-    plan = plan_images(images, SMALL, source="made")
-    assert plan.spec.image_shape == (16, 16, channels)
+    spec, _ = plan_images(images, SMALL, source="made")
+    assert spec.image_shape == (16, 16, channels)
     said = ImageSettings(size_px=16, colour="rgb" if channels == 3 else "grey")
-    assert plan_images(images, said, source="made").spec == plan.spec
+    assert plan_images(images, said, source="made")[0] == spec
 
 
 def test_grey_images_saved_as_colour_are_seen_to_be_grey(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     Image.new("RGB", (30, 20), (90, 90, 90)).save(path)
     image = SourceImage("a", "a", str(path), describe(str(path)).version)
-    plan = plan_images([image], SMALL, source="made")
-    assert plan.spec.image_shape == (16, 16, 1)
-    images, _ = read_all(make_reader(plan), image, {}, (1, 16, 16, 1))
-    assert images[0, 5, 9, 0] == 90
+    spec, _ = plan_images([image], SMALL, source="made")
+    assert spec.image_shape == (16, 16, 1)
+    assert read_one(make_reader(spec), image, 16, 1)[5, 9, 0] == 90
 
 
 def test_the_reader_follows_the_settings(tmp_path: Path) -> None:
     image = write_image(tmp_path / "a.png", 10, side=40)
     settings = ImageSettings(size_px=16, crop_px=16, colour="rgb")
-    plan = plan_images([image], settings, source="made")
-    reader = make_reader(plan)
+    reader = make_reader(plan_images([image], settings, source="made")[0])
     assert reader == ImageReader(size_px=16, channels=3, crop_px=16)
     assert pickle.loads(pickle.dumps(reader)) == reader  # noqa: S301 - our own bytes
-    images, _ = read_all(reader, image, {}, (1, 16, 16, 3))
-    assert set(np.unique(images)) == {10}  # the bright edge is cut off
+    assert set(np.unique(read_one(reader, image, 16, 3))) == {10}  # the bright edge is cut off
     grey = ImageSettings(size_px=16, equalize=True)
-    assert make_reader(plan_images([image], grey, source="made")).equalize
-    too_large = plan_images([image], ImageSettings(crop_px=41), source="made")
+    assert make_reader(plan_images([image], grey, source="made")[0]).equalize
+    too_large, _ = plan_images([image], ImageSettings(crop_px=41), source="made")
     with pytest.raises(SourceError, match="smaller than the centre crop of 41"):
-        read_all(make_reader(too_large), image, {}, (1, 64, 64, 1))
+        read_one(make_reader(too_large), image, 64, 1)
 
 
 def test_contradictions_are_refused(tmp_path: Path) -> None:
@@ -253,39 +258,53 @@ def test_contradictions_are_refused(tmp_path: Path) -> None:
         plan_images([images[0], images[0]], SMALL, source="made")
 
 
-@given(st.integers(1, 300_000), st.sampled_from([64 * 64, 64 * 64 * 3, 256 * 256, 1024 * 1024]))
-def test_shards_are_whole_chunks_and_fit_memory(image_count: int, image_bytes: int) -> None:
-    shard, chunk = choose_shards(image_count, image_bytes=image_bytes)
-    assert shard % chunk == 0
-    assert shard * image_bytes <= 256 * 2**20
-    assert shard < image_count + 64
+@given(st.integers(64, 4096), st.sampled_from([1, 3]))
+def test_parts_are_whole_chunks_and_fit_memory(side: int, channels: int) -> None:
+    image_bytes = side * side * channels
+    part, chunk = choose_part(image_bytes)
+    assert part % chunk == 0
+    assert 0 < part <= 512
+    assert part * image_bytes <= 256 * 2**20 or part == chunk  # an image of 48 MiB: one chunk
 
 
 @pytest.mark.parametrize(
-    ("image_count", "image_bytes", "shard", "shards"),
-    [
-        (50, 4096, 64, 1),
-        (600, 4096, 320, 2),
-        (709, 4096, 384, 2),
-        (2000, 4096, 512, 4),
-        (7403, 12288, 512, 15),
-        (16_384, 12288, 2048, 8),
-        (112_120, 4096, 2048, 55),
-        (112_120, 2**20, 256, 438),
-    ],
+    ("image_bytes", "part", "chunk"),
+    [(4096, 512, 64), (12288, 512, 64), (2**18, 512, 64), (2**20, 256, 32), (3 * 2**20, 64, 32)],
 )
-def test_small_datasets_still_give_several_workers_work(
-    image_count: int, image_bytes: int, shard: int, shards: int
-) -> None:
-    chosen, _ = choose_shards(image_count, image_bytes=image_bytes)
-    assert chosen == shard
-    assert -(-image_count // chosen) == shards
+def test_a_part_has_the_size_that_its_images_give(image_bytes: int, part: int, chunk: int) -> None:
+    assert choose_part(image_bytes) == (part, chunk)
+
+
+def make_sources(count: int, split: str = "train") -> list[SourceImage]:
+    """Sources without a file."""
+    return [
+        SourceImage(f"{n:04}", f"p{n}", f"memory://none/{n}", "1", split=split)  # type: ignore[arg-type]  # a split
+        for n in range(count)
+    ]
+
+
+def test_known_images_keep_their_part_and_place_and_new_ones_make_new_parts() -> None:
+    grey = ImageSettings(size_px=16, colour="grey")
+    images = make_sources(1100)
+    _, first = plan_images(images[:600], grey, source="made")
+    assert [(part.name, len(part.images)) for part in first] == [("000000", 512), ("000001", 88)]
+    known = {part.name: [image.image_id for image in part.images] for part in first}
+    _, second = plan_images(images[::-1], grey, source="made", known=known)
+    assert second[:2] == first
+    assert [(part.name, len(part.images)) for part in second[2:]] == [("000002", 500)]
+    assert [image.image_id for image in second[2].images] == [f"{n:04}" for n in range(600, 1100)]
+    _, third = plan_images(images[3:600], grey, source="made", known=known)
+    assert [len(part.images) for part in third] == [509, 88]
+    assert third[0].images == first[0].images[3:]
+    # The number of a part that has gone whole is not given again while the dataset knows it.
+    _, fourth = plan_images([*images[:512], images[700]], grey, source="made", known=known)
+    assert [part.name for part in fourth] == ["000000", "000002"]
 
 
 def test_real_radiographs_become_a_dataset(tmp_path: Path, shared_data: Path) -> None:
     listing = list_images(str(shared_data / "nih224"))
     settings = ImageSettings(modality="radiograph", seed=7)
-    report, dataset = ingest_images(tmp_path / "out", list(listing.images), settings)
+    report, dataset = ingest_made(tmp_path / "out", list(listing.images), settings)
     assert report.failures == ()
     assert dataset.image_count == 709
     assert dataset.image_shape == (64, 64, 1)
@@ -302,7 +321,7 @@ def test_real_tiles_keep_their_colour_and_official_splits(
 ) -> None:
     listing = list_images(str(shared_data / "pcam" / "valid"))
     some = list(listing.images[::20])
-    _, dataset = ingest_images(tmp_path / "out", some, ImageSettings(modality="histology"))
+    _, dataset = ingest_made(tmp_path / "out", some, ImageSettings(modality="histology"))
     assert dataset.image_shape == (64, 64, 3)
     assert set(dataset.column("split")) == {"test"}
     assert Counter(dataset.column("label").tolist()) == Counter(int(i.label) for i in some)

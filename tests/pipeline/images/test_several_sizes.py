@@ -71,7 +71,7 @@ def test_a_further_size_makes_no_other_again(tmp_path: Path, images: list[Source
     def run(*sizes_px: int, to: str = url) -> dict[str, bytes]:
         report = ingest_images(to, listing, SETTINGS, map_serially, source="x", sizes_px=sizes_px)
         assert len(report.further) == len(sizes_px) - 1
-        made = [each.shards_made for each in (report, *report.further)]
+        made = [each.parts_made for each in (report, *report.further)]
         assert made == [int(size not in already) for size in sizes_px]
         already.update(sizes_px)
         for size, each in zip(sizes_px, (report, *report.further), strict=True):

@@ -12,17 +12,13 @@ import pytest
 from boto3.s3.transfer import TransferConfig
 
 from pipeline.errors import SettingsError, StorageError
-from pipeline.ingest.run import ingest
 from pipeline.io import storage
 from pipeline.io.scratch import Scratch
 from pipeline.io.staging import stage
-from pipeline.runtime.engines import map_serially
-from pipeline.slides.plan import plan_slides
-from pipeline.slides.reader import make_tile_reader
 from pipeline.sources.slides import list_slides
 from tests.conftest import S3Server
 from tests.support.flaky_s3 import FlakyS3, flaky_s3
-from tests.support.made.slides import SETTINGS, plan_of, write_slide
+from tests.support.made.slides import ingest_made, write_slide
 
 MIB = 1 << 20
 
@@ -96,24 +92,16 @@ def test_a_staged_object_is_not_fetched_again(
 def test_a_server_that_is_away_now_and_then_changes_nothing(
     moto_url: str, proxy: FlakyS3, tmp_path: Path
 ) -> None:
-    paths = [write_slide(tmp_path, name) for name in ("a", "b")]
+    (tmp_path / "in").mkdir()
+    paths = [write_slide(tmp_path / "in", name) for name in ("a", "b")]
     for path in paths:
         storage.write_bytes(f"{moto_url}/in/{path.name}", path.read_bytes())
-    local = plan_of(list(list_slides(str(tmp_path)).slides))
-    expected = ingest(str(tmp_path / "out"), local, make_tile_reader(SETTINGS), map_serially)
+    local = list_slides(str(tmp_path / "in")).slides
+    expected, _ = ingest_made(tmp_path / "out", local)
     proxy.every = 7
     scratch = Scratch(tmp_path / "scratch")
-    url = f"{moto_url}/out"
-    plan = plan_slides(
-        list_slides(f"{moto_url}/in").slides,
-        SETTINGS,
-        map_serially,
-        source="made",
-        review_url=f"{url}/review",
-        survey_url=f"{url}/survey",
-        scratch=scratch,
-    )
-    report = ingest(url, plan, make_tile_reader(SETTINGS, scratch), map_serially)
+    slides = list_slides(f"{moto_url}/in").slides
+    report, _ = ingest_made(f"{moto_url}/out", slides, scratch=scratch)
     assert proxy.refused > 5
     assert report.fingerprint == expected.fingerprint
     assert [entry.state for entry in report.manifest] == ["done", "done"]
@@ -127,10 +115,8 @@ def test_a_slide_larger_than_the_scratch_folder_is_listed_and_the_rest_goes_on(
     for path in (small, large):
         storage.write_bytes(f"{moto_url}/in/{path.name}", path.read_bytes())
     scratch = Scratch(tmp_path / "scratch", max_bytes=MIB)
-    plan = plan_slides(
-        list_slides(f"{moto_url}/in").slides, SETTINGS, map_serially, source="x", scratch=scratch
-    )
-    report = ingest(str(tmp_path / "out"), plan, make_tile_reader(SETTINGS, scratch), map_serially)
+    slides = list_slides(f"{moto_url}/in").slides
+    report, _ = ingest_made(tmp_path / "out", slides, scratch=scratch)
     states = {entry.item.rpartition("/")[2]: entry for entry in report.manifest}
     assert states["small.tif"].state == "done"
     assert states["large.tif"].state == "failed"

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import overload
+from weakref import WeakSet
 
 import numpy as np
 import pytest
-from distributed import LocalCluster
+from distributed import LocalCluster, Scheduler
 from numpy.typing import NDArray
 
 from pipeline.errors import SettingsError
-from pipeline.ingest.plan import SourceRead
-from pipeline.ingest.run import ingest
+from pipeline.ingest.sources import SourceRead
 from pipeline.io.storage import read_bytes
-from pipeline.records import Array
-from pipeline.runtime.engines import dask_engine, describe_workers, map_serially
+from pipeline.runtime.engines import DaskMap, dask_engine, describe_workers, map_serially
 from pipeline.store.dataset import open_dataset
-from tests.support.made.datasets import MadeReader, MadeSource, plan_made, write_sources
+from tests.support.made.datasets import MadeReader, MadeSource, ingest_made, write_sources
 
 
 def die_at_one(item: int) -> int:
@@ -34,7 +34,7 @@ class FragileReader:
     """Reads as `MadeReader`, but dies of what begins with `k`."""
 
     def read(
-        self, source: MadeSource, rows: Mapping[str, Array], images: NDArray[np.uint8]
+        self, source: MadeSource, rows: range, images: NDArray[np.uint8]
     ) -> Iterator[SourceRead]:
         if read_bytes(source.url).startswith(b"k"):
             os.kill(os.getpid(), signal.SIGKILL)
@@ -67,18 +67,78 @@ def test_something_else_stands_in_for_the_one_item_that_kills(
 def test_a_source_that_kills_every_worker_is_quarantined(
     tmp_path: Path, mending_cluster: LocalCluster
 ) -> None:
-    plan = plan_made(write_sources(tmp_path / "in", {"a": b"0123", "b": b"kk", "c": b"456"}))
+    sources = write_sources(tmp_path / "in", {"a": b"0123", "b": b"kk", "c": b"456"})
     url = str(tmp_path / "out")
     with dask_engine(address=mending_cluster.scheduler_address) as engine:
-        report = ingest(url, plan, FragileReader(), engine)
+        report = ingest_made(url, sources, engine, reader=FragileReader())
     assert [entry.state for entry in report.manifest] == ["done", "failed", "done"]
-    assert "every worker that took it up has died" in str(report.manifest[1].reason)
+    assert report.manifest[1].reason == "it kills"
     dataset = open_dataset(url)
-    assert np.flatnonzero(~dataset.column("readable")).tolist() == [4, 5]
-    assert dataset.read_images(0, 9)[6, 0, 0].tolist() == [ord("4")] * 2
-    again = ingest(url, plan, MadeReader(), map_serially)
+    assert [part.name for part in dataset.parts] == ["a", "c"]
+    assert dataset.read_images(0, 7)[4, 0, 0].tolist() == [ord("4")] * 2
+    again = ingest_made(url, sources)
     assert not again.failures
-    assert open_dataset(url).column("readable").all()
+    assert open_dataset(url).column("readable").tolist() == [True] * 9
+
+
+class Named:
+    """An item that the driver makes when it is asked for."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+@dataclass
+class LazyItems(Sequence[Named]):
+    """Many items, of which those that somebody holds are known."""
+
+    length: int
+    held: WeakSet[Named] = field(default_factory=WeakSet)
+
+    def __len__(self) -> int:
+        return self.length
+
+    @overload
+    def __getitem__(self, place: int) -> Named: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Named]: ...
+    def __getitem__(self, place: int | slice) -> Named | Sequence[Named]:
+        if isinstance(place, slice):
+            return [self[number] for number in range(self.length)[place]]
+        if place >= self.length:
+            raise IndexError
+        item = Named(place)
+        self.held.add(item)
+        return item
+
+
+def square(item: Named) -> int:
+    return item.number**2
+
+
+def count_unfinished(dask_scheduler: Scheduler) -> int:
+    return sum(task.state not in {"memory", "released"} for task in dask_scheduler.tasks.values())
+
+
+def count_tasks(dask_scheduler: Scheduler) -> int:
+    return len(dask_scheduler.tasks)
+
+
+def test_the_scheduler_and_the_driver_hold_a_window_of_items(mending_cluster: LocalCluster) -> None:
+    items, window = LazyItems(150), 8
+    held, unfinished, tasks, found = [], [], [], []
+    with dask_engine(address=mending_cluster.scheduler_address) as engine:
+        assert isinstance(engine, DaskMap)
+        for result in engine(square, items):
+            found.append(result)
+            held.append(len(items.held))
+            if len(found) % 5 == 0:
+                unfinished.append(engine.client.run_on_scheduler(count_unfinished))
+                tasks.append(engine.client.run_on_scheduler(count_tasks))
+    assert sorted(found) == [number**2 for number in range(150)]
+    assert 0 < max(unfinished) <= window
+    assert max(tasks) <= 4 * window  # done ones are let go a moment later
+    assert max(held) <= 4 * window
 
 
 def test_a_scheduler_that_is_not_there_is_named() -> None:

@@ -10,22 +10,20 @@ import numpy as np
 import pytest
 import tifffile
 
-from pipeline.ingest.run import IngestReport, ingest
-from pipeline.records import ManifestEntry, Slide
-from pipeline.runtime.engines import map_serially
-from pipeline.slides import plan
-from pipeline.slides.plan import plan_slides
-from pipeline.slides.reader import make_tile_reader
+from pipeline.ingest.run import IngestReport
+from pipeline.records import Label, ManifestEntry, Slide
+from pipeline.slides import visit
 from pipeline.slides.survey.measure import SlideSurvey, survey_slide
 from pipeline.sources.slides import list_slides
-from pipeline.store.dataset import Dataset, open_dataset
+from pipeline.store.dataset import Dataset
 from tests.support.made.slides import (
     BOMB,
     BOXES,
-    SETTINGS,
     SHAPE,
     corrupt_tile,
+    coverage_of,
     expect_balance,
+    ingest_made,
     paint_tissue,
     write_asap,
     write_pyramid,
@@ -87,16 +85,12 @@ def write_archive(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory: pytest.TempPathFactory) -> tuple[IngestReport, Dataset]:
-    """The whole archive's ingest, in which one slide changes between plan and read."""
+    """The whole archive's ingest, in which one slide changes after it was listed."""
     folder = tmp_path_factory.mktemp("archive")
     write_archive(folder / "in")
     listing = list_slides(str(folder / "in"))
-    plan = plan_slides(
-        listing.slides, SETTINGS, map_serially, source="made", rejected=listing.rejected
-    )
     write_slide(folder / "in", "changing", boxes=[(64, 64, 320, 320)])
-    report = ingest(str(folder / "out"), plan, make_tile_reader(SETTINGS), map_serially)
-    return report, open_dataset(report.url)
+    return ingest_made(folder / "out", listing.slides, rejected=listing.rejected)
 
 
 def find(entries: Sequence[ManifestEntry], name: str) -> ManifestEntry:
@@ -136,7 +130,7 @@ def test_each_has_its_state(
 def test_nothing_goes_unmentioned(outcome: tuple[IngestReport, Dataset]) -> None:
     report, dataset = outcome
     assert len(report.manifest) == 17
-    tiled = {"good", "crossing", "spoilt", "changing", "x/same", "y/same"}
+    tiled = {"good", "crossing", "spoilt", "x/same", "y/same"}
     assert set(dataset.column("group_id")) == {f"{name}.tif" for name in tiled}
     same = [entry for entry in report.manifest if Path(entry.item).name == "same.tif"]
     assert [entry.state for entry in same] == ["done", "done"]
@@ -145,15 +139,15 @@ def test_nothing_goes_unmentioned(outcome: tuple[IngestReport, Dataset]) -> None
 def test_only_what_is_readable_is_there(outcome: tuple[IngestReport, Dataset]) -> None:
     dataset = outcome[1]
     lost = ~dataset.column("readable")
-    groups = dataset.column("group_id")
-    assert set(groups[lost]) == {"spoilt.tif", "changing.tif"}
-    assert lost[groups == "changing.tif"].all()
+    assert set(dataset.column("slide_id")[lost]) == {"spoilt.tif"}
+    assert lost.sum() == 1
     images = dataset.read_images(0, dataset.image_count)
     assert not images[lost].any()
     assert images[~lost].any(axis=(1, 2, 3)).all()
-    for coverage in dataset.coverage.values():
-        expect_balance(dict(coverage))
-    assert dataset.coverage["black.tif"]["tissue"] == dataset.coverage["white.tif"]["tissue"] == 0
+    accounts = {part.name: coverage_of(part) for part in dataset.parts}
+    assert accounts["black.tif"]["tissue"] == accounts["white.tif"]["tissue"] == 0
+    for account in accounts.values():
+        expect_balance(account)
 
 
 def test_an_outline_that_crosses_itself_counts_by_the_even_odd_rule(
@@ -163,7 +157,7 @@ def test_an_outline_that_crosses_itself_counts_by_the_even_odd_rule(
     is_hit = dataset.column("lesion_fraction") > 0
     assert dataset.column("image_id")[is_hit].tolist() == ["crossing.tif_y64_x128"]
     assert dataset.column("lesion_fraction")[is_hit] == pytest.approx(0.5)
-    assert dataset.column("tile_state")[is_hit].tolist() == ["tumour"]
+    assert dataset.column("label")[is_hit].tolist() == [Label.ANOMALOUS]
 
 
 def test_what_a_survey_should_not_have_raised_fails_its_slide_alone(
@@ -177,10 +171,9 @@ def test_what_a_survey_should_not_have_raised_fails_its_slide_alone(
             raise TypeError("'>' not supported between 'tuple' and 'int'")
         return survey_slide(slide, *args, **settings)
 
-    monkeypatch.setattr(plan, "survey_slide", survey)
-    slides = list_slides(str(tmp_path)).slides
-    planned = plan_slides(slides, SETTINGS, map_serially, source="x")
-    (entry,) = planned.rejected
+    monkeypatch.setattr(visit, "survey_slide", survey)
+    report, dataset = ingest_made(tmp_path / "out", list_slides(str(tmp_path)).slides)
+    (entry,) = report.failures
     assert (entry.state, entry.item) == ("failed", str(tmp_path / "odd.tif"))
     assert "raised TypeError" in entry.reason
-    assert planned.spec.image_count
+    assert set(dataset.column("slide_id")) == {"good.tif"}

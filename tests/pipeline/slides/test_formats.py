@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import uuid
 from collections.abc import Callable
@@ -16,24 +15,27 @@ from numpy.typing import NDArray
 from pydicom.uid import DigitalXRayImageStorageForPresentation
 
 from pipeline.errors import SettingsError, SourceError
-from pipeline.ingest.run import ingest
 from pipeline.io import storage
+from pipeline.io.digests import digest_files
 from pipeline.io.scratch import Scratch
 from pipeline.io.staging import stage
 from pipeline.records import Slide
-from pipeline.runtime.engines import map_serially
 from pipeline.slides.formats import find_companions, require_whole
-from pipeline.slides.plan import plan_slides
-from pipeline.slides.reader import make_tile_reader
-from pipeline.slides.readers.openslide_reader import OpenSlideReader, digest_slide
+from pipeline.slides.readers.openslide_reader import OpenSlideReader
 from pipeline.slides.readers.registry import open_slide
-from pipeline.slides.survey.measure import survey_slide
 from pipeline.sources.slides import list_slides
-from pipeline.store.dataset import open_dataset
 from tests.conftest import S3Server
 from tests.support.flaky_s3 import flaky_s3
 from tests.support.made.companions import write_dicom_slide, write_mirax, write_vms, write_vmu
-from tests.support.made.slides import BOXES, SETTINGS, SHAPE, make_pixels, paint_tissue
+from tests.support.made.slides import (
+    BOXES,
+    SHAPE,
+    ingest_made,
+    make_pixels,
+    paint_tissue,
+    survey_made,
+    visit_made,
+)
 
 Write = Callable[[Path], list[Path]]
 
@@ -77,6 +79,10 @@ def upload(folder: Path, url: str) -> str:
     return url
 
 
+def digest_slide(path: Path) -> str:
+    return digest_files((path, *find_companions(path)))
+
+
 def list_one(url: str) -> Slide:
     (slide,) = list_slides(url).slides
     return slide
@@ -85,10 +91,9 @@ def list_one(url: str) -> Slide:
 def make_dataset(slide: Slide, folder: Path) -> str:
     """Its fingerprint. The tiles are read from level 1, which is in another file than level 0."""
     scratch = Scratch(folder / "scratch")
-    plan = plan_slides([slide], SETTINGS, map_serially, source="made", scratch=scratch)
-    report = ingest(str(folder / "out"), plan, make_tile_reader(SETTINGS, scratch), map_serially)
+    report, dataset = ingest_made(folder / "out", [slide], scratch=scratch)
     assert [entry.state for entry in report.manifest] == ["done"]
-    assert (open_dataset(report.url).read_images(0, 9).reshape(-1, 3) == (205, 120, 170)).all()
+    assert (dataset.read_images(0, 9).reshape(-1, 3) == (205, 120, 170)).all()
     return report.fingerprint
 
 
@@ -166,9 +171,9 @@ def test_an_absent_file_of_a_mirax_slide_is_named(name: str, tmp_path: Path) -> 
     write_mrxs(tmp_path)
     (tmp_path / "1.2.7" / name).unlink()
     slide = list_one(str(tmp_path))
-    plan = plan_slides([slide], SETTINGS, map_serially, source="made")
-    assert [entry.state for entry in plan.rejected] == ["failed"]
-    assert f"1.2.7.mrxs: its file 1.2.7/{name} is missing. Copy" in plan.rejected[0].reason
+    (entry,) = visit_made(tmp_path / "out", slide).entries
+    assert entry.state == "failed"
+    assert f"1.2.7.mrxs: its file 1.2.7/{name} is missing. Copy" in entry.reason
 
 
 def test_each_dicom_series_of_a_folder_is_a_slide(memory_url: str, tmp_path: Path) -> None:
@@ -228,8 +233,9 @@ def test_a_series_behind_a_long_header_is_found(tmp_path: Path) -> None:
 def test_a_damaged_dicom_level_is_not_passed_over(tmp_path: Path) -> None:
     _, second = write_dicom(tmp_path)
     second.write_bytes(second.read_bytes()[:300])
-    with pytest.raises(SourceError, match=r"/1\.dcm: the DICOM elements are cut off"):
-        survey_slide(list_one(str(tmp_path)), SETTINGS)
+    (entry,) = visit_made(tmp_path / "out", list_one(str(tmp_path))).entries
+    assert entry.state == "failed"
+    assert "/1.dcm: the DICOM elements are cut off" in entry.reason
 
 
 def test_what_is_not_one_slide_is_not_fetched(moto_url: str, tmp_path: Path) -> None:
@@ -237,8 +243,8 @@ def test_what_is_not_one_slide_is_not_fetched(moto_url: str, tmp_path: Path) -> 
     first, second = list_slides(upload(tmp_path, f"{moto_url}/in")).slides
     mixed = replace(first, companions=(*first.companions, second.url))
     scratch = Scratch(tmp_path / "scratch")
-    with pytest.raises(SourceError, match="2 DICOM series"):
-        survey_slide(mixed, SETTINGS, scratch=scratch)
+    with pytest.raises(SourceError, match=r"none of 1 items gives one.*2 DICOM series"):
+        ingest_made(tmp_path / "out", [mixed], scratch=scratch)
     assert not scratch.folder.exists()
 
 
@@ -289,10 +295,12 @@ def test_all_files_are_fetched_once_bounded_and_evicted_together(
 @pytest.mark.parametrize("name", ["1.2.7(1,0).jpg", "1.2.7_map2.jpg"])
 def test_an_absent_file_of_a_hamamatsu_slide_is_named(name: str, tmp_path: Path) -> None:
     write_vms(tmp_path / "1.2.7.vms", paint_tissue(SHAPE, BOXES))
-    survey_slide(list_one(str(tmp_path)), SETTINGS)
+    slide = list_one(str(tmp_path))
+    assert len(survey_made(slide).origins_yx) == 42
     (tmp_path / name).unlink()
-    with pytest.raises(SourceError, match=re.escape(f"1.2.7.vms: its file {name} is missing")):
-        survey_slide(list_one(str(tmp_path)), SETTINGS)
+    (entry,) = visit_made(tmp_path / "out", list_one(str(tmp_path))).entries
+    assert entry.state == "failed"
+    assert f"1.2.7.vms: its file {name} is missing" in entry.reason
 
 
 def test_what_lies_beside_a_hamamatsu_slide_is_not_its_own(tmp_path: Path) -> None:

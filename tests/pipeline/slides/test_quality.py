@@ -81,7 +81,8 @@ def test_opencv_keeps_to_one_thread_and_gets_its_count_back(
 
 def test_importing_changes_nothing_in_opencv() -> None:
     code = (
-        "import cv2; cv2.setNumThreads(2); import pipeline.slides.plan; print(cv2.getNumThreads())"
+        "import cv2; cv2.setNumThreads(2); import pipeline.slides.ingest; "
+        "print(cv2.getNumThreads())"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.split() == ["2"]
@@ -122,6 +123,36 @@ def test_pen_fraction_tells_marker_from_stain(rgb: tuple[int, int, int], is_pen:
     tile = one_colour(240, 240, 240)
     tile[1, 2:5] = rgb
     assert measure(tile)["pen_fraction"] == pytest.approx(3 / 54 if is_pen else 0.0)
+
+
+@pytest.mark.parametrize(
+    ("rgb", "is_fold"),
+    [
+        ((120, 30, 90), True),  # eosin, two layers
+        ((70, 40, 110), True),  # haematoxylin, two layers
+        ((205, 120, 170), False),
+        ((110, 70, 150), False),
+        ((200, 70, 100), False),  # blood
+        ((90, 90, 95), False),  # shadow: dark, but hardly saturated
+        ((30, 90, 200), False),  # pen
+        ((240, 240, 242), False),
+    ],
+)
+def test_fold_fraction_tells_two_layers_from_one(rgb: tuple[int, int, int], is_fold: bool) -> None:
+    tile = one_colour(240, 240, 240)
+    tile[1, 2:5] = rgb
+    assert measure(tile)["fold_fraction"] == pytest.approx(3 / 54 if is_fold else 0.0)
+
+
+def test_a_fold_is_where_saturation_exceeds_intensity_and_is_no_pen() -> None:
+    colours = texture().reshape(-1, 3)[:99]
+    found = [measure(one_colour(*colour)) for colour in colours.tolist()]
+    values = colours.astype(float)
+    saturation = (values.max(-1) - values.min(-1)) / values.max(-1)
+    is_pen = np.array([each["pen_fraction"] for each in found]) > 0
+    expected = (saturation - values.mean(-1) / 255 > 0.3) & ~is_pen
+    assert [each["fold_fraction"] for each in found] == expected.astype(float).tolist()
+    assert 5 < expected.sum() < 90
 
 
 def test_finds_the_pen_on_real_thumbnails(shared_data: Path) -> None:

@@ -20,7 +20,7 @@ def test_paper_takes_what_the_reference_took() -> None:
 
 
 def test_refuses_what_there_is_not() -> None:
-    with pytest.raises(SettingsError, match="all-tissue or paper"):
+    with pytest.raises(SettingsError, match="all-tissue or paper or ihc or fluorescence"):
         load_slide_preset("published")
     with pytest.raises(SettingsError, match="tile_size_px"):
         load_slide_preset("paper", tile_size_px=2)

@@ -8,22 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.ingest.plan import Plan, read_all
-from pipeline.ingest.run import ingest
 from pipeline.records import Slide
-from pipeline.runtime.engines import map_serially
-from pipeline.slides.plan import plan_slides
-from pipeline.slides.reader import make_tile_reader
 from pipeline.slides.settings import SlideSettings
 from pipeline.slides.stain.fit import decode_stains, encode_stains, fit_stains
 from pipeline.slides.stain.normalise import StainFit, StainMethod, Stains, normalise_stains
-from pipeline.store.dataset import Dataset, open_dataset
+from pipeline.store.dataset import Dataset
 from tests.support.made.slides import (
     BOXES,
     SETTINGS,
     SHAPE,
+    ingest_made,
     list_slide,
     paint_tissue,
+    read_tiles,
     write_pyramid,
     write_slide,
 )
@@ -59,21 +56,14 @@ def test_tiles_are_normalised_by_one_fit_a_slide(tmp_path: Path, method: StainMe
 
 
 def _ingest(folder: Path, slide: Slide, settings: SlideSettings) -> Dataset:
-    plan = _plan([slide], settings)
-    ingest(str(folder), plan, make_tile_reader(settings), map_serially)
-    return open_dataset(str(folder))
-
-
-def _plan(slides: list[Slide], settings: SlideSettings) -> Plan:
-    return plan_slides(slides, settings, map_serially, source="made")
+    return ingest_made(folder, [slide], settings)[1]
 
 
 def test_a_slide_of_one_colour_is_left_and_flagged(tmp_path: Path) -> None:
     settings = SETTINGS.model_copy(update={"stain": "macenko"})
     flat = list_slide(write_slide(tmp_path, "flat"))
-    plan = _plan([flat, write_stained(tmp_path / "good.tif")], settings)
-    report = ingest(str(tmp_path / "out"), plan, make_tile_reader(settings), map_serially)
-    dataset = open_dataset(str(tmp_path / "out"))
+    slides = [flat, write_stained(tmp_path / "good.tif")]
+    report, dataset = ingest_made(tmp_path / "out", slides, settings)
     is_flat = dataset.column("group_id") == "flat"
     assert set(dataset.column("stain_state")[is_flat]) == {"degenerate"}
     assert set(dataset.column("stain_state")[~is_flat]) == {"normalised"}
@@ -81,12 +71,9 @@ def test_a_slide_of_one_colour_is_left_and_flagged(tmp_path: Path) -> None:
     assert notes["flat"].state == "done"
     assert "stains left as they are" in notes["flat"].reason
     assert notes["good"].reason == ""
-    rows = {"origin_yx": dataset.column("origin_yx")[is_flat]}
-    plain, _ = read_all(
-        make_tile_reader(SETTINGS), flat, rows, (is_flat.sum(), *dataset.image_shape)
-    )
-    first = int(np.flatnonzero(is_flat)[0])
-    np.testing.assert_array_equal(dataset.read_images(first, first + 1)[0], plain[0])
+    plain, _, _ = read_tiles(Path(flat.url), dataset.column("origin_yx")[is_flat].tolist())
+    images = dataset.read_images(0, dataset.image_count)
+    np.testing.assert_array_equal(images[is_flat], plain)
 
 
 def test_stains_survive_their_column() -> None:
@@ -108,18 +95,17 @@ def test_tiles_are_read_at_each_slides_own_mpp(tmp_path: Path) -> None:
         replace(slide, mpp_um=by_table[slide.slide_id][0] if slide.slide_id in by_table else None)
         for slide in slides
     ]
-    plan = plan_slides(slides, SETTINGS, map_serially, source="made")
-    assert not plan.rejected
-    ingest(str(tmp_path / "out"), plan, make_tile_reader(SETTINGS), map_serially)
-    dataset = open_dataset(str(tmp_path / "out"))
+    report, dataset = ingest_made(tmp_path / "out", slides)
+    assert not report.failures
     assert dataset.column("readable").all()
     images = dataset.read_images(0, dataset.image_count)
-    columns = {name: dataset.column(name) for name in ("group_id", "origin_yx", "mpp_yx")}
+    columns = {name: dataset.column(name) for name in ("slide_id", "origin_yx")}
+    mpp_yx_um = np.stack([dataset.column("mpp_y_um"), dataset.column("mpp_x_um")], axis=1)
     for name, mpp_yx in {**by_table, **own}.items():
-        is_own = columns["group_id"] == name
+        is_own = columns["slide_id"] == name
         source = "user table" if name in by_table else "TIFF resolution tags"
         assert set(dataset.column("mpp_source")[is_own]) == {source}
-        assert (columns["mpp_yx"][is_own] == mpp_yx).all()
+        assert (mpp_yx_um[is_own] == mpp_yx).all()
         down, across = round(1 / mpp_yx[0]), round(1 / mpp_yx[1])
         assert is_own.sum() == (SHAPE[0] // (32 * down)) * (SHAPE[1] // (32 * across))
         for image, (y, x) in zip(images[is_own], columns["origin_yx"][is_own], strict=True):

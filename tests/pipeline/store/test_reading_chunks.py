@@ -24,8 +24,13 @@ def make(url: str) -> Dataset:
     return make_dataset(url, normals=35, validation=4, channels=3)
 
 
+def part_of(dataset: Dataset) -> str:
+    """URL of the one part."""
+    return dataset.open_part(0).url
+
+
 def shard_of(dataset: Dataset, number: int) -> str:
-    return f"{dataset.url}/image/c/{number}/0/0/0"
+    return f"{part_of(dataset)}/image/c/{number}/0/0/0"
 
 
 def test_chunks_are_those_that_zarr_reads(store_url: str) -> None:
@@ -38,6 +43,25 @@ def test_chunks_are_those_that_zarr_reads(store_url: str) -> None:
     np.testing.assert_array_equal(np.concatenate(chunks[:CHUNKS]), expected)
     np.testing.assert_array_equal(np.concatenate(chunks[CHUNKS:]), expected)
     assert expected.any()
+
+
+def test_chunks_of_many_parts_are_numbered_through(store_url: str) -> None:
+    """Parts of 14, 14, 14 and one image, so that most end within a chunk and a shard."""
+    dataset = make_dataset(store_url, normals=35, validation=4, channels=3, part_images=14)
+    assert [part.image_count for part in dataset.parts] == [14, 14, 14, 1]
+    read = dataset.open_chunks()
+    starts = dataset.chunk_starts.tolist()
+    assert starts == [0, 4, 8, 12, 14, 18, 22, 26, 28, 32, 36, 40, 42, 43]
+    with ThreadPoolExecutor(4) as readers:
+        chunks = list(readers.map(read, range(len(starts) - 1)))
+    assert [len(chunk) for chunk in chunks] == np.diff(starts).tolist()
+    whole = make(f"{store_url}-whole")
+    expected = whole.read_images(0, whole.image_count)
+    np.testing.assert_array_equal(np.concatenate(chunks), expected)
+    np.testing.assert_array_equal(dataset.read_images(13, 30), expected[13:30])
+    assert dataset.read_reasons() == whole.read_reasons()
+    found = dataset.find_chunks(np.array([0, 13, 14, 41, 42]))
+    assert found.tolist() == [0, 3, 4, 11, 12]
 
 
 def test_chunks_that_do_not_compress_are_those_that_zarr_reads(tmp_path: Path) -> None:
@@ -60,9 +84,10 @@ def test_zarr_is_left_out_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_array_equal(dataset.open_chunks()(2), expected)
 
 
+@pytest.mark.filterwarnings("ignore:Consolidated metadata")
 def test_arrays_of_another_form_are_left_to_zarr(tmp_path: Path) -> None:
     dataset = make(str(tmp_path / "one"))
-    group = zarr.open_group(tmp_path / "one", mode="r+")
+    group = zarr.open_group(part_of(dataset), mode="r+", use_consolidated=False)
     images = dataset.read_images(0, dataset.image_count)
     del group["image"]
     group.create_array(
@@ -73,15 +98,14 @@ def test_arrays_of_another_form_are_left_to_zarr(tmp_path: Path) -> None:
         shards=(16, *images.shape[1:]),
         compressors=ZstdCodec(level=1),
     )[:] = images
-    other = Dataset(
-        dataset.url, zarr.open_group(tmp_path / "one", mode="r", use_consolidated=False)
-    )
+    zarr.consolidate_metadata(group.store)
+    other = open_dataset(dataset.url)
     np.testing.assert_array_equal(other.open_chunks()(10), images[40:])
 
 
 def test_chunks_that_were_not_written_are_black(tmp_path: Path) -> None:
     dataset = make(str(tmp_path / "one"))
-    group = zarr.open_group(tmp_path / "one", mode="r+")
+    group = zarr.open_group(part_of(dataset), mode="r+")
     array = group["image"]
     assert isinstance(array, zarr.Array)
     array[0:4] = 0  # which zarr-python leaves out of the shard

@@ -5,13 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.ingest.run import ingest
 from pipeline.io.storage import list_objects, read_bytes
 from pipeline.records import Label
 from pipeline.runtime.engines import map_serially
 from pipeline.slides.annotations import outline_lesions, parse_annotations
-from pipeline.slides.plan import plan_slides
-from pipeline.slides.reader import make_tile_reader
+from pipeline.slides.ingest import ingest_slides
 from pipeline.slides.readers.openslide_reader import OpenSlideReader
 from pipeline.slides.settings import SlideSettings
 from pipeline.sources.slides import list_slides
@@ -93,10 +91,8 @@ def test_writing_again_leaves_the_files_alone(tmp_path: Path) -> None:
 
 def test_lesions_look_different_and_tissue_stands_on_white(archive: Path, tmp_path: Path) -> None:
     listing = list_slides(str(archive))
-    settings = SlideSettings()
-    plan = plan_slides(listing.slides, settings, map_serially, source=listing.source)
-    assert plan.rejected == ()
-    ingest(str(tmp_path / "dataset"), plan, make_tile_reader(settings), map_serially)
+    report = ingest_slides(str(tmp_path / "dataset"), listing, SlideSettings(), map_serially)
+    assert {entry.state for entry in report.manifest} == {"done"}
     dataset = open_dataset(str(tmp_path / "dataset"))
     images = dataset.read_images(0, dataset.image_count)
     label = dataset.column("label")

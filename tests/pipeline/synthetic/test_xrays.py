@@ -60,8 +60,9 @@ def test_films_are_one_channel_of_many_shapes(listing: ImageListing) -> None:
         shapes.add(film.size)
     assert len(shapes) > 10
     assert any(width != height for width, height in shapes)
-    plan = plan_images(listing.images, ImageSettings(modality="radiograph"), source="chestxray14")
-    assert plan.spec.image_shape == (64, 64, 1)
+    settings = ImageSettings(modality="radiograph")
+    spec, _ = plan_images(listing.images, settings, source="chestxray14")
+    assert spec.image_shape == (64, 64, 1)
 
 
 def test_equal_seeds_give_equal_bytes_and_nothing_is_written_twice(tmp_path: Path) -> None:

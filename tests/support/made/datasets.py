@@ -1,48 +1,162 @@
-"""A small plan and reader, so that the ingest can be tested without any image format."""
+"""A small ingest of its own, so that it can be tested without any image format.
+
+A source is a file of one byte a row, and becomes one part: its byte fills a row's image.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import SourceError
-from pipeline.ingest.plan import Plan, SourceRead
-from pipeline.io.storage import describe, read_bytes
-from pipeline.records import Array, ManifestEntry
+from pipeline.ingest.manifest import describe_rows
+from pipeline.ingest.parts import Draft, make_part, read_source, recall_part
+from pipeline.ingest.run import IngestReport, Outcome, Work, ingest, read_known_parts
+from pipeline.ingest.sources import SourceRead
+from pipeline.io import storage
+from pipeline.records import JSON, Array, ManifestEntry, Scalar
+from pipeline.runtime.engines import MapWork, map_serially
+from pipeline.store.part import Part, choose_place, is_there, read_whole
 from pipeline.store.spec import BASE_COLUMNS, DatasetSpec
 
 SHAPE = (5, 3, 2)  # not square, so that a swapped axis fails
+SPEC = DatasetSpec(
+    modality="image",
+    source="made",
+    image_shape=SHAPE,
+    shard_images=4,
+    chunk_images=2,
+    columns={**BASE_COLUMNS, "origin_yx": np.dtype("int64"), "blur": np.dtype("float32")},
+    mpp_um=0.5,
+    parameters={"side": 3},
+    stamp={"made format": "1"},
+)
 
 
 @dataclass(frozen=True)
 class MadeSource:
     url: str
     version: str
+    size: int
+
+    @property
+    def name(self) -> str:
+        """Name of its part and of its group."""
+        return Path(self.url).stem
+
+
+class ReadsRows(Protocol):
+    """Reads rows of a source, as `MadeReader` does."""
+
+    def read(
+        self, source: MadeSource, rows: range, images: NDArray[np.uint8]
+    ) -> Iterator[SourceRead]: ...
 
 
 @dataclass(frozen=True)
 class MadeReader:
-    """Reads files of one byte a row: the byte fills the image; an `x` cannot be read."""
+    """Fills images with a row's byte; an `x` cannot be read."""
 
     gain: int = 1
 
     def read(
-        self, source: MadeSource, rows: Mapping[str, Array], images: NDArray[np.uint8]
+        self, source: MadeSource, rows: range, images: NDArray[np.uint8]
     ) -> Iterator[SourceRead]:
-        data = read_bytes(source.url)
+        data = storage.read_bytes(source.url)
         if data == b"broken":
             raise SourceError(source.url, "broken", "Mend it")
-        origins = rows["origin_yx"]
-        images[:] = np.frombuffer(data, np.uint8)[origins[:, 0], None, None, None] * self.gain
+        found = np.frombuffer(data, np.uint8)[rows.start : rows.stop]
+        images[:] = found[:, None, None, None] * self.gain
         images[:, 1, 2, 0] = 7  # off the diagonal
-        reasons = tuple("marked x" if data[row] == ord("x") else None for row in origins[:, 0])
-        blur = np.arange(len(origins), dtype=np.float32)
-        yield SourceRead(reasons, {"blur": blur}, sha256(data).hexdigest())
+        reasons = tuple("marked x" if byte == ord("x") else None for byte in found)
+        yield SourceRead(reasons, {"blur": np.arange(rows.start, rows.stop, dtype=np.float32)})
+
+
+class MadeItem(NamedTuple):
+    """A source to visit, and its part in the dataset as it is."""
+
+    source: MadeSource
+    known: Part | None
+
+
+@dataclass(frozen=True)
+class MadeVisit:
+    """Keeps or makes the part of a source."""
+
+    url: str
+    spec: DatasetSpec
+    reader: ReadsRows
+
+    def __call__(self, item: MadeItem) -> Outcome:
+        source = item.source
+        key = self._make_key(source)
+        known = item.known if item.known and is_there(self.url, item.known) else None
+        place = choose_place(known, source.name, key)
+        found = known if known and known.key == key else self._recall(place, key)
+        if found is not None:
+            return Outcome(found, (self._describe(source, found),), is_kept=True)
+
+        def read(start: int, stop: int, images: NDArray[np.uint8]) -> Iterator[SourceRead]:
+            rows = range(start, stop)
+            begin: Callable[[], Iterator[SourceRead]] = lambda: self.reader.read(  # noqa: E731
+                source, rows, images
+            )
+            return read_source(source, begin, len(rows))
+
+        draft = Draft(
+            name=source.name,
+            place=place,
+            key=key,
+            columns=_make_columns(source),
+            source_version=source.version,
+            facts={"made_of": source.name},
+            conclude=_conclude(source),
+        )
+        part = make_part(self.url, self.spec, draft, read)
+        return Outcome(part, (self._describe(source, part),))
+
+    def _recall(self, place: str, key: str) -> Part | None:
+        attributes = read_whole(storage.join(self.url, place))
+        known = attributes is not None and attributes["key"] == key
+        return recall_part(place, attributes) if attributes and known else None
+
+    def _make_key(self, source: MadeSource) -> str:
+        facts: list[JSON] = [repr(self.reader), source.version, dict(self.spec.stamp)]
+        return sha256(json.dumps(facts).encode()).hexdigest()
+
+    def _describe(self, source: MadeSource, part: Part) -> ManifestEntry:
+        remark = str(part.facts["remark"])
+        if part.unreadable_count == part.image_count:
+            return ManifestEntry(source.url, "failed", remark)
+        return ManifestEntry(source.url, "done", remark)
+
+
+def _make_columns(source: MadeSource) -> dict[str, Array]:
+    row = np.arange(source.size)
+    return {
+        "image_id": np.array([f"{source.name}-{number}" for number in row], object),
+        "label": np.zeros(source.size, np.int8),
+        "origin_yx": np.stack([row, row * 10], axis=1).astype(np.int64),
+    }
+
+
+def _conclude(source: MadeSource) -> Callable[[Sequence[str | None]], Mapping[str, Scalar]]:
+    def conclude(reasons: Sequence[str | None]) -> dict[str, Scalar]:
+        lost = sum(reason is not None for reason in reasons)
+        return {
+            "remark": describe_rows(source.url, reasons).reason,
+            "tiled_um2": 2.0 * (len(reasons) - lost),
+            "unreadable_um2": 2.0 * lost,
+        }
+
+    return conclude
 
 
 def write_sources(folder: Path, contents: Mapping[str, bytes]) -> list[MadeSource]:
@@ -51,39 +165,55 @@ def write_sources(folder: Path, contents: Mapping[str, bytes]) -> list[MadeSourc
     for name, data in contents.items():
         (folder / name).write_bytes(data)
     paths = [str(folder / name) for name in contents]
-    return [MadeSource(path, describe(path).version) for path in paths]
+    return [
+        MadeSource(path, storage.describe(path).version, len(data))
+        for path, data in zip(paths, contents.values(), strict=True)
+    ]
 
 
-def plan_made(
-    sources: list[MadeSource], *, code: str = "1", rejected: tuple[ManifestEntry, ...] = ()
-) -> Plan:
-    """One row a byte of each source, in shards of four rows."""
-    sizes = [describe(source.url).size_bytes for source in sources]
-    index = np.repeat(np.arange(len(sources)), sizes)
-    row = np.concatenate([np.arange(size) for size in sizes])
-    names = [Path(sources[number].url).stem for number in index]
-    spec = DatasetSpec(
-        modality="image",
-        source="made",
-        image_shape=SHAPE,
-        image_count=len(index),
-        shard_images=4,
-        chunk_images=2,
-        columns={**BASE_COLUMNS, "origin_yx": np.dtype("int64"), "blur": np.dtype("float32")},
-        mpp_um=0.5,
-        parameters={"side": 3},
-        code_version=code,
-    )
-    groups = np.array(names, object)
-    columns = {
-        "image_id": np.array([f"{n}-{r}" for n, r in zip(names, row, strict=True)], object),
-        "group_id": groups,
-        "split": np.full(len(index), "train", object),
-        "label": np.zeros(len(index), np.int8),
-        "origin_yx": np.stack([row, row * 10], axis=1).astype(np.int64),
-    }
-    coverage = {
-        name: {"tiled": 2.0 * size, "excluded": 1.0}
-        for name, size in zip(dict.fromkeys(names), sizes, strict=True)
-    }
-    return Plan(spec, tuple(sources), index, columns, rejected, coverage, np.full(len(index), 2.0))
+@dataclass(frozen=True)
+class MadePlan:
+    """Sources, and how they are to be read."""
+
+    sources: Sequence[MadeSource]
+    reader: ReadsRows = field(default_factory=MadeReader)
+    spec: DatasetSpec = SPEC
+    rejected: tuple[ManifestEntry, ...] = ()
+
+    def work_at(self, url: str) -> Work[MadeItem]:
+        """The work of an ingest into a URL, whose parts it keeps."""
+        url = storage.plain_url(url)
+        known = read_known_parts(url)
+        items = [MadeItem(source, known.get(source.name)) for source in self.sources]
+        return Work(
+            spec=self.spec,
+            items=items,
+            visit=MadeVisit(url, self.spec, self.reader),
+            give_up=_fail,
+            arrange=_arrange,
+            weigh=_weigh,
+            rejected=self.rejected,
+        )
+
+
+def ingest_made(
+    url: str,
+    sources: Sequence[MadeSource],
+    map_work: MapWork = map_serially,
+    **plan: Any,
+) -> IngestReport:
+    """Ingest sources; the other arguments are those of `MadePlan`."""
+    return ingest(url, MadePlan(sources, **plan).work_at(url), map_work)
+
+
+def _fail(item: MadeItem) -> Outcome:
+    return Outcome(None, (ManifestEntry(item.source.url, "failed", "it kills"),))
+
+
+def _weigh(item: MadeItem) -> int:
+    return item.source.size
+
+
+def _arrange(parts: Sequence[Part]) -> tuple[list[Part], dict[str, str]]:
+    ordered = sorted(parts, key=lambda part: part.name)
+    return [replace(part, group_id=part.name, split="train") for part in ordered], {}

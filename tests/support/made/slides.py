@@ -11,12 +11,21 @@ import pytest
 import tifffile
 from numpy.typing import NDArray
 
-from pipeline.ingest.plan import Plan
+from pipeline.ingest.run import IngestReport, Outcome
+from pipeline.ingest.sources import SourceRead
+from pipeline.io.scratch import Scratch
+from pipeline.io.staging import stage
 from pipeline.io.storage import describe
-from pipeline.records import Label, ManifestEntry, Slide, Split
-from pipeline.runtime.engines import map_serially
-from pipeline.slides.plan import plan_slides
+from pipeline.records import Label, ManifestEntry, Slide, SlideListing, Split
+from pipeline.runtime.engines import MapWork, map_serially
+from pipeline.slides.ingest import ingest_slides, specify_slides
+from pipeline.slides.reader import open_tiles
+from pipeline.slides.readers.registry import open_slide
 from pipeline.slides.settings import SlideSettings
+from pipeline.slides.survey.measure import SlideSurvey, survey_slide
+from pipeline.slides.visit import SlideItem, SlideVisit
+from pipeline.store.dataset import Dataset, open_dataset
+from pipeline.store.part import Part
 
 TILE_PX = 64
 SHAPE = (640, 1152)
@@ -123,13 +132,66 @@ def write_slide(
     return write_pyramid(folder / f"{name}.tif", pixels, downsamples_yx=((1, 1), (4, 4)))
 
 
-def plan_of(
-    slides: list[Slide],
+def ingest_made(
+    url: str | Path,
+    slides: Sequence[Slide],
     settings: SlideSettings = SETTINGS,
+    *,
     rejected: tuple[ManifestEntry, ...] = (),
-) -> Plan:
-    """Plan the slides here and now."""
-    return plan_slides(slides, settings, map_serially, source="made", rejected=rejected)
+    map_work: MapWork = map_serially,
+    scratch: Scratch | None = None,
+) -> tuple[IngestReport, Dataset]:
+    """Ingest the slides here and now, and open the dataset."""
+    listing = SlideListing("made", tuple(slides), rejected)
+    report = ingest_slides(str(url), listing, settings, map_work, scratch=scratch)
+    return report, open_dataset(report.url)
+
+
+def visit_made(
+    url: str | Path,
+    slide: Slide,
+    settings: SlideSettings = SETTINGS,
+    *,
+    known: Part | None = None,
+    trusts_times: bool = False,
+) -> Outcome:
+    """Visit a slide here and now."""
+    spec = specify_slides(settings, "made")
+    return SlideVisit(str(url), spec, settings, trusts_times)(SlideItem(slide, known))
+
+
+def survey_made(
+    slide: Slide, settings: SlideSettings = SETTINGS, scratch: Scratch | None = None
+) -> SlideSurvey:
+    """Survey a slide here and now."""
+    override_um = settings.mpp_override_um if slide.mpp_um is None else slide.mpp_um
+    with (
+        stage(slide.url, slide.version, slide.companions, scratch=scratch) as path,
+        open_slide(path, item=slide.url, mpp_override_um=override_um) as reader,
+    ):
+        return survey_slide(slide, path, reader, settings)
+
+
+def read_tiles(
+    path: Path, origins_yx: Sequence[tuple[int, int]], settings: SlideSettings = SETTINGS
+) -> tuple[NDArray[np.uint8], list[SourceRead], str]:
+    """Read tiles of a slide: their images, what was found out about them, and by what decoder."""
+    side = settings.tile_size_px
+    images = np.zeros((len(origins_yx), side, side, 3), np.uint8)
+    with (
+        open_slide(path, mpp_override_um=settings.mpp_override_um) as slide,
+        open_tiles(path, slide, settings) as tiles,
+    ):
+        return images, list(tiles.read(np.array(origins_yx, np.int64), images)), tiles.decoder
+
+
+def coverage_of(part: Part) -> dict[str, float]:
+    """The account of a slide's tissue: um^2 by fate."""
+    return {
+        name.removesuffix("_um2"): float(area)
+        for name, area in part.facts.items()
+        if name.endswith("_um2")
+    }
 
 
 def expect_balance(coverage: Mapping[str, float]) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from functools import partial
 from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from pipeline.errors import SchemaError, SettingsError
 from pipeline.records import Label
@@ -21,6 +23,7 @@ from training.data.batches import (
     choose_rows,
     choose_training_rows,
 )
+from training.data.chosen_rows import ChosenRows
 from training.data.image_cache import (
     HostImages,
     ImagesInMemory,
@@ -28,13 +31,20 @@ from training.data.image_cache import (
     fits_on_device,
     open_images,
 )
-from training.data.sample_order import BUFFER_CHUNKS, SampleOrder, divide_batch, order_rows
+from training.data.sample_order import BUFFER_CHUNKS, SampleOrder, divide_batch
 from training.networks.inputs import Views, cut_views, to_tensor
 from training.settings import ImageSettings
 
 RANDOM_VIEWS = ImageSettings(crop_px=32, crops_at_random=True, flips_at_random=True)
 HELD, STREAMED = {"cache_bytes": 2**30}, {"cache_bytes": 0}
 ON_DEVICE = {"cache_bytes": 0, "acceleration": {"images_on_device": "always"}}
+
+
+def starts_of(chunk_images: int, *part_images: int) -> NDArray[np.int64]:
+    """First row of each chunk of parts of so many images, and the number of all rows."""
+    begins = np.cumsum([0, *part_images])
+    firsts = [np.arange(begin, end, chunk_images) for begin, end in pairwise(begins)]
+    return np.concatenate([*firsts, begins[-1:]])
 
 
 def test_rows_are_readable_normals_of_their_split() -> None:
@@ -55,7 +65,7 @@ def test_what_is_not_good_enough_is_not_learnt_from_and_stays() -> None:
     settings = make_settings(quality={"min_laplacian_variance": 12, "max_pen_fraction": 0.51})
     check_trainable(dataset, settings)
     kept = [row for row in (20, 21, *range(27, 40)) if row % 10 != 7]
-    assert choose_training_rows(dataset, settings).tolist() == kept
+    assert choose_training_rows(dataset, settings).list_all().tolist() == kept
     assert TrainingImages(dataset, settings).image_count == len(kept)
     assert len(choose_training_rows(dataset, make_settings())) == 36
     validated = choose_rows(dataset, "validation", Label.NORMAL)
@@ -71,9 +81,64 @@ def test_quality_that_nothing_has_or_nobody_measured_is_refused() -> None:
         check_trainable(dataset, make_settings(quality={"max_pen_fraction": 0.1}))
 
 
+def order_rows(
+    rows: NDArray[np.int64], *, chunk_starts: NDArray[np.int64], seed: int, epoch: int
+) -> NDArray[np.int64]:
+    """The whole order of an epoch at once: what `SampleOrder` draws a block at a time."""
+    draw = np.random.default_rng([seed, epoch])
+    chunks = np.searchsorted(chunk_starts, rows, side="right") - 1
+    by_chunk = np.split(rows, np.flatnonzero(np.diff(chunks)) + 1)
+    shuffled = draw.permutation(len(by_chunk))
+    ordered = [
+        draw.permutation(np.concatenate([by_chunk[chunk] for chunk in window]))
+        for window in np.split(shuffled, range(BUFFER_CHUNKS, len(shuffled), BUFFER_CHUNKS))
+    ]
+    return np.concatenate(ordered)
+
+
+# Parts of one row, of less than a chunk, of many chunks with an odd last one: 3,000 chunks.
+PARTS = [1, 3, 50, 7, 2, *[5] * 1400, 333, 4]
+
+
+def test_a_block_at_a_time_is_the_same_order_from_any_place() -> None:
+    starts = starts_of(4, *PARTS)
+    rows = np.flatnonzero(np.random.default_rng(7).random(sum(PARTS)) < 0.7)
+    count = len(rows)
+    whole = np.concatenate(
+        [order_rows(rows, chunk_starts=starts, seed=9, epoch=epoch) for epoch in range(5)]
+    )
+    order = SampleOrder(ChosenRows.of(rows, starts), seed=9)
+    for place in (count - 5, 0, 4 * count + 3, 2 * count - 1, 17, 3 * count // 2, 0):
+        assert np.array_equal(order.rows_at(place, 2000), whole[place : place + 2000])
+
+
+def test_chosen_rows_are_found_by_place_and_back() -> None:
+    starts = starts_of(4, *PARTS)
+    rows = np.flatnonzero(np.random.default_rng(8).random(sum(PARTS)) < 0.3)
+    chosen = ChosenRows.of(rows, starts)
+    assert np.array_equal(chosen.list_all(), rows)
+    places = np.array([len(rows) - 1, 0, 5, 77, 5])
+    assert np.array_equal(chosen.at(places), rows[places])
+    assert np.array_equal(chosen.place_of(rows[places]), places)
+    assert chosen.count_in(chosen.chunks).sum() == len(chosen) == len(rows)
+
+
+@pytest.mark.parametrize("part_images", [3, 14])
+def test_rows_are_chosen_alike_however_they_are_cut_into_parts(part_images: int) -> None:
+    measured = {"pen_fraction": np.linspace(0, 1, 56, dtype=np.float32)}
+    settings = make_settings(quality={"max_pen_fraction": 0.5})
+    made = [
+        make_dataset(f"memory://data/cut-{images}", part_images=images, measured=measured)
+        for images in (1024, part_images)
+    ]
+    one, many = (choose_training_rows(dataset, settings).list_all() for dataset in made)
+    assert one.tolist() == many.tolist()
+    assert 0 < len(one) < 36
+
+
 def test_an_epoch_holds_every_row_once_and_stays_within_windows() -> None:
     rows = np.flatnonzero(np.arange(1000) % 3 > 0)
-    ordered = order_rows(rows, chunk_images=10, seed=4, epoch=2)
+    ordered = order_rows(rows, chunk_starts=starts_of(10, 1000), seed=4, epoch=2)
     assert sorted(ordered) == rows.tolist()
     # Whoever reads the first rows of a window has touched no more chunks than its buffer holds.
     in_window = sum(np.isin(rows // 10, np.unique(ordered[:7] // 10)))
@@ -83,28 +148,31 @@ def test_an_epoch_holds_every_row_once_and_stays_within_windows() -> None:
 
 
 def test_orders_differ_by_seed_and_epoch_alone() -> None:
-    rows = np.arange(200)
-    first = order_rows(rows, chunk_images=10, seed=1, epoch=0)
-    assert np.array_equal(first, order_rows(rows, chunk_images=10, seed=1, epoch=0))
-    assert not np.array_equal(first, order_rows(rows, chunk_images=10, seed=1, epoch=1))
-    assert not np.array_equal(first, order_rows(rows, chunk_images=10, seed=2, epoch=0))
+    rows, starts = np.arange(200), starts_of(10, 200)
+    first = order_rows(rows, chunk_starts=starts, seed=1, epoch=0)
+    assert np.array_equal(first, order_rows(rows, chunk_starts=starts, seed=1, epoch=0))
+    assert not np.array_equal(first, order_rows(rows, chunk_starts=starts, seed=1, epoch=1))
+    assert not np.array_equal(first, order_rows(rows, chunk_starts=starts, seed=2, epoch=0))
 
 
 def test_samples_go_on_from_one_epoch_to_the_next() -> None:
     rows = np.arange(5, 25)
-    order = SampleOrder(rows, chunk_images=3, seed=1)
+    order = SampleOrder(ChosenRows.of(rows, starts_of(3, 25)), seed=1)
     whole = order.rows_at(0, 60)
     for start, count in ((0, 20), (20, 20), (40, 20)):
         assert sorted(whole[start : start + count]) == rows.tolist()
-    fresh = SampleOrder(rows, chunk_images=3, seed=1)
+    fresh = SampleOrder(ChosenRows.of(rows, starts_of(3, 25)), seed=1)
     assert np.array_equal(fresh.rows_at(33, 14), whole[33:47])
 
 
 @pytest.mark.parametrize(("world", "batch_size"), [(1, 10), (2, 11), (3, 128), (4, 10), (4, 31)])
 def test_shares_make_up_the_batch_and_follow_each_other(world: int, batch_size: int) -> None:
-    order = SampleOrder(np.arange(3, 700), chunk_images=16, seed=2)
+    starts = starts_of(16, 700)
+    order = SampleOrder(ChosenRows.of(np.arange(3, 700), starts), seed=2)
     rows = np.stack([order.rows_at(start, batch_size) for start in (0, 690)])  # the end of an epoch
-    shares = [divide_batch(rows, chunk_images=16, rank=rank, world=world) for rank in range(world)]
+    shares = [
+        divide_batch(rows, chunk_starts=starts, rank=rank, world=world) for rank in range(world)
+    ]
     assert {share.shape[-1] for share in shares} <= {batch_size // world, -(-batch_size // world)}
     for index, batch in enumerate(rows):
         places = [share[index] for share in shares]
@@ -118,14 +186,15 @@ def test_shares_make_up_the_batch_and_follow_each_other(world: int, batch_size: 
 @pytest.mark.parametrize("world", [2, 3, 4])
 def test_most_chunks_are_read_by_one_worker_alone(world: int) -> None:
     """All workers together read little more than one would alone, not `world` times as much."""
-    order = SampleOrder(np.arange(100 * 64), chunk_images=64, seed=5)
+    starts = starts_of(64, 100 * 64)
+    order = SampleOrder(ChosenRows.of(np.arange(100 * 64), starts), seed=5)
     window = BUFFER_CHUNKS * 64
     alone, together = 0, 0
     for start in range(0, 10 * window, window):
         rows = order.rows_at(start, window).reshape(-1, 128)
         alone += len(np.unique(rows // 64))
         for rank in range(world):
-            places = divide_batch(rows, chunk_images=64, rank=rank, world=world)
+            places = divide_batch(rows, chunk_starts=starts, rank=rank, world=world)
             together += len(np.unique(np.take_along_axis(rows, places, axis=-1) // 64))
     assert alone == 10 * BUFFER_CHUNKS
     assert together < (1 + 0.3 * (world - 1)) * alone
@@ -134,7 +203,7 @@ def test_most_chunks_are_read_by_one_worker_alone(world: int) -> None:
 def test_a_worker_reads_ahead_what_its_own_shares_need() -> None:
     dataset = make_dataset("memory://data/ahead", normals=200)
     rows = choose_rows(dataset, "train", Label.NORMAL)
-    order = SampleOrder(rows, chunk_images=4, seed=3)
+    order = SampleOrder(ChosenRows.of(rows, dataset.chunk_starts), seed=3)
     images = TrainingImages(dataset, make_settings(cache_bytes=0))
     assert isinstance(images._images, HostImages)
     streamed = images._images.images
@@ -144,25 +213,28 @@ def test_a_worker_reads_ahead_what_its_own_shares_need() -> None:
     needed: set[int] = set()
     for start in range(0, 8 * 16, 16):
         batch = order.rows_at(start, 16)
-        places = divide_batch(batch, chunk_images=4, rank=2, world=3)
+        places = divide_batch(batch, chunk_starts=dataset.chunk_starts, rank=2, world=3)
         needed |= set((batch[places] // 4).tolist())
     everyones = set((order.rows_at(0, 8 * 16) // 4).tolist())
     assert set(streamed._chunks) <= needed < everyones
 
 
+# Parts of one whole; smaller than a chunk of 4; with an odd last chunk.
+@pytest.mark.parametrize("part_images", [1024, 3, 14])
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 @pytest.mark.parametrize("place", [HELD, STREAMED, ON_DEVICE])
-def test_workers_share_one_sequence(world: int, place: dict[str, Any]) -> None:
-    dataset = make_dataset("memory://data/shared")
+def test_workers_share_one_sequence(world: int, place: dict[str, Any], part_images: int) -> None:
+    dataset = make_dataset(f"memory://data/shared-{part_images}", part_images=part_images)
     alone = TrainingImages(dataset, make_settings(images=RANDOM_VIEWS))
     settings = make_settings(images=RANDOM_VIEWS, **place)
     teams = [TrainingImages(dataset, settings) for _ in range(world)]
-    order = SampleOrder(choose_rows(dataset, "train", Label.NORMAL), chunk_images=4, seed=3)
+    starts = dataset.chunk_starts
+    order = SampleOrder(ChosenRows.of(choose_rows(dataset, "train", Label.NORMAL), starts), seed=3)
     for start in (0, 10, 30):  # the last one straddles two epochs
         batch = np.empty((10, 32, 32, 1), np.uint8)
         rows = order.rows_at(start, 10)
         for rank, images in enumerate(teams):
-            places = divide_batch(rows, chunk_images=4, rank=rank, world=world)
+            places = divide_batch(rows, chunk_starts=starts, rank=rank, world=world)
             batch[places] = images.read_batch(start, 10, rank=rank, world=world)
         assert np.array_equal(batch, alone.read_batch(start, 10))
 
@@ -231,9 +303,9 @@ def test_a_gpu_holds_images_that_take_half_of_what_is_free(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     dataset = make_dataset("memory://data/fitting")
-    rows, cuda, cpu = np.arange(10), torch.device("cuda"), torch.device("cpu")
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
     needed = 10 * HEIGHT * WIDTH
-    fits = partial(fits_on_device, dataset, rows)
+    fits = partial(fits_on_device, dataset, 10)
     for free, expected in ((2 * needed, True), (2 * needed - 1, False)):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: (free, 10 * free))
         assert fits(cuda, where="auto") is expected

@@ -16,6 +16,7 @@ from pipeline.io import storage
 from pipeline.records import JSON
 from pipeline.sources.modified_range import ModifiedRange
 from pipeline.store.dataset import open_dataset
+from pipeline.store.spec import code_version
 from tests.support.registered import NAME, own_mlflow, register
 from tests.support.toys import make_dataset
 from training.registry import versions as registry
@@ -193,7 +194,7 @@ def test_a_scoring_is_written_down_once(ledgers: str, home: Path) -> None:
     assert found.model["training_dataset"] == model.ingest.fingerprint
     assert found.scored_dataset["fingerprint"] == open_dataset(str(home / "dataset")).fingerprint
     assert found.scored_dataset["source_digest"] == "0" * 64
-    assert found.scored_dataset["code_version"] == "1"
+    assert found.scored_dataset["code_version"] == code_version()
     assert [entry.kind for entry in found.entries] == ["promoted", "scored"]
     with pytest.raises(SourceError, match="no score of an image 'none'"):
         trace(f"{ledgers}/scores", "none")

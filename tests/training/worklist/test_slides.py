@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from io import BytesIO
-from typing import Any
 
 import numpy as np
 import pytest
-import zarr
 from PIL import Image
 
 from pipeline.store.dataset import Dataset
+from tests.support.written import Columns, write_dataset
 from training.scoring.loaded_model import Prediction
 from training.scoring.table import RankedScores
 from training.worklist.slides import draw_heatmap, draw_slides, is_of_slides, tabulate_slides
@@ -23,28 +23,44 @@ def make_ranked() -> RankedScores:
     group = np.array(["slide_b"] * 2 + ["slide_a"] * 200 + ["slide_b"] * 48, object)
     scores = np.concatenate([[9.0, 8.0, 5.0], np.full(199, 3.0), np.full(48, 1.0)])
     count = len(group)
+    rows = np.empty(count, np.int64)
+    rows[group == "slide_a"] = np.arange(200)[::-1]
+    rows[group == "slide_b"] = np.arange(200, 250)[::-1]
     return RankedScores(
-        np.arange(count)[::-1].copy(),
+        rows,
         np.array([f"tile-{place}" for place in range(count)], object),
-        group,
+        np.full(count, "patient", object),
         np.full(count, -1, np.int8),
         np.full(count, "0" * 64, object),
+        np.full(count, "0" * 32, object),
         np.full(count, "2026-05-04", "datetime64[us]"),
         Prediction(scores.astype(np.float32), 10 * scores, scores > 4, scores[:, None]),
     )
 
 
-def make_dataset(**columns: Any) -> Dataset:
-    group = zarr.group(zarr.storage.MemoryStore())
-    group.attrs["parameters"] = {"mpp_um": 1.0, "tile_size_px": 64}
-    for name, values in columns.items():
-        group.create_array(name, data=values)
-    return Dataset("memory", group)
+def make_dataset(url: str, columns: Columns, *, mpp_yx_um: tuple[float, float] | None) -> Dataset:
+    """250 tiles in parts of 200 and 50, which are slides of one patient if they have um/px."""
+    tiles = np.array([f"tile-{row}" for row in range(250)], object)
+    made = write_dataset(
+        url,
+        {"image_id": tiles, **columns},
+        lambda rows, _: [None] * len(rows["image_id"]),
+        image_shape=(2, 2, 1),
+        part_images=200,
+        parameters={"mpp_um": 1.0, "tile_size_px": 64},
+    )
+    if mpp_yx_um is None:
+        return made
+    facts = dict(zip(("mpp_y_um", "mpp_x_um"), mpp_yx_um, strict=True))
+    names = zip(made.parts, ("slide_a", "slide_b"), strict=True)
+    return replace(made, parts=tuple(replace(p, name=name, facts=facts) for p, name in names))
 
 
 def test_a_slide_is_as_strange_as_the_strongest_hundredth_of_its_tiles() -> None:
-    rows = tabulate_slides(make_ranked()).to_pylist()
-    assert [row["group_id"] for row in rows] == ["slide_b", "slide_a"]
+    dataset = make_dataset("memory://slides/table", {}, mpp_yx_um=(0.25, 0.5))
+    rows = tabulate_slides(dataset, make_ranked()).to_pylist()
+    assert [row["slide_id"] for row in rows] == ["slide_b", "slide_a"]
+    assert {row["group_id"] for row in rows} == {"patient"}  # whose slides are told apart
     assert rows[0]["slide_score"] == pytest.approx(9.0)  # of 50 tiles one
     assert rows[1]["slide_score"] == pytest.approx((5 + 3) / 2)  # of 200 two
     assert [row["tile_count"] for row in rows] == [50, 200]
@@ -54,13 +70,13 @@ def test_a_slide_is_as_strange_as_the_strongest_hundredth_of_its_tiles() -> None
 def test_geojson_lies_where_the_tiles_lie() -> None:
     scored = make_ranked()
     origins = np.stack([np.arange(250) * 7, np.arange(250) * 100], axis=1)
-    mpps = np.tile([0.25, 0.5], (250, 1))
-    dataset = make_dataset(origin_yx=origins, mpp_yx=mpps)
+    columns = {"origin_yx": origins}
+    dataset = make_dataset("memory://slides/tiles", columns, mpp_yx_um=(0.25, 0.5))
     assert is_of_slides(dataset)
-    assert not is_of_slides(make_dataset(origin_yx=origins))
-    files = draw_slides(dataset, scored, [1.0, 2.0])
+    assert not is_of_slides(make_dataset("memory://slides/images", columns, mpp_yx_um=None))
+    files = dict(draw_slides(dataset, scored, [1.0, 2.0]))
     assert files["slides.csv"].decode().splitlines()[0] == (
-        '"group_id","slide_score","tile_count","anomalous_count"'
+        '"slide_id","group_id","slide_score","tile_count","anomalous_count"'
     )
     (name,) = (name for name in files if re.fullmatch(r"slides/slide_b-.*\.geojson", name))
     whole = json.loads(files[name])

@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 
 from pipeline.errors import SourceError
-from pipeline.ingest.plan import read_all
-from pipeline.io.storage import describe
-from pipeline.records import Slide
 from pipeline.slides.jpeg.proof import open_jpeg_tiles
-from pipeline.slides.reader import SlideTileReader, _read_regions
+from pipeline.slides.reader import _read_regions
 from pipeline.slides.readers.openslide_reader import OpenSlideReader
+from pipeline.slides.settings import SlideSettings
 from tests.support.made.jpeg_slides import encode, paint, write_tiles
+from tests.support.made.slides import read_tiles
 
 
 def add_noise(tile: bytes) -> bytes:
@@ -79,14 +78,13 @@ def test_a_corrupt_tile_that_openslide_would_paint_is_unreadable_and_named(tmp_p
     path = write_tiles(tmp_path / "a.tif", (512, 1280), (256, 256), spoil_tiles(add_noise, 6))
     with OpenSlideReader(path) as opened:
         opened.read_region_yx((256, 256), 0, (256, 256))  # no error
-    origins_yx = np.array([(0, 256), (256, 256), (256, 512)])
-    slide = Slide("a", str(path), describe(str(path)).version)
-    reader = SlideTileReader(tile_size_px=256, mpp_um=0.5)
-    _, read = read_all(reader, slide, {"origin_yx": origins_yx}, shape=(3, 256, 256, 3))
-    assert [reason is None for reason in read.reasons] == [True, False, True]
+    settings = SlideSettings(tile_size_px=256, mpp_um=0.5)
+    _, reads, decoder = read_tiles(path, [(0, 256), (256, 256), (256, 512)], settings)
+    reasons = [reason for read in reads for reason in read.reasons]
+    assert [reason is None for reason in reasons] == [True, False, True]
     said = r"a\.tif: the JPEG tile in row 1, column 1 of level 0 is corrupt \(.+ data: .+\)\. Copy"
-    assert re.search(said, str(read.reasons[1]))
-    assert set(read.columns["decoder"]) == {"jpeg"}
+    assert re.search(said, str(reasons[1]))
+    assert decoder == "jpeg"
 
 
 def test_beside_a_missing_tile_a_corrupt_one_is_not_painted_either(tmp_path: Path) -> None:

@@ -10,14 +10,12 @@ import tifffile
 from numpy.typing import NDArray
 
 from pipeline.errors import SourceError
-from pipeline.ingest.plan import read_all
-from pipeline.io.storage import describe
-from pipeline.records import Slide
 from pipeline.slides.jpeg import proof as jpeg_proof
 from pipeline.slides.jpeg.proof import open_jpeg_tiles
 from pipeline.slides.jpeg.tiles import JpegTiles
-from pipeline.slides.reader import SlideTileReader, resample
+from pipeline.slides.reader import resample
 from pipeline.slides.readers.openslide_reader import OpenSlideReader
+from pipeline.slides.settings import SlideSettings
 from tests.support.made.jpeg_slides import (
     cut,
     encode,
@@ -26,6 +24,7 @@ from tests.support.made.jpeg_slides import (
     write_pyramid,
     write_tiles,
 )
+from tests.support.made.slides import read_tiles
 
 
 def read_both(
@@ -248,17 +247,12 @@ def test_the_cache_stays_within_its_bounds(tmp_path: Path) -> None:
 def test_a_dataset_says_what_decoded_each_slide(tmp_path: Path) -> None:
     jpeg = write_pyramid(tmp_path / "a.tif", [(512, 768)], tile=(256, 256))
     other = write_pyramid(tmp_path / "b.tif", [(512, 768)], tile=(256, 256), compression="lzw")
-    reader = SlideTileReader(tile_size_px=64, mpp_um=1.0)
-    rows = {"origin_yx": np.array([(0, 640), (256, 128)])}
-    reads = [
-        read_all(
-            reader, Slide(p.stem, str(p), describe(str(p)).version), rows, shape=(2, 64, 64, 3)
-        )
-        for p in (other, jpeg)
-    ]
-    assert [set(read.columns["decoder"]) for _, read in reads] == [{"openslide"}, {"jpeg"}]
+    settings = SlideSettings(tile_size_px=64, mpp_um=1.0)
+    origins_yx = [(0, 640), (256, 128)]
+    reads = [read_tiles(path, origins_yx, settings) for path in (other, jpeg)]
+    assert [decoder for _, _, decoder in reads] == ["openslide", "jpeg"]
     with OpenSlideReader(jpeg) as slide:
-        for image, origin in zip(reads[1][0], [(0, 640), (256, 128)], strict=True):
+        for image, origin in zip(reads[1][0], origins_yx, strict=True):
             expected = resample(slide.read_region_yx(origin, 0, (128, 128)), 64)
             np.testing.assert_array_equal(image, expected)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import SourceError
-from pipeline.slides.readers.openslide_reader import OpenSlideReader, digest_slide
+from pipeline.slides.readers.openslide_reader import OpenSlideReader
 from pipeline.synthetic.slides import encode_pyramid
 from tests.support.made.slides import corrupt_tile, make_pixels, write_pyramid
 
@@ -107,14 +107,3 @@ def test_refuses_a_slide_without_mpp_unless_it_is_given(tmp_path: Path) -> None:
         pass
     with OpenSlideReader(path, mpp_override_um=0.3) as slide:
         assert (slide.mpp_yx, slide.mpp_source) == ((0.3, 0.3), "settings")
-
-
-def test_digest_sees_content_and_size(tmp_path: Path) -> None:
-    path = tmp_path / "a"
-    digests = set()
-    for content in (b"", b"abc", b"abd", b"abc\0", bytes(6_000_000), bytes(6_000_001)):
-        path.write_bytes(content)
-        digests.add(digest_slide(path))
-    path.write_bytes(bytes(5_999_999) + b"x")
-    digests.add(digest_slide(path))
-    assert len(digests) == 7

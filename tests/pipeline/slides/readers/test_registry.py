@@ -11,7 +11,7 @@ import pytest
 from pipeline.errors import SourceError
 from pipeline.slides.readers import registry
 from pipeline.slides.readers.registry import open_slide
-from pipeline.slides.thumbnail import read_thumbnail
+from pipeline.slides.survey.thumbnail import read_thumbnail
 from tests.support.made.slides import make_pixels
 
 ROOT = Path(__file__).parents[4]

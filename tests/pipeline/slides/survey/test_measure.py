@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from pipeline.records import Label
-from pipeline.slides.survey.measure import survey_slide
-from pipeline.slides.tiling import label_tiles, name_states
+from pipeline.slides.tiling import label_tiles
 from tests.support.made.slides import (
     BOXES,
     SETTINGS,
@@ -19,7 +19,8 @@ from tests.support.made.slides import (
     expect_balance,
     list_slide,
     paint_tissue,
-    plan_of,
+    survey_made,
+    visit_made,
     write_asap,
     write_pyramid,
     write_slide,
@@ -27,7 +28,7 @@ from tests.support.made.slides import (
 
 
 def test_tiles_lie_on_tissue_and_the_account_adds_up(tmp_path: Path) -> None:
-    found = survey_slide(list_slide(write_slide(tmp_path, "a")), SETTINGS)
+    found = survey_made(list_slide(write_slide(tmp_path, "a")), SETTINGS)
     # The first island is 4 x 6 tiles of 64 level-0 px, the second 3 x 6.
     assert len(found.origins_yx) == 24 + 18
     top_left = {(y, x) for y, x in found.origins_yx.tolist()}
@@ -45,7 +46,7 @@ def test_tiles_lie_on_tissue_and_the_account_adds_up(tmp_path: Path) -> None:
 @pytest.mark.parametrize("stride_px", [16, 32, 50])
 def test_the_account_adds_up_whatever_the_stride(tmp_path: Path, stride_px: int) -> None:
     settings = SETTINGS.model_copy(update={"stride_px": stride_px, "min_tissue_fraction": 0.7})
-    found = survey_slide(list_slide(write_slide(tmp_path, "a")), settings)
+    found = survey_made(list_slide(write_slide(tmp_path, "a")), settings)
     assert len(found.origins_yx) > 0
     assert (found.origins_yx % (2 * stride_px) == 0).all()
     expect_balance(found.coverage)
@@ -65,11 +66,11 @@ def test_the_account_adds_up_whatever_the_stride(tmp_path: Path, stride_px: int)
 
 def test_a_sample_is_a_part_of_all_tiles_and_depends_on_the_seed(tmp_path: Path) -> None:
     slide = list_slide(write_slide(tmp_path, "a"))
-    everything = {tuple(origin) for origin in survey_slide(slide, SETTINGS).origins_yx.tolist()}
+    everything = {tuple(origin) for origin in survey_made(slide, SETTINGS).origins_yx.tolist()}
     samples = []
     for seed in (0, 0, 1):
         settings = SETTINGS.model_copy(update={"max_tiles_per_slide": 10, "seed": seed})
-        found = survey_slide(slide, settings)
+        found = survey_made(slide, settings)
         samples.append([tuple(origin) for origin in found.origins_yx.tolist()])
         assert found.coverage["not_sampled"] > 0
         expect_balance(found.coverage)
@@ -83,17 +84,12 @@ def test_labels_follow_the_lesion_share() -> None:
     assert label_tiles(share, 0.2).tolist() == [0, -1, -1, 1, 1, -1]
 
 
-def test_states_tell_mixed_from_unknown() -> None:
-    share = np.array([0.0, 0.05, 0.3, np.nan], np.float32)
-    assert name_states(share, 0.2).tolist() == ["normal", "mixed", "tumour", "unknown"]
-
-
 def test_lesions_fall_on_their_tiles(tmp_path: Path) -> None:
     # x 128 to 192, y 64 to 96: the upper half of one tile.
     outline = ((128.0, 64.0), (192.0, 64.0), (192.0, 96.0), (128.0, 96.0))
     annotation = write_asap(tmp_path / "a.xml", [("Tumor", outline)])
     path = write_slide(tmp_path, "a")
-    found = survey_slide(list_slide(path, label=Label.ANOMALOUS, annotation=annotation), SETTINGS)
+    found = survey_made(list_slide(path, label=Label.ANOMALOUS, annotation=annotation), SETTINGS)
     hit = np.flatnonzero(found.lesion_fraction > 0)
     assert found.origins_yx[hit].tolist() == [[64, 128]]
     assert found.lesion_fraction[hit] == pytest.approx(0.5)
@@ -110,7 +106,7 @@ def test_lesions_fall_on_their_tiles(tmp_path: Path) -> None:
     ],
 )
 def test_tiles_of_a_slide_without_annotation(tmp_path: Path, label: Label, expected: Label) -> None:
-    found = survey_slide(list_slide(write_slide(tmp_path, "a"), label=label), SETTINGS)
+    found = survey_made(list_slide(write_slide(tmp_path, "a"), label=label), SETTINGS)
     assert set(found.label.tolist()) == {expected}
     assert np.isnan(found.lesion_fraction).all() == (label is not Label.NORMAL)
 
@@ -131,17 +127,16 @@ def test_an_annotation_without_lesions_makes_no_slide_normal(
     outlines = [("Tumor", outline), ("_2", outline)] if is_excluded else []
     annotation = write_asap(tmp_path / "a.xml", outlines)
     slide = list_slide(write_slide(tmp_path, "a"), label=label, annotation=annotation)
-    plan = plan_of([slide])
-    assert set(plan.columns["label"].tolist()) == {expected}
-    assert plan.remarks is not None
-    assert ("outlines no lesion" in plan.remarks.get(slide.url, "")) == (label is not Label.NORMAL)
+    (entry,) = visit_made(tmp_path / "out", slide).entries
+    assert set(survey_made(slide).label.tolist()) == {expected}
+    assert ("outlines no lesion" in entry.reason) == (label is not Label.NORMAL)
 
 
 def test_where_nothing_is_known_tiles_are_attempted(tmp_path: Path) -> None:
     # A single level, so that the thumbnail meets the corrupt place too.
     path = write_pyramid(tmp_path / "a.tif", paint_tissue(SHAPE, [BOXES[0]]))
     corrupt_tile(path, row=7, column=13)  # on glass
-    found = survey_slide(list_slide(path), SETTINGS)
+    found = survey_made(list_slide(path), SETTINGS)
     assert [448, 832] in found.origins_yx.tolist()
 
 
@@ -156,20 +151,20 @@ def test_of_a_tumour_slide_lesions_alone_may_be_taken(tmp_path: Path) -> None:
     annotation = write_asap(tmp_path / "a.xml", TWO_LESIONS)
     slide = list_slide(write_slide(tmp_path, "a"), label=Label.ANOMALOUS, annotation=annotation)
     changes = {"lesion_tiles_only": True, "lesion_threshold": 0.9}
-    found = survey_slide(slide, SETTINGS.model_copy(update=changes))
+    found = survey_made(slide, SETTINGS.model_copy(update=changes))
     assert found.origins_yx.tolist() == [[128, 192]]
     assert found.coverage["outside_lesions"] > 0
     expect_balance(found.coverage)
     normal = list_slide(write_slide(tmp_path, "b"), label=Label.NORMAL)
-    assert len(survey_slide(normal, SETTINGS.model_copy(update=changes)).origins_yx) == 42
+    assert len(survey_made(normal, SETTINGS.model_copy(update=changes)).origins_yx) == 42
     blind = list_slide(write_slide(tmp_path, "c"), label=Label.ANOMALOUS)
-    assert len(survey_slide(blind, SETTINGS.model_copy(update=changes)).origins_yx) == 0
+    assert len(survey_made(blind, SETTINGS.model_copy(update=changes)).origins_yx) == 0
 
 
 def test_where_not_every_lesion_is_outlined_no_tile_is_called_normal(tmp_path: Path) -> None:
     annotation = write_asap(tmp_path / "a.xml", TWO_LESIONS)
     slide = list_slide(write_slide(tmp_path, "a"), label=Label.ANOMALOUS, annotation=annotation)
-    found = survey_slide(slide, SETTINGS, is_partly_annotated=True)
+    found = survey_made(replace(slide, is_partly_annotated=True))
     assert sorted(found.lesion_fraction[~np.isnan(found.lesion_fraction)].tolist()) == [0.5, 0.5, 1]
     assert Label.NORMAL not in found.label
 
@@ -189,7 +184,7 @@ def test_axes_cannot_be_swapped(
     folder = tmp_path_factory.mktemp("slide")
     shape_yx = (330, 700)
     path = write_pyramid(folder / "a.tif", paint_tissue(shape_yx, [box]), mpp_yx=mpp_yx)
-    found = survey_slide(list_slide(path), SETTINGS.model_copy(update={"mask_mpp_um": 0.25}))
+    found = survey_made(list_slide(path), SETTINGS.model_copy(update={"mask_mpp_um": 0.25}))
     height, width = round(32 / mpp_yx[0]), round(32 / mpp_yx[1])
     top, left, bottom, right = box
     expected = []

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.slides.tissue import find_tissue
+from pipeline.slides.survey.tissue import find_tissue
 from tests.support.made.slides import paint_tissue
 
 BOX = (20, 90, 50, 140)
@@ -70,6 +70,70 @@ def test_drops_specks_and_fills_holes() -> None:
     pixels = paint_tissue((80, 200), [BOX, (5, 5, 7, 7)])
     pixels[30:33, 110:113] = 243
     expect_box(find_tissue(noisy(pixels)).is_tissue)
+
+
+def test_the_smallest_island_and_the_largest_hole_are_the_users() -> None:
+    pixels = paint_tissue((80, 200), [BOX, (5, 5, 15, 25)])  # 200 px, with rounded corners
+    pixels[30:40, 110:125] = 243  # 150 px
+    # Areas are known to a few pixels, as the median rounds corners off.
+    kept = find_tissue(noisy(pixels), min_island_px=190, max_hole_px=140).is_tissue
+    assert kept[6:14, 6:24].all()
+    assert not kept[31:39, 111:124].any()
+    dropped = find_tissue(noisy(pixels), min_island_px=210, max_hole_px=160).is_tissue
+    expect_box(dropped)
+
+
+def paint_ihc() -> NDArray[np.uint8]:
+    """A pale blue-grey counterstain with dark brown DAB on it, and a black border."""
+    pixels = np.full((80, 200, 3), 241, np.uint8)
+    top, left, bottom, right = BOX
+    pixels[top:bottom, left:right] = (217, 216, 223)
+    pixels[25:45, 95:120] = (92, 55, 30)
+    pixels[30:36, 100:110] = (28, 14, 6)  # as dark as the border, but brown
+    pixels[:6] = (2, 3, 4)
+    return noisy(pixels, 2)
+
+
+def test_ihc_finds_the_pale_counterstain_beside_the_chromogen() -> None:
+    expect_box(find_tissue(paint_ihc(), "ihc").is_tissue)
+    # The usual method finds the chromogen alone.
+    assert find_tissue(paint_ihc()).is_tissue.sum() < 0.5 * 30 * 50
+
+
+def test_ihc_measures_against_the_slides_own_glass() -> None:
+    # Yellowish, dim glass absorbs by itself.
+    tinted = (paint_ihc() * np.array([0.95, 0.94, 0.93])).astype(np.uint8)
+    expect_box(find_tissue(tinted, "ihc").is_tissue)
+
+
+def test_ihc_finds_nothing_on_glass_and_everything_without_it() -> None:
+    assert not find_tissue(noisy(np.full((70, 40, 3), 236, np.uint8)), "ihc").is_tissue.any()
+    stained = noisy(np.full((70, 40, 3), (170, 150, 180), np.uint8))
+    assert find_tissue(stained, "ihc").is_tissue.all()
+
+
+def paint_fluorescence() -> NDArray[np.uint8]:
+    """Blue nuclei and faint green tissue on black, and a white strip that was not scanned."""
+    pixels = np.full((80, 200, 3), 3, np.uint8)
+    top, left, bottom, right = BOX
+    pixels[top:bottom, left:right] = (6, 26, 12)
+    pixels[25:40, 95:130] = (10, 30, 190)
+    pixels[:, 180:] = 255
+    return pixels
+
+
+def test_a_dark_background_leaves_what_shines() -> None:
+    pixels = paint_fluorescence()
+    pixels[:, :180] = noisy(pixels[:, :180], 2)
+    expect_box(find_tissue(pixels, "dark-background").is_tissue)
+    # The usual method takes what is dark for a border.
+    assert find_tissue(pixels).is_tissue.sum() < 0.6 * 30 * 50
+
+
+@pytest.mark.parametrize("value", [0, 4, 255])
+def test_a_dark_background_alone_has_no_tissue(value: int) -> None:
+    pixels = np.full((40, 70, 3), value, np.uint8)
+    assert not find_tissue(pixels, "dark-background").is_tissue.any()
 
 
 def test_leaves_its_input_alone() -> None:

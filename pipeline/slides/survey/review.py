@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from io import BytesIO
 from typing import Final
 
@@ -33,7 +34,7 @@ def draw_review(
 
     Args:
         pixels: uint8 (y, x, 3), the slide's thumbnail.
-        is_tissue: bool (y, x), tissue on the thumbnail.
+        is_tissue: bool (y, x), tissue over the whole slide at any resolution.
         slide_shape_yx: Height and width of the slide in level-0 pixels.
         origins_yx: (n, 2), upper left corners of the tiles in level-0 pixels.
         extent_yx: Height and width of every tile in level-0 pixels.
@@ -57,7 +58,8 @@ def draw_review(
     for ring in _rings(lesions):
         draw.line([(x * scale_yx[1], y * scale_yx[0]) for x, y in ring], _LESION_RGB, width=3)
     buffer = BytesIO()
-    picture.save(buffer, "PNG")
+    # Noise has few repeats to be searched for: a quarter of the time for 5 percent more bytes.
+    picture.save(buffer, "PNG", compress_type=zlib.Z_RLE)
     return buffer.getvalue()
 
 

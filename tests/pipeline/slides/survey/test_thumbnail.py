@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from pipeline.errors import SourceError
-from pipeline.slides import thumbnail as thumbnails
 from pipeline.slides.readers.openslide_reader import OpenSlideReader
-from pipeline.slides.thumbnail import read_thumbnail
+from pipeline.slides.survey import thumbnail as thumbnails
+from pipeline.slides.survey.thumbnail import read_thumbnail
 from tests.support.made.slides import corrupt_tile, make_pixels, write_pyramid
 
 

@@ -7,7 +7,7 @@ import shapely
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.slides.review import draw_review
+from pipeline.slides.survey.review import draw_review
 
 
 def test_draws_everything_where_it_lies() -> None:

@@ -1,0 +1,1 @@
+"""Tiles of a dataset in the formats of other tools."""
