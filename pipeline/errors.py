@@ -25,6 +25,10 @@ class SourceError(NormscopeError):
     """A slide, image, table or annotation that cannot be used."""
 
 
+class ChangedError(SourceError):
+    """A file that has changed since it was listed; the next listing finds it as it is."""
+
+
 class SchemaError(NormscopeError):
     """A dataset that is not what its reader needs: unsealed, other version, other shape."""
 

@@ -6,25 +6,26 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
 from hashlib import sha256
-from io import BytesIO
 from itertools import chain
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Final
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.errors import SchemaError
+from pipeline.ingest.manifest import read_manifest
 from pipeline.io import storage
+from pipeline.io.ranges import open_by_range
 from pipeline.io.staging import require_reachable
 from pipeline.records import JSON, ManifestEntry, Progress, Split, ignore_progress
 from pipeline.runtime.engines import MapWork
 from pipeline.store.dataset import Dataset, open_dataset
 from pipeline.store.part import OpenPart
-from training.data.chosen_rows import choose_in_parts
+from training.data.chosen_rows import ChosenRows, choose_in_parts
 from training.data.part_columns import list_filled, read_column, read_rows
 from training.evaluation.intervals import Interval
 from training.evaluation.subgroups import SUBGROUP_COLUMNS
@@ -32,16 +33,22 @@ from training.scoring.drift import DriftReport, Reference, Sample, measure_drift
 from training.scoring.kept_scores import (
     PieceScorer,
     Rows,
-    encode_parquet,
     read_embeddings,
     score_new_rows,
 )
 from training.scoring.loaded_model import ScoringModel
-from training.scoring.outputs import list_outcomes, name_results, publish, read_facts
+from training.scoring.outputs import (
+    Outcomes,
+    digest_file,
+    list_outcomes,
+    name_results,
+    publish,
+    read_facts,
+)
 from training.scoring.ranking_change import RankingChange, compare_rankings
-from training.scoring.table import RankedScores, encode_csv, judge_scores, rank_scores, tabulate
+from training.scoring.table import SPREADSHEET, TABLE, RankedScores, judge_scores, rank_scores
 from training.worklist.cases import remove_stale_heatmaps, write_cases
-from training.worklist.page import WorklistFacts, describe, render_worklist
+from training.worklist.page import LISTED_CASES, WorklistFacts, describe, render_worklist
 from training.worklist.slides import draw_slides, is_of_slides
 
 _DRIFT_WINDOW: Final = np.timedelta64(1, "D")
@@ -64,7 +71,7 @@ class ScoreReport:
         threshold: Score above which an image is called anomalous.
         auroc: AUROC over labelled images with its interval; None unless both labels occur.
         average_precision: Average precision over labelled images; None unless both labels occur.
-        manifest: Outcome of every item.
+        failures: The items that failed.
         notes: Caveats that the worklist shows first.
         drift: Comparison of the last day's images with the version's normal images.
         moved: Changes of the ranking, where another version had made the former one.
@@ -83,7 +90,7 @@ class ScoreReport:
     threshold: float
     auroc: Interval | None
     average_precision: float | None
-    manifest: tuple[ManifestEntry, ...]
+    failures: tuple[ManifestEntry, ...]
     notes: tuple[str, ...]
     drift: DriftReport
     moved: RankingChange | None
@@ -110,9 +117,11 @@ class ScoreReport:
         }
 
     @property
-    def failures(self) -> tuple[ManifestEntry, ...]:
-        """The items that failed."""
-        return tuple(entry for entry in self.manifest if entry.state == "failed")
+    def manifest(self) -> tuple[ManifestEntry, ...]:
+        """Outcome of every item, read from `manifest.json` of these results at each call."""
+        return read_manifest(
+            storage.join(self.output_url, "results", self.results, "manifest.json")
+        )
 
 
 def score_dataset(
@@ -133,8 +142,9 @@ def score_dataset(
     `scores.parquet`, `scores.csv`, `worklist.html` and `manifest.json` appear together, when all
     of them are written (`training.scoring.outputs`); heatmaps lie next to them. A version scores
     an image once, however often this is run or killed. Columns and kept scores are read part by
-    part, and embeddings of at most 20,000 images. Some hundred bytes per image are held for the
-    ranked table: its score, its names and its digests.
+    part, and embeddings of at most 20,000 images. Of each image only numbers are held, at most
+    about a hundred bytes; names and digests pass through temporary files of some hundred bytes an
+    image. Entries of failed images are held.
 
     Args:
         dataset_url: Path or URL of a sealed dataset.
@@ -162,15 +172,18 @@ def score_dataset(
     time_utc = (scored_at or datetime.now(UTC)).astimezone(UTC)
     scorer = PieceScorer(model, dataset, _kept_url(output_url, model), time_utc, batch_images)
     found = score_new_rows(scorer, readable, map_work=map_work, on_progress=on_progress)
-    scored = rank_scores(dataset, model, readable, found)
-    _require_some(dataset, scored.rows)
-    drift = _measure_recent_drift(scorer, scored)
-    notes = (*model.notes, *drift.notes, *notes)
-    facts = describe(model, dataset, scored, notes)
-    manifest = list_outcomes(dataset, asked, scored.rows)
-    made = _Results(output_url, dataset, model, scored, facts, manifest)
-    moved = made.compare_with_current()
-    auroc, average_precision = judge_scores(scored)
+    with TemporaryDirectory(prefix="normscope-scores-") as name:
+        folder, named = Path(name), max(LISTED_CASES, top_heatmaps)
+        scored = rank_scores(dataset, model, readable, found, folder, named_count=named)
+        _require_some(dataset, scored.rows)
+        drift = _measure_recent_drift(scorer, scored)
+        notes = (*model.notes, *drift.notes, *notes)
+        facts = describe(model, dataset, scored, notes)
+        outcomes = Outcomes.write(folder / "items", list_outcomes(dataset, asked, scored.rows))
+        made = _Results(output_url, dataset, model, scored, facts, outcomes, folder)
+        moved = made.compare_with_current()
+        results = made.write(", ".join(splits or ["all"]), top_heatmaps, batch_images)
+    auroc, average_precision = judge_scores(dataset, scored)
     return ScoreReport(
         output_url=output_url,
         dataset_url=dataset_url,
@@ -183,11 +196,11 @@ def score_dataset(
         threshold=model.threshold.value,
         auroc=auroc,
         average_precision=average_precision,
-        manifest=manifest,
+        failures=outcomes.failures,
         notes=notes,
         drift=drift,
         moved=moved,
-        results=made.write(", ".join(splits or ["all"]), top_heatmaps, batch_images),
+        results=results,
         seconds=time.monotonic() - began,
     )
 
@@ -201,40 +214,36 @@ class _Results:
     model: ScoringModel
     scored: RankedScores
     facts: WorklistFacts
-    manifest: tuple[ManifestEntry, ...]
-
-    @cached_property
-    def table(self) -> pa.Table:
-        return tabulate(self.scored, self.model, source=self.facts.source)
+    outcomes: Outcomes
+    folder: Path  # of the ranking's files
 
     def compare_with_current(self) -> RankingChange | None:
         """Compare with the ranking in the output, if another version made that."""
         current = read_facts(self.output_url).get("results")
         if current is None:
             return None
-        data = storage.read_bytes(storage.join(self.output_url, current, "scores.parquet"))
-        return compare_rankings(pq.read_table(BytesIO(data)), self.table)
+        former = storage.describe(storage.join(self.output_url, current, TABLE))
+        with open_by_range(former) as file, pq.ParquetFile(self.folder / TABLE) as after:
+            return compare_rankings(pq.ParquetFile(file), after)
 
     def write(self, splits: str, top_heatmaps: int, batch_images: int) -> str:
         """Write the results unless they are the current ones, and return their name."""
         dataset, model, scored, output_url = self.dataset, self.model, self.scored, self.output_url
-        files = {"scores.parquet": encode_parquet(self.table), "scores.csv": encode_csv(self.table)}
-        digests = [
-            sha256(data).hexdigest()
-            for data in (*files.values(), render_worklist(self.facts, []).encode())
-        ]
-        results = name_results(*digests, dataset.fingerprint, splits, top_heatmaps, self.manifest)
+        tables = {name: self.folder / name for name in (TABLE, SPREADSHEET)}
+        page = sha256(render_worklist(self.facts, []).encode()).hexdigest()
+        digests = [digest_file(path) for path in (*tables.values(), self.outcomes.path)]
+        results = name_results(*digests, page, dataset.fingerprint, splits, top_heatmaps)
         if read_facts(output_url).get("results") == f"results/{results}":
             return results
         cases = write_cases(output_url, dataset, model, scored, top_heatmaps, batch_images)
-        files["worklist.html"] = render_worklist(self.facts, cases).encode()
+        page_file = ("worklist.html", render_worklist(self.facts, cases).encode())
         reference = model.calibration.reference
         slides = draw_slides(dataset, scored, reference) if is_of_slides(dataset) else ()
         publish(
             output_url,
             results,
-            chain(files.items(), slides),
-            self.manifest,
+            chain(tables.items(), [page_file], slides),
+            self.outcomes,
             dataset=dataset.url,
             dataset_fingerprint=dataset.fingerprint,
             splits=splits,
@@ -272,7 +281,7 @@ def _kept_url(output_url: str, model: ScoringModel) -> str:
     return storage.join(output_url, "scored", model.name, name)
 
 
-def _choose_rows(dataset: Dataset, splits: Sequence[Split] | None) -> tuple[Rows, Rows]:
+def _choose_rows(dataset: Dataset, splits: Sequence[Split] | None) -> tuple[ChosenRows, Rows]:
     """Rows of the splits, and the readable ones of them, of which there must be some."""
 
     def is_asked(opened: OpenPart) -> NDArray[np.bool_]:
@@ -285,11 +294,11 @@ def _choose_rows(dataset: Dataset, splits: Sequence[Split] | None) -> tuple[Rows
 
     filled = list_filled(dataset)
     asked, readable = (
-        choose_in_parts(dataset, filled, function).list_all()
-        for function in (is_asked, is_readable)
+        choose_in_parts(dataset, filled, function) for function in (is_asked, is_readable)
     )
-    _require_some(dataset, readable)
-    return asked, readable
+    rows = readable.list_all()
+    _require_some(dataset, rows)
+    return asked, rows
 
 
 def _require_some(dataset: Dataset, rows: Rows) -> None:

@@ -237,7 +237,7 @@ def _(report: ScoreReport) -> str:
     if report.moved is not None:
         lines += ["", "**What moved in the ranking**", "", report.moved.to_markdown()]
     manifest = join(report.output_url, "manifest.json")
-    return "\n".join([*lines, *_list_failures(report.manifest, manifest)])
+    return "\n".join([*lines, *_list_failures(report.failures, manifest)])
 
 
 @count_failures.register

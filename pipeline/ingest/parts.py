@@ -47,6 +47,8 @@ class Draft:
         source_version: Version of the source when it was listed.
         source_digest: BLAKE3 of all bytes of the source; empty where rows have their own.
         facts: Facts that hold for all rows.
+        require: Function that raises an error if the source is no longer what was listed; called
+            when all images are read.
         conclude: Function that gives further facts, from why each row is unreadable or None.
     """
 
@@ -57,6 +59,7 @@ class Draft:
     source_version: str = ""
     source_digest: str = ""
     facts: Mapping[str, Scalar] = field(default_factory=dict)
+    require: Callable[[], object] = lambda: None
     conclude: Callable[[Sequence[str | None]], Mapping[str, Scalar]] = lambda _: {}
 
     def cut(self, rows: range) -> Draft:
@@ -103,7 +106,9 @@ def commit_part(url: str, spec: DatasetSpec, draft: Draft, shards: Sequence[Shar
 
     Raises:
         StorageError: The part cannot be written.
+        NormscopeError: The source is no longer what was listed.
     """
+    draft.require()
     place = storage.join(url, draft.place)
     columns = {
         name: np.concatenate([each.columns[name] for each in shards]) for name in spec.columns

@@ -116,7 +116,8 @@ class ProgressFile:
             return {"state": "interrupted", "reason": "interrupted"}
         if not isinstance(error, NormscopeError):
             return {"state": "failed", "reason": type(error).__name__}
-        is_public = isinstance(error, SettingsError) or error.item.startswith(self._dataset_url)
+        is_of_dataset = f"{error.item}/".startswith(f"{self._dataset_url}/")
+        is_public = is_of_dataset or isinstance(error, SettingsError)
         said = str(error) if is_public else f"{type(error).__name__}: {error.remedy}"
         return {"state": "refused", "reason": said}
 
@@ -125,7 +126,7 @@ class ProgressFile:
             self._written_at = time.monotonic()
             content = {**self._known, "updated_at": _now()}
             data = json.dumps(content, indent=1, ensure_ascii=False)
-            storage.write_bytes(self._url, (data + "\n").encode())
+            storage.write_bytes(self._url, (data + "\n").encode(errors="backslashreplace"))
 
 
 def read_progress(url: str) -> Mapping[str, Any] | None:

@@ -10,12 +10,12 @@ Whoever is killed before leaves the earlier dataset, or none, and a rerun finish
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from pipeline.errors import SchemaError, SourceError, StorageError
 from pipeline.ingest.manifest import add_remark, write_manifest
@@ -33,11 +33,12 @@ from pipeline.store.layout import (
     require_destination,
     sweep,
 )
-from pipeline.store.part import Part
+from pipeline.store.part import Part, read_whole, share_texts
 from pipeline.store.spec import ROOT, SCHEMA_VERSION, DatasetSpec, code_version, encode_root
 from pipeline.store.table import compute_fingerprint, write_table
 
 T = TypeVar("T")
+_CHECKERS: Final = 16
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ def ingest(
         entries = [add_remark(entry, remarks) for each in outcomes for entry in each.entries]
         manifest = (*entries, *work.rejected)
         _require_images(url, parts, manifest)
-        _require_whole(url, parts)
+        _require_whole(url, outcomes)
         drop_old_arrays(url)
         fingerprint, table = _seal(url, work, parts, before)
         write_manifest(storage.join(url, MANIFEST), manifest, sealed_at=datetime.now(UTC))
@@ -193,7 +194,8 @@ def _visit_all(
     on_progress(0, total)
     outcomes: list[tuple[int, Outcome]] = []
     visit, give_up = _Numbered(work.visit), _Numbered(work.give_up)
-    for number, outcome in map_work(visit, list(enumerate(work.items)), give_up=give_up):
+    for number, found in map_work(visit, list(enumerate(work.items)), give_up=give_up):
+        outcome = replace(found, part=share_texts(found.part)) if found.part else found
         outcomes.append((number, outcome))
         done += weights[number]
         file.count(
@@ -204,14 +206,6 @@ def _visit_all(
         )
         on_progress(done, total)
     return [outcome for _, outcome in sorted(outcomes, key=lambda pair: pair[0])]
-
-
-def _share_names(outcome: Outcome) -> Outcome:
-    """Let all outcomes share the names of facts, of which every worker's message has its own."""
-    if outcome.part is None:
-        return outcome
-    facts = {sys.intern(name): value for name, value in outcome.part.facts.items()}
-    return replace(outcome, part=replace(outcome.part, facts=facts))
 
 
 @dataclass(frozen=True)
@@ -239,14 +233,23 @@ def _require_images(url: str, parts: Iterable[Part], manifest: Sequence[Manifest
     raise SourceError(url, f"no image to write ({reason})", remedy)
 
 
-def _require_whole(url: str, parts: Iterable[Part]) -> None:
-    """Check that every part is still there: another ingest may have deleted it."""
+def _require_whole(url: str, outcomes: Sequence[Outcome]) -> None:
+    """Check that every part is still there, and those that were made now with all their objects.
+
+    Another ingest may have deleted them, or have been killed while it wrote in the same place.
+    """
     found = list_places(url)
-    for part in parts:
-        if part.place and part.place not in found:
-            raise StorageError(
-                url, f"part {part.name!r} has been deleted by another ingest", "Run again"
-            )
+    placed = [(each.part, each.is_kept) for each in outcomes if each.part and each.part.place]
+    made = [part for part, is_kept in placed if not is_kept]
+    with ThreadPoolExecutor(_CHECKERS, thread_name_prefix="parts") as threads:
+        places = [storage.join(url, part.place) for part in made]
+        wholes = zip(made, threads.map(read_whole, places), strict=True)
+        damaged = [part for part, whole in wholes if whole is None]
+    gone = [part for part, _ in placed if part.place not in found]
+    for part in (*gone, *damaged):
+        raise StorageError(
+            url, f"part {part.name!r} has been deleted by another ingest", "Run again"
+        )
 
 
 def _seal(

@@ -20,7 +20,7 @@ from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from s3transfer.exceptions import RetriesExceededError, S3DownloadFailedError
 
-from pipeline.errors import AbsentError, DeniedError, SourceError, StorageError
+from pipeline.errors import AbsentError, ChangedError, DeniedError, SourceError, StorageError
 from pipeline.io.scratch import Copy, Scratch
 from pipeline.io.storage import (
     BUCKET_REMEDY,
@@ -113,15 +113,14 @@ def stage(
         scratch: Folder for copies of remote files; None for `scratch.DEFAULT_FOLDER`.
 
     Raises:
-        SourceError: One of the files has changed, or a companion is gone.
+        ChangedError: One of the files has changed.
+        SourceError: A companion is gone.
         AbsentError: It is gone.
         SettingsError: The files are larger than the scratch folder may be.
         StorageError: They cannot be fetched, or there is no room for them.
     """
     place = parse(url)
-    files = [describe(url), *(_describe_companion(url, companion) for companion in companions)]
-    if (now := join_versions(files)) != version:
-        raise _changed(url, version, now)
+    files = require_unchanged(url, version, companions)
     if place.scheme == "file":
         yield Path(place.key)
         return
@@ -136,6 +135,29 @@ def stage(
         yield path
 
 
+def require_unchanged(url: str, version: str, companions: Sequence[str] = ()) -> list[ObjectInfo]:
+    """Check that a file and its companions still are as they were listed.
+
+    Args:
+        url: Path or URL of the file.
+        version: Version when listed, by `storage.join_versions`.
+        companions: URLs of the files that belong to it.
+
+    Returns:
+        The files as they are, `url` first.
+
+    Raises:
+        ChangedError: One of them has changed.
+        SourceError: A companion is gone.
+        AbsentError: The file is gone.
+        StorageError: They cannot be reached.
+    """
+    files = [describe(url), *(_describe_companion(url, companion) for companion in companions)]
+    if (now := join_versions(files)) != version:
+        raise _changed(url, version, now)
+    return files
+
+
 def _describe_companion(url: str, companion: str) -> ObjectInfo:
     try:
         return describe(companion)
@@ -147,8 +169,8 @@ def _describe_companion(url: str, companion: str) -> ObjectInfo:
         ) from error
 
 
-def _changed(url: str, listed: str, found: str) -> SourceError:
-    return SourceError(url, f"changed since it was listed ({listed} -> {found})", "Run again")
+def _changed(url: str, listed: str, found: str) -> ChangedError:
+    return ChangedError(url, f"changed since it was listed ({listed} -> {found})", "Run again")
 
 
 def _fetch(info: ObjectInfo, connect: Callable[[], S3Client], path: Path) -> None:

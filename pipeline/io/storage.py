@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 from typing import TYPE_CHECKING, Final, Literal
 from urllib.parse import unquote, urlsplit
 
@@ -253,8 +254,16 @@ def _raise_unless_gone(error: OSError) -> None:
 def _head(url: str, place: Place) -> ObjectInfo:
     if place.scheme == "file":
         base = plain_url(url) if url.startswith("file:") else url
-        return _local_info(base, Path(place.key).stat())
+        return _local_info(base, _stat(url, place))
     return _object_info(url, obstore.head(_objects(place.scheme, place.root), place.key))
+
+
+def _stat(url: str, place: Place) -> os.stat_result:
+    """Status of a local file; a pipe, whose reader would wait for ever, is refused."""
+    status = Path(place.key).stat()
+    if not S_ISREG(status.st_mode) and not S_ISDIR(status.st_mode):
+        raise DeniedError(url, "not a regular file", "Leave it out, or copy a file there")
+    return status
 
 
 def describe(url: str) -> ObjectInfo:
@@ -289,8 +298,8 @@ def read_bytes(url: str, *, max_bytes: int | None = None) -> bytes:
     place = parse(url)
     with translated(url):
         if place.scheme == "file":
+            _check_size(url, _stat(url, place).st_size, max_bytes)
             with Path(place.key).open("rb") as file:
-                _check_size(url, os.fstat(file.fileno()).st_size, max_bytes)
                 return file.read()
         # The answer begins with the size; the content is fetched after it.
         answer = obstore.get(_objects(place.scheme, place.root), place.key)

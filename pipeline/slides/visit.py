@@ -14,7 +14,7 @@ from typing import Final, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import NormscopeError, StorageError
+from pipeline.errors import AbsentError, ChangedError, NormscopeError, StorageError
 from pipeline.ingest.manifest import describe_rows
 from pipeline.ingest.parts import (
     Draft,
@@ -32,7 +32,7 @@ from pipeline.ingest.sources import SourceRead
 from pipeline.io import storage
 from pipeline.io.digests import digest_files
 from pipeline.io.scratch import Scratch
-from pipeline.io.staging import stage
+from pipeline.io.staging import require_unchanged, stage
 from pipeline.records import Array, ManifestEntry, Scalar, Slide
 from pipeline.runtime.engines import engine_of_worker
 from pipeline.slides.formats import find_companions, require_whole
@@ -95,10 +95,13 @@ class SlideVisit:
         """
         require_stamp("slides", self.spec.stamp)
         slide = item.slide
+        if not _is_text(slide.url):
+            reason = "its name is no text in UTF-8. Rename the file"
+            return Outcome(None, (ManifestEntry(slide.url, "failed", reason),))
         try:
             return self._visit(item)
         except NormscopeError as error:
-            if isinstance(error, StorageError) and error.item.startswith(self.url):
+            if isinstance(error, StorageError) and f"{error.item}/".startswith(f"{self.url}/"):
                 raise
             return self._fail(item, error)
         except Exception as error:  # noqa: BLE001 - one slide must not stop the batch
@@ -108,7 +111,8 @@ class SlideVisit:
     def _fail(self, item: SlideItem, error: NormscopeError) -> Outcome:
         """State a failure. What may pass by itself takes no part out of the dataset."""
         kept, reason = None, str(error)
-        if type(error) is StorageError and item.known is not None:
+        may_pass = isinstance(error, StorageError) and not isinstance(error, AbsentError)
+        if (may_pass or isinstance(error, ChangedError)) and item.known is not None:
             with suppress(NormscopeError):
                 if item.known.key == self._make_key(item.slide) and is_there(self.url, item.known):
                     kept = item.known
@@ -184,6 +188,7 @@ class SlideVisit:
                 columns=_make_columns(slide, survey),
                 facts={**draft.facts, "decoder": tiles.decoder},
                 conclude=partial(_conclude, slide, survey),
+                require=partial(require_unchanged, slide.url, slide.version, slide.companions),
             )
             pieces = divide_rows(self.spec, len(survey.origins_yx))
             is_local = storage.parse(slide.url).scheme == "file"
@@ -276,6 +281,15 @@ def _read_rows(
 ) -> Iterator[SourceRead]:
     read = partial(tiles.read, origins_yx[start:stop], images)
     return read_source(slide, read, stop - start)
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name can be stored; one of other bytes than UTF-8 comes with surrogates."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def name_review(slide_id: str) -> str:

@@ -31,6 +31,20 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PROGRESS: Final = "ingest.json"
+# Attributes without which a root document of this schema is a damaged one.
+_NEEDED: Final = frozenset(
+    {
+        "modality",
+        "source",
+        "parameters",
+        "image_shape",
+        "shard_images",
+        "chunk_images",
+        "columns",
+        "fingerprint",
+        "parts_table",
+    }
+)
 _COMMANDS: Final[Mapping[str, str]] = {"histology": "slides", "radiograph": "xrays"}
 _READERS: Final = 8
 # Facts that every part has as fields of its own, and that are read like columns.
@@ -54,9 +68,9 @@ class Dataset:
     attributes: Mapping[str, Any]
     parts: tuple[Part, ...]
 
-    def __reduce__(self) -> tuple[Callable[..., Dataset], tuple[str, str]]:
+    def __reduce__(self) -> tuple[Callable[..., Dataset], tuple[str, str, str]]:
         # Tasks carry a dataset's name, not its table of parts.
-        return _reopen, (self.url, self.fingerprint)
+        return _reopen, (self.url, self.fingerprint, str(self.attributes["parts_table"]))
 
     def __repr__(self) -> str:
         height, width, channels = self.image_shape
@@ -259,12 +273,21 @@ def open_dataset(url: str) -> Dataset:
             f"schema {found!r}, this version reads schema {SCHEMA_VERSION}",
             f"Make it again: `normscope ingest {kind} SOURCE {url}`",
         )
-    return Dataset(url, attributes, read_table(url, str(attributes["parts_table"])))
+    try:
+        return Dataset(url, attributes, read_table(url, str(attributes["parts_table"])))
+    except SchemaError:
+        # Sealed anew between the two reads: the root document names another table now.
+        now = read_root(url)
+        if now is None or now.get("parts_table") == attributes["parts_table"]:
+            raise
+        return open_dataset(url)
 
 
 @lru_cache(maxsize=4)
-def _reopen(url: str, fingerprint: str) -> Dataset:
+def _reopen(url: str, fingerprint: str, table: str) -> Dataset:  # noqa: ARG001 - of the cache
     """Open the dataset that another process has opened.
+
+    The same content may lie in other folders after another ingest, which the table's name tells.
 
     Raises:
         SchemaError: It has been ingested again since, with another result.
@@ -286,5 +309,7 @@ def read_root(url: str) -> dict[str, Any] | None:
     except (AbsentError, ValueError):
         return None
     attributes = root.get("attributes") if isinstance(root, dict) else None
-    is_ours = isinstance(attributes, dict) and "normscope_schema" in attributes
-    return attributes if is_ours else None
+    if not isinstance(attributes, dict) or "normscope_schema" not in attributes:
+        return None
+    is_current = attributes["normscope_schema"] == SCHEMA_VERSION
+    return None if is_current and not attributes.keys() >= _NEEDED else attributes

@@ -44,7 +44,9 @@ def require_destination(url: str) -> None:
     known = _FOLDERS if PROGRESS in files else frozenset()
     is_damaged = PROGRESS in files and any(name.startswith(PREFIX) for name in files)
     foreign = [n for n in files if not (is_damaged if n == ROOT else _is_ours(n))]
-    foreign += [f"{name}/" for name in folders if name not in known]
+    # On a disk, folders may be left of which every file is gone.
+    others = [f"{name}/" for name in folders if name not in known]
+    foreign += [name for name in others if storage.list_objects(f"{url}/{name}")]
     if foreign:
         raise SettingsError(
             url,
@@ -108,8 +110,8 @@ def drop_old_arrays(url: str) -> None:
         root: dict[str, Any] = json.loads(storage.read_bytes(place))
     except (AbsentError, ValueError):
         return
-    attributes = root.get("attributes", {})
-    if attributes.get("normscope_schema", SCHEMA_VERSION) == SCHEMA_VERSION:
+    attributes = read_root(url)
+    if attributes is None or attributes["normscope_schema"] == SCHEMA_VERSION:
         return
     unsealed = {**root, "attributes": {**attributes, "sealed": False}}
     storage.write_bytes(place, json.dumps(unsealed).encode())

@@ -95,9 +95,12 @@ def read_table(url: str, name: str) -> tuple[Part, ...]:
     """
     place = storage.join(url, name)
     try:
-        table = pq.read_table(BytesIO(storage.read_bytes(place)))
-    except (AbsentError, pa.ArrowException) as error:
-        raise SchemaError(place, "the table of parts is gone or damaged", _REMEDY) from error
+        data = storage.read_bytes(place)
+    except AbsentError as error:
+        raise SchemaError(place, "the table of parts is gone", _REMEDY) from error
+    if name_table(data) != name:
+        raise SchemaError(place, "the table of parts is damaged", _REMEDY)
+    table = pq.read_table(BytesIO(data))
     facts = [column for column in table.column_names if column not in _NAMES]
     return tuple(
         Part(

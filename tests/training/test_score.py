@@ -182,10 +182,12 @@ def test_killed_anywhere_it_shows_nothing_and_ends_alike(
         )
 
     left = iter(range(writes))
-    write, create = storage.write_bytes, storage.create_bytes
+    writers = {
+        name: getattr(storage, name) for name in ("write_bytes", "write_parts", "create_bytes")
+    }
 
     def may_write(function: object) -> object:
-        def call(url: str, data: bytes) -> object:
+        def call(url: str, data: object) -> object:
             if next(left, None) is None:
                 raise Killed
             assert callable(function)
@@ -195,8 +197,8 @@ def test_killed_anywhere_it_shows_nothing_and_ends_alike(
 
     monkeypatch.setattr(row_scores, "PIECE_IMAGES", 20)
     with monkeypatch.context() as patched:
-        patched.setattr(storage, "write_bytes", may_write(write))
-        patched.setattr(storage, "create_bytes", may_write(create))
+        for name, function in writers.items():
+            patched.setattr(storage, name, may_write(function))
         with pytest.raises(Killed):
             score()
     assert not (tmp_path / "manifest.json").exists()

@@ -50,7 +50,7 @@ class ChosenRows:
         """Number of chosen rows up to the end of each chunk: int64 (chunks,)."""
         counts = np.zeros(len(self.chunk_starts) - 1, np.int64)
         for start in range(0, len(self._bits), _BLOCK_BYTES):
-            rows = self._list_between(8 * start, 8 * (start + _BLOCK_BYTES))
+            rows = self.list_between(8 * start, 8 * (start + _BLOCK_BYTES))
             found, some = np.unique(self.find_chunks(rows), return_counts=True)
             counts[found] += some
         return np.cumsum(counts)
@@ -70,11 +70,11 @@ class ChosenRows:
 
     def list_chunk(self, chunk: int) -> Rows:
         """List the chosen rows of a chunk, ascending."""
-        return self._list_between(int(self.chunk_starts[chunk]), int(self.chunk_starts[chunk + 1]))
+        return self.list_between(int(self.chunk_starts[chunk]), int(self.chunk_starts[chunk + 1]))
 
     def list_all(self) -> Rows:
         """List all chosen rows: eight bytes each."""
-        return self._list_between(0, int(self.chunk_starts[-1]))
+        return self.list_between(0, int(self.chunk_starts[-1]))
 
     def at(self, places: Rows) -> Rows:
         """Find the rows at these places among the chosen ones, counted from 0."""
@@ -103,7 +103,8 @@ class ChosenRows:
             return self.list_all()
         return self.at(np.linspace(0, len(self) - 1, limit).round().astype(np.int64))
 
-    def _list_between(self, start: int, stop: int) -> Rows:
+    def list_between(self, start: int, stop: int) -> Rows:
+        """List the chosen rows from `start` up to, not including, `stop`, ascending."""
         first = start // 8
         found = np.flatnonzero(np.unpackbits(self._bits[first : -(-stop // 8)])) + 8 * first
         return found[(found >= start) & (found < stop)]

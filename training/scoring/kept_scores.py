@@ -246,7 +246,8 @@ class _Kept:
         names = read_rows(self._scorer.dataset, _NAMES, self._rows[span])
         places = [known.places.get(name) for name in zip(*names.values(), strict=True)]
         is_known = np.array([place is not None for place in places])
-        kept = known.table.take([place for place in places if place is not None])
+        found = [place for place in places if place is not None]
+        kept = known.table.take(pa.array(found, pa.int64()))  # none has no type of its own
         within = np.flatnonzero(is_known) + span.start
         self.scores[within] = kept["anomaly_score"].to_numpy()
         self.times[within] = kept["scored_at"].cast(pa.int64()).to_numpy()

@@ -6,7 +6,7 @@ apart, by comparison with its own typical images; no image is left out because o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -36,31 +36,51 @@ _SIGNS: Final = (
 QUALITY_NAMES: Final = tuple(sign.column for sign in _SIGNS)
 
 
+def find_limits(
+    read_typical: Callable[[str], NDArray[np.floating[Any]]], names: Collection[str]
+) -> dict[str, float]:
+    """Find the values beyond which an image looks like an artefact.
+
+    Args:
+        read_typical: Reads a column of the images to compare with, float (m,); NaN where unknown.
+        names: Names of the columns that there are; read one at a time.
+
+    Returns:
+        Limit by column; none where fewer than `FEWEST_TYPICAL` values are known.
+    """
+    limits = {}
+    for sign in _SIGNS:
+        if sign.column not in names:
+            continue
+        values = np.asarray(read_typical(sign.column), np.float64)
+        typical = values[np.isfinite(values)]
+        if len(typical) < FEWEST_TYPICAL:
+            continue
+        share = 1 - _TAIL if sign.is_high else _TAIL
+        limit = float(np.quantile(typical, share, overwrite_input=True))
+        limits[sign.column] = max(limit, sign.least) if sign.is_high else limit
+    return limits
+
+
 def mark_artefacts(
-    columns: Mapping[str, NDArray[Any]], is_typical: NDArray[np.bool_]
+    columns: Mapping[str, NDArray[Any]], limits: Mapping[str, float], count: int
 ) -> list[tuple[str, ...]]:
     """Name the artefacts that each image looks like.
 
     Args:
-        columns: Values by column, float (n,), of those `QUALITY_NAMES` that there are; NaN where
-            unknown.
-        is_typical: bool (n,), images to compare with; fewer than `FEWEST_TYPICAL` mark nothing.
+        columns: Values by column, float (count,), of those that have a limit; NaN where unknown.
+        limits: Limit by column, from `find_limits`.
+        count: Number of images.
 
     Returns:
-        n tuples of words, most of them empty.
+        `count` tuples of words, most of them empty.
     """
-    marks: list[list[str]] = [[] for _ in is_typical]
+    marks: list[list[str]] = [[] for _ in range(count)]
     for sign in _SIGNS:
-        if sign.column not in columns:
+        if sign.column not in limits:
             continue
-        values = np.asarray(columns[sign.column], np.float64)
-        typical = values[is_typical & np.isfinite(values)]
-        if len(typical) < FEWEST_TYPICAL:
-            continue
-        if sign.is_high:
-            is_marked = values > max(float(np.quantile(typical, 1 - _TAIL)), sign.least)
-        else:
-            is_marked = values < np.quantile(typical, _TAIL)
+        values, limit = np.asarray(columns[sign.column], np.float64), limits[sign.column]
+        is_marked = values > limit if sign.is_high else values < limit
         for place in np.flatnonzero(is_marked):
             marks[place].append(sign.word)
     return [tuple(words) for words in marks]

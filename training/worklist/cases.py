@@ -17,7 +17,7 @@ from training.data.part_columns import read_rows
 from training.scoring.kept_scores import Rows, read_batches
 from training.scoring.loaded_model import ScoringModel
 from training.scoring.table import RankedScores
-from training.worklist.artefacts import QUALITY_NAMES, mark_artefacts
+from training.worklist.artefacts import QUALITY_NAMES, find_limits, mark_artefacts
 from training.worklist.dicom_captures import is_of_dicom, write_capture
 from training.worklist.heatmaps import encode_heatmap
 from training.worklist.page import (
@@ -62,8 +62,9 @@ def write_cases(
     """
     batch = min(batch_images, _HEATMAP_BATCH)
     pictures, nearest = _picture_top(output_url, dataset, model, scored, top_heatmaps, batch)
-    shown = _show_typical(dataset, scored, list(nearest.values()), batch)
-    marks = _mark(dataset, scored)
+    shown = _show_typical(dataset, list(nearest.values()), batch)
+    listed = min(len(scored.rows), LISTED_CASES)
+    marks = _mark(dataset, scored, listed)
     return [
         Case(
             str(scored.image_id[place]),
@@ -76,7 +77,7 @@ def write_cases(
             tuple(shown[row] for row in nearest[place].tolist()) if place in nearest else (),
             marks[place],
         )
-        for place in range(min(len(scored.rows), LISTED_CASES))
+        for place in range(listed)
     ]
 
 
@@ -137,12 +138,13 @@ def _choose_typical(scored: RankedScores, beyond: int) -> Rows:
     return np.sort(scored.rows[places])
 
 
-def _show_typical(
-    dataset: Dataset, scored: RankedScores, nearest: list[Rows], batch: int
-) -> dict[int, TypicalImage]:
+def _show_typical(dataset: Dataset, nearest: list[Rows], batch: int) -> dict[int, TypicalImage]:
     """Typical images that are similar to any case, by row."""
     needed = np.unique(np.concatenate(nearest)) if nearest else np.empty(0, np.int64)
-    names = dict(zip(scored.rows.tolist(), scored.image_id.tolist(), strict=True))
+    if not len(needed):
+        return {}
+    found = read_rows(dataset, ["image_id"], needed)["image_id"]
+    names = dict(zip(needed.tolist(), found.tolist(), strict=True))
     return {
         int(row): TypicalImage(str(names[int(row)]), picture_uri(image, max_side_px=_SMALL_PX))
         for rows, images in read_batches(dataset, needed, batch)
@@ -150,10 +152,17 @@ def _show_typical(
     }
 
 
-def _mark(dataset: Dataset, scored: RankedScores) -> list[tuple[str, ...]]:
-    names = sorted(set(QUALITY_NAMES) & set(dataset.column_names))
-    columns = read_rows(dataset, names, scored.rows)
-    return mark_artefacts(columns, ~scored.prediction.is_anomalous)
+def _mark(dataset: Dataset, scored: RankedScores, count: int) -> list[tuple[str, ...]]:
+    """Mark the first images, by comparison with all that are not anomalous."""
+    names = set(QUALITY_NAMES) & set(dataset.column_names)
+    typical = np.sort(scored.rows[~scored.prediction.is_anomalous])
+
+    def read_typical(name: str) -> NDArray[np.floating[Any]]:
+        return read_rows(dataset, [name], typical)[name]
+
+    limits = find_limits(read_typical, names) if len(typical) else {}
+    columns = read_rows(dataset, sorted(limits), scored.rows[:count])
+    return mark_artefacts(columns, limits, count)
 
 
 def _write_heatmaps(

@@ -48,7 +48,7 @@ def tabulate_slides(dataset: Dataset, scored: RankedScores) -> pa.Table:
         rows.append(
             {
                 "slide_id": dataset.parts[number].name,
-                "group_id": str(scored.group_id[inside[0]]),
+                "group_id": dataset.parts[number].group_id,
                 "slide_score": float(scores[:count].mean()),
                 "tile_count": len(scores),
                 "anomalous_count": int(scored.prediction.is_anomalous[inside].sum()),

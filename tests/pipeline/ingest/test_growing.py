@@ -166,7 +166,7 @@ def test_a_part_deleted_by_hand_is_an_error_and_then_made_again(
         storage.delete(info.url)
     dataset = open_dataset(store_url)
     for read in (lambda: dataset.column("label"), lambda: dataset.read_images(0, 10_000)):
-        with pytest.raises(SchemaError, match=r"part 'b.tif' is gone.*Run the same ingest again"):
+        with pytest.raises(SchemaError, match=r"part 'b.tif' is gone.*run the same ingest again"):
             read()
     assert len(dataset.column("split")) == dataset.image_count  # facts stand in the table
     with watched(store_url) as again:

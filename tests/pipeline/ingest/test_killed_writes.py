@@ -71,6 +71,7 @@ def kill_before_every_write(
     After each, what is open to readers is whole, and a rerun gives the content of the reference.
     Returns how many times it was killed.
     """
+    url = storage.plain_url(url)  # as listings name what lies there
     run(reference)
     expected = content_of(reference)
     beginning = {

@@ -19,6 +19,7 @@ from pipeline.records import Label, Slide
 from pipeline.slides import visit
 from pipeline.slides.ingest import specify_slides
 from pipeline.slides.settings import SlideSettings
+from pipeline.slides.survey.measure import survey_slide
 from pipeline.slides.visit import SlideItem, SlideVisit, name_review
 from pipeline.store.part import Part, open_part
 from tests.support.content import content_of
@@ -282,3 +283,47 @@ def test_a_slide_that_is_out_of_reach_keeps_its_part(
     assert "stays as an earlier ingest has made it" in entry.reason
     unknown = visit_made(tmp_path / "out", replace(changed, label=Label.NORMAL), known=made)
     assert unknown.part is None  # made from other facts, it would be of another slide
+
+
+def test_a_slide_replaced_since_it_was_listed_keeps_its_earlier_part(tmp_path: Path) -> None:
+    path = write_slide(tmp_path, "a")
+    slide = list_slide(path)
+    made = make(tmp_path / "out", slide)
+    os.utime(path, (0, 0))
+    outcome = visit_made(tmp_path / "out", slide, known=made)
+    assert outcome.part == made
+    assert outcome.entries[0].state == "failed"
+    assert "changed since it was listed" in outcome.entries[0].reason
+
+
+def test_a_slide_replaced_while_it_is_read_is_not_committed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_slide(tmp_path, "a")
+    slide = list_slide(path)
+
+    def replace_then_survey(*args: Any, **options: Any) -> Any:
+        os.utime(path, (0, 0))
+        return survey_slide(*args, **options)
+
+    monkeypatch.setattr(visit, "survey_slide", replace_then_survey)
+    outcome = visit_made(tmp_path / "out", slide)
+    assert outcome.part is None
+    assert "changed since it was listed" in outcome.entries[0].reason
+    assert not list((tmp_path / "out").rglob("zarr.json"))
+
+
+def test_a_name_of_other_bytes_and_a_pipe_fail_alone(tmp_path: Path) -> None:
+    odd = os.fsdecode(os.fsencode(str(tmp_path)) + b"/bad\xff.tif")
+    shutil.copy(write_slide(tmp_path, "a"), odd)
+    outcome = visit_made(tmp_path / "out", replace(list_slide(tmp_path / "a.tif"), url=odd))
+    assert "no text in UTF-8. Rename the file" in outcome.entries[0].reason
+    os.mkfifo(tmp_path / "pipe.tif")
+    pipe = Slide("pipe.tif", str(tmp_path / "pipe.tif"), "1")
+    (entry,) = visit_made(tmp_path / "out", pipe).entries
+    assert "not a regular file" in entry.reason
+
+
+def test_a_slide_beside_a_dataset_of_a_similar_name_fails_alone(tmp_path: Path) -> None:
+    gone = Slide("b.tif", str(tmp_path / "out-slides" / "b.tif"), "1")
+    assert visit_made(tmp_path / "out", gone).entries[0].state == "failed"

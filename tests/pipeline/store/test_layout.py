@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import zarr
 
-from pipeline.errors import NormscopeError, SettingsError, StorageError
+from pipeline.errors import NormscopeError, SchemaError, SettingsError, StorageError
 from pipeline.io import storage
 from pipeline.store.dataset import open_dataset
 from pipeline.store.layout import require_destination
@@ -128,3 +128,18 @@ def test_a_damaged_root_document_is_written_again(store_url: str, tmp_path: Path
     storage.write_bytes(storage.join(store_url, "zarr.json"), b"{damaged")
     ingest_made(store_url, sources)
     assert content_of(store_url) == before
+
+
+@pytest.mark.parametrize("offset", [6, 300, -20])
+def test_a_damaged_table_of_parts_is_refused_and_written_again(tmp_path: Path, offset: int) -> None:
+    url, sources = str(tmp_path / "out"), write_sources(tmp_path / "in", CONTENTS)
+    ingest_made(url, sources)
+    before = content_of(url)
+    table = next(Path(url).glob("parts-*.parquet"))
+    data = bytearray(table.read_bytes())
+    data[offset] ^= 1
+    table.write_bytes(data)
+    with pytest.raises(SchemaError, match=r"parts is damaged\. Run the same ingest"):
+        open_dataset(url)
+    ingest_made(url, sources)
+    assert content_of(url) == before

@@ -36,3 +36,13 @@ def test_embeddings_are_read_again(tmp_path: Path, normals: Dataset, model: Scor
     again = score_dataset(normals.url, model, output, top_heatmaps=0)
     assert again.new_count == 0
     assert 0 < first.drift.whole.embedding_distance == again.drift.whole.embedding_distance
+
+
+def test_other_pixels_of_every_image_are_scored_anew(
+    tmp_path: Path, normals: Dataset, model: ScoringModel
+) -> None:
+    output = str(tmp_path / "out")
+    first = score_dataset(normals.url, model, output, top_heatmaps=0)
+    other = make_dataset(str(tmp_path / "other"), validation=48, contrast=0.5)
+    again = score_dataset(other.url, model, output, top_heatmaps=0)
+    assert again.new_count == first.new_count == again.scored_count > 0

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from io import BytesIO
+
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from training.scoring.ranking_change import compare_rankings
 
 
-def ranked(version: str, names: list[str], anomalous: int) -> pa.Table:
-    return pa.table(
+def ranked(version: str, names: list[str], anomalous: int) -> pq.ParquetFile:
+    """A ranking in row groups of seven."""
+    table = pa.table(
         {
             "image_id": names,
             "is_anomalous": np.arange(len(names)) < anomalous,
@@ -17,6 +21,9 @@ def ranked(version: str, names: list[str], anomalous: int) -> pa.Table:
             "model_version": [version] * len(names),
         }
     )
+    file = BytesIO()
+    pq.write_table(table, file, row_group_size=7)
+    return pq.ParquetFile(file)
 
 
 def test_moves_are_told_among_the_images_that_both_have() -> None:

@@ -28,13 +28,10 @@ def make_ranked() -> RankedScores:
     rows[group == "slide_b"] = np.arange(200, 250)[::-1]
     return RankedScores(
         rows,
-        np.array([f"tile-{place}" for place in range(count)], object),
-        np.full(count, "patient", object),
         np.full(count, -1, np.int8),
-        np.full(count, "0" * 64, object),
-        np.full(count, "0" * 32, object),
         np.full(count, "2026-05-04", "datetime64[us]"),
         Prediction(scores.astype(np.float32), 10 * scores, scores > 4, scores[:, None]),
+        *(np.empty(0, object) for _ in range(3)),  # no name is held
     )
 
 
@@ -53,7 +50,10 @@ def make_dataset(url: str, columns: Columns, *, mpp_yx_um: tuple[float, float] |
         return made
     facts = dict(zip(("mpp_y_um", "mpp_x_um"), mpp_yx_um, strict=True))
     names = zip(made.parts, ("slide_a", "slide_b"), strict=True)
-    return replace(made, parts=tuple(replace(p, name=name, facts=facts) for p, name in names))
+    return replace(
+        made,
+        parts=tuple(replace(p, name=name, group_id="patient", facts=facts) for p, name in names),
+    )
 
 
 def test_a_slide_is_as_strange_as_the_strongest_hundredth_of_its_tiles() -> None:
