@@ -260,7 +260,10 @@ def _head(url: str, place: Place) -> ObjectInfo:
 
 def _stat(url: str, place: Place) -> os.stat_result:
     """Status of a local file; a pipe, whose reader would wait for ever, is refused."""
-    status = Path(place.key).stat()
+    try:
+        status = Path(place.key).stat()
+    except NotADirectoryError as error:  # below a file there is nothing
+        raise FileNotFoundError(place.key) from error
     if not S_ISREG(status.st_mode) and not S_ISDIR(status.st_mode):
         raise DeniedError(url, "not a regular file", "Leave it out, or copy a file there")
     return status

@@ -258,3 +258,10 @@ def test_a_file_has_the_rights_that_the_umask_leaves(tmp_path: Path, umask: int,
     finally:
         os.umask(before)
     assert [path.stat().st_mode & 0o777 for path in tmp_path.iterdir()] == [mode, mode]
+
+
+def test_below_a_file_there_is_nothing(tmp_path: Path) -> None:
+    (tmp_path / "slide.tif").write_bytes(b"pixels")
+    for read in (storage.read_bytes, storage.describe):
+        with pytest.raises(AbsentError, match="no such file"):
+            read(str(tmp_path / "slide.tif" / "zarr.json"))
