@@ -57,7 +57,7 @@ def write_dataset(
 ) -> Dataset:
     """Write a sealed dataset whose rows have these columns."""
     dtypes = {
-        name: BASE_COLUMNS["image_id"] if values.dtype.kind in "OTU" else values.dtype
+        name: BASE_COLUMNS["image_id"] if values.dtype.kind in "TUO" else values.dtype
         for name, values in columns.items()
     }
     spec = DatasetSpec(
