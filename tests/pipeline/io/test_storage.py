@@ -265,3 +265,12 @@ def test_below_a_file_there_is_nothing(tmp_path: Path) -> None:
     for read in (storage.read_bytes, storage.describe):
         with pytest.raises(AbsentError, match="no such file"):
             read(str(tmp_path / "slide.tif" / "zarr.json"))
+
+
+def test_a_range_that_begins_at_the_end_is_empty(store_url: str) -> None:
+    url = storage.join(store_url, "a.bin")
+    storage.write_bytes(url, b"12345")
+    assert storage.read_range(url, 3, 9) == b"45"
+    assert storage.read_range(url, 5, 9) == b""
+    with pytest.raises(AbsentError):
+        storage.read_range(storage.join(store_url, "b.bin"), 5, 9)
