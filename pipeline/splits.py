@@ -61,9 +61,10 @@ def assign_slide_splits(
     their official splits differ, the one that holds out more counts for all of them: `test` before
     `validation` before `train`. So a copy can take a slide out of training, and can put none there.
 
-    A group that is officially in `train` but holds an anomalous slide goes to `validation`: a few
-    labelled anomalies choose the hyperparameters (Shvetsova et al. 2021, section 4). All else is
-    as in `assign_splits`; `explain_slide_splits` says which official splits were not kept.
+    A group that is officially in `train` but holds an anomalous slide, or is kept together with
+    one that does, goes to `validation`: a few labelled anomalies choose the hyperparameters
+    (Shvetsova et al. 2021, section 4). All else is as in `assign_splits`;
+    `explain_slide_splits` says which official splits were not kept.
 
     Args:
         slides: Facts of all slides of the dataset; their order does not matter.
@@ -81,13 +82,13 @@ def assign_slide_splits(
     groups = [slide.group_id for slide in slides]
     official_of = _official_split_of_each(groups, [slide.official for slide in slides])
     joined = _join_copies(slides)
+    anomalous = {joined[slide.group_id] for slide in slides if slide.is_anomalous}
     held_out: dict[str, str] = {}
     for slide in slides:
-        named = official_of.get(slide.group_id, "")
-        if named == "train" and slide.is_anomalous:
+        named, name = official_of.get(slide.group_id, ""), joined[slide.group_id]
+        if named == "train" and name in anomalous:
             named = "validation"
         if named:
-            name = joined[slide.group_id]
             held_out[name] = max(held_out.get(name, named), named, key=_rank)
     splits = assign_splits(
         groups,

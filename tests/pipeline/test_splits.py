@@ -250,3 +250,14 @@ def test_an_official_split_that_divides_a_patient_is_refused() -> None:
     slides = [SlideFacts("a", "p7", official="train"), SlideFacts("b", "p7", official="test")]
     with pytest.raises(SchemaError, match=r"official splits: .* p7 \(test, train\)"):
         assign_slides(slides)
+
+
+def test_a_lesion_on_a_copy_in_another_group_holds_out_an_official_train_group() -> None:
+    # The official slide has no copy itself; its patient's other slide has one, with a lesion.
+    slides = [
+        SlideFacts("a", "p", official="train"),
+        SlideFacts("b", "p", "bytes"),
+        SlideFacts("c", "q", "bytes", has_lesion=True),
+    ]
+    found = assign_slide_splits(slides, seed=0, validation_fraction=0.2, test_fraction=0.2)
+    assert found == ["validation"] * 3
