@@ -120,6 +120,31 @@ _FLOWS: Final[dict[tuple[str, ...], tuple[str, str, str]]] = {
     ),
 }
 
+# Plain functions of `flows.commands`, in a module of that name -> what it does, example.
+_COMMANDS: Final[dict[str, tuple[str, str]]] = {
+    "status": (
+        "Say how far a dataset is: sealed, being made, or left halfway.",
+        "normscope status s3://lake/camelyon16",
+    ),
+    "sheet": (
+        "Write a sample sheet of a folder's slides or images, to be filled in.",
+        "normscope sheet s3://archive/slides slides.csv",
+    ),
+    "inspect": (
+        "Look at slides before they are ingested: levels, um/px, format, colours, tissue.",
+        "normscope inspect slide.svs --picture slide.png",
+    ),
+    "verify": (
+        "Verify every digest of a dataset against what lies there.",
+        "normscope verify s3://lake/camelyon16",
+    ),
+    "remove": (
+        "Remove a patient or a slide from a dataset, with an entry in its ledger.",
+        "normscope remove s3://lake/xrays.zarr --patient 00013 "
+        '--name "A. Reader" --reason "consent withdrawn" --dry-run',
+    ),
+}
+
 
 def _make_columns(
     console: Console, options: ConsoleOptions, entries: list[HelpEntry]
@@ -147,44 +172,14 @@ for _path, (_flow, _what, _example) in _FLOWS.items():
     )
 
 
-app.command(
-    "flows.commands.status:status",
-    name="status",
-    help="Say how far a dataset is: sealed, being made, or left halfway.",
-    help_epilogue="Example: normscope status s3://lake/camelyon16",
-    help_formatter=DefaultFormatter(column_specs=_make_columns),
-)
-
-
-app.command(
-    "flows.commands.sheet:sheet",
-    help="Write a sample sheet of a folder's slides or images, to be filled in.",
-    help_epilogue="Example: normscope sheet s3://archive/slides slides.csv",
-)
-app.command(
-    "flows.commands.inspect:inspect",
-    help="Look at slides before they are ingested: levels, um/px, format, colours, tissue.",
-    help_epilogue="Example: normscope inspect slide.svs --picture slide.png",
-)
-
-
-app.command(
-    "flows.commands.verify:verify",
-    name="verify",
-    help="Verify every digest of a dataset against what lies there.",
-    help_epilogue="Example: normscope verify s3://lake/camelyon16",
-    help_formatter=DefaultFormatter(column_specs=_make_columns),
-)
-
-
-app.command(
-    "flows.commands.remove:remove",
-    name="remove",
-    help="Remove a patient or a slide from a dataset, with an entry in its ledger.",
-    help_epilogue="Example: normscope remove s3://lake/xrays.zarr --patient 00013 "
-    '--name "A. Reader" --reason "consent withdrawn" --dry-run',
-    help_formatter=DefaultFormatter(column_specs=_make_columns),
-)
+for _name, (_what, _example) in _COMMANDS.items():
+    app.command(
+        f"flows.commands.{_name}:{_name}",
+        name=_name,
+        help=_what,
+        help_epilogue=f"Example: {_example}",
+        help_formatter=DefaultFormatter(column_specs=_make_columns),
+    )
 
 
 @app.command(help_epilogue="Example: normscope up")

@@ -10,24 +10,21 @@ from math import ceil
 
 import numpy as np
 
-from pipeline.images.ingest import SIZE_PLACE, read_image_ids
-from pipeline.images.plan import ImagePart, ImageSettings, collect_columns, make_reader, plan_images
+from pipeline.images.ingest import list_sizes, prepare_visit
+from pipeline.images.plan import ImagePart, ImageSettings, collect_columns
 from pipeline.images.visit import ImageVisit, join_versions
 from pipeline.ingest.estimate import (
     Estimate,
     Fate,
     choose_sample,
     count_objects,
-    measure_memory,
     measure_stored,
 )
-from pipeline.ingest.run import read_known_parts
+from pipeline.ingest.preflight import measure_memory
 from pipeline.io import storage
 from pipeline.io.scratch import Scratch
 from pipeline.records import ImageListing, ManifestEntry, SourceImage
 from pipeline.runtime.engines import MapWork
-from pipeline.store.layout import require_destination
-from pipeline.store.part import Part
 
 
 @dataclass(frozen=True)
@@ -102,21 +99,17 @@ def estimate_images(
         NormscopeError: As `ingest_images` before it reads the first image.
     """
     found = []
-    for size in dict.fromkeys(sizes_px or [settings.size_px]):
-        place = storage.plain_url(url.replace(SIZE_PLACE, str(size)))
-        require_destination(place)
-        resized = settings.model_copy(update={"size_px": size})
-        known = read_known_parts(place)
-        spec, parts = plan_images(
-            listing.images, resized, source=source, known=read_image_ids(place, known)
+    for place, resized in list_sizes(url, settings, sizes_px):
+        visit, parts, gone = prepare_visit(
+            place, listing, resized, source=source, trusts_times=trusts_times, scratch=scratch
         )
-        visit = ImageVisit(place, spec, make_reader(spec, scratch), trusts_times)
-        fates = {part.name: _find_fate(visit, part, known.get(part.name)) for part in parts}
-        found.append(_sum_up(visit, parts, fates, known.keys() - fates.keys(), listing, map_work))
+        fates = {part.name: _find_fate(visit, part) for part in parts}
+        found.append(_sum_up(visit, parts, fates, gone, listing, map_work))
     return tuple(found)
 
 
-def _find_fate(visit: ImageVisit, part: ImagePart, known: Part | None) -> Fate:
+def _find_fate(visit: ImageVisit, part: ImagePart) -> Fate:
+    known = part.known
     if known is None:
         return "new"
     key = visit.make_key(collect_columns(visit.spec, part))

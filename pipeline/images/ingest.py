@@ -111,40 +111,75 @@ def ingest_images(
         SettingsError: Several sizes have one place.
         NormscopeError: As `plan_images` and `pipeline.ingest.run.ingest`.
     """
+    sizes = list_sizes(url, settings, sizes_px)
+    reports = []
+    for number, (place, resized) in enumerate(sizes):
+        visit, parts, _ = prepare_visit(
+            place, listing, resized, source=source, trusts_times=trusts_times, scratch=scratch
+        )
+        work = Work(
+            spec=visit.spec,
+            items=parts,
+            visit=visit,
+            give_up=partial(visit_without_killers, map_work, visit),
+            arrange=_order_parts,
+            weigh=_count_images,
+            rejected=listing.rejected,
+            source_identity="size and time" if trusts_times else "bytes",
+        )
+        advance = partial(_add_progress, on_progress, number, len(sizes))
+        reports.append(_review(ingest(visit.url, work, map_work, on_progress=advance), listing))
+    return replace(reports[0], further=tuple(reports[1:]))
+
+
+def list_sizes(
+    url: str, settings: ImageSettings, sizes_px: Sequence[int]
+) -> list[tuple[str, ImageSettings]]:
+    """List the datasets that several sizes make: the URL and the settings of each.
+
+    Args:
+        url: URL of the datasets; the size replaces `{size_px}` in it, which several sizes need.
+        settings: Size, colour, resampling and splits.
+        sizes_px: Sizes that replace the one of the settings; empty keeps it.
+
+    Raises:
+        SettingsError: Several sizes have one place.
+    """
     sizes = list(dict.fromkeys(sizes_px or [settings.size_px]))
     if len(sizes) > 1 and SIZE_PLACE not in url:
         raise SettingsError(
             url, f"one place for {len(sizes)} sizes", f"Put `{SIZE_PLACE}` into the dataset's URL"
         )
-    reports = []
-    for number, size in enumerate(sizes):
-        resized = settings.model_copy(update={"size_px": size})
-        report = _ingest_size(
-            url.replace(SIZE_PLACE, str(size)),
-            listing,
-            resized,
-            map_work,
-            source=source,
-            trusts_times=trusts_times,
-            scratch=scratch,
-            on_progress=partial(_add_progress, on_progress, number, len(sizes)),
-        )
-        reports.append(_review(report, listing))
-    return replace(reports[0], further=tuple(reports[1:]))
+    return [
+        (url.replace(SIZE_PLACE, str(size)), settings.model_copy(update={"size_px": size}))
+        for size in sizes
+    ]
 
 
-def _ingest_size(
+def prepare_visit(
     url: str,
     listing: ImageListing,
     settings: ImageSettings,
-    map_work: MapWork,
     *,
     source: str,
     trusts_times: bool,
     scratch: Scratch | None,
-    on_progress: Progress,
-) -> IngestReport:
-    """Write and seal the dataset of one size."""
+) -> tuple[ImageVisit, list[ImagePart], set[str]]:
+    """Prepare the making of one dataset; nothing is written.
+
+    Args:
+        url: URL of the dataset.
+        listing: The images to ingest.
+        settings: Size, colour, resampling and splits of the dataset.
+        source: Name of the dataset's source.
+        trusts_times: Whether local files of the same size and time of modification count as
+            unchanged.
+        scratch: Folder where archives are unpacked; None for the usual one.
+
+    Returns:
+        The visit of a part; the parts to visit, each with what the dataset has of it; and the
+        names of parts of which the source has no image any longer.
+    """
     require_destination(url)
     url = plain_url(url)
     known = read_known_parts(url)
@@ -152,17 +187,8 @@ def _ingest_size(
         listing.images, settings, source=source, known=read_image_ids(url, known)
     )
     visit = ImageVisit(url, spec, make_reader(spec, scratch), trusts_times, scratch)
-    work = Work(
-        spec=spec,
-        items=[part._replace(known=known.get(part.name)) for part in parts],
-        visit=visit,
-        give_up=partial(visit_without_killers, map_work, visit),
-        arrange=_order_parts,
-        weigh=_count_images,
-        rejected=listing.rejected,
-        source_identity="size and time" if trusts_times else "bytes",
-    )
-    return ingest(url, work, map_work, on_progress=on_progress)
+    gone = known.keys() - {part.name for part in parts}
+    return visit, [part._replace(known=known.get(part.name)) for part in parts], gone
 
 
 def read_image_ids(url: str, parts: Mapping[str, Part]) -> dict[str, list[str]]:

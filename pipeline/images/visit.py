@@ -17,7 +17,7 @@ from pipeline.errors import NormscopeError
 from pipeline.images.plan import ImagePart, collect_columns
 from pipeline.images.reader import read_source as read_file
 from pipeline.ingest.manifest import describe_rows
-from pipeline.ingest.parts import Draft, digest_columns, make_part, read_source, recall_part
+from pipeline.ingest.parts import Draft, digest_columns, find_part, make_part, read_source
 from pipeline.ingest.quarantine import leave_out_killers
 from pipeline.ingest.run import Outcome
 from pipeline.ingest.sources import Reader, SourceRead
@@ -25,7 +25,7 @@ from pipeline.io import storage
 from pipeline.io.scratch import Scratch
 from pipeline.records import Array, ManifestEntry, SourceImage
 from pipeline.runtime.engines import MapWork
-from pipeline.store.part import Part, choose_place, is_there, open_part, read_whole
+from pipeline.store.part import Part, open_part
 from pipeline.store.spec import SCHEMA_VERSION, DatasetSpec
 from pipeline.store.stamp import require_stamp
 
@@ -62,13 +62,10 @@ class ImageVisit:
         require_stamp("images", self.spec.stamp)
         columns = collect_columns(self.spec, item)
         key, version = self.make_key(columns), join_versions(item.images)
-        known = item.known if item.known and is_there(self.url, item.known) else None
-        place = choose_place(known, item.name, key, version)
-        found = known if known and known.key == key else self._recall(place, key)
+        place, found = find_part(self.url, item.known, item.name, key, version)
         if found is not None and self._is_unchanged(item, found, version):
-            reasons = self._read_reasons(found)
             found = replace(found, source_version=version)
-            return Outcome(found, _describe(item.images, reasons), is_kept=True)
+            return Outcome(found, self._describe(item, found), is_kept=True)
 
         def read(start: int, stop: int, images: NDArray[np.uint8]) -> Iterator[SourceRead]:
             for row, source in enumerate(item.images[start:stop]):
@@ -76,10 +73,8 @@ class ImageVisit:
                 yield from read_source(source, one, 1)
 
         draft = Draft(item.name, place, key if self.is_final else "", columns, version)
-        reasons_made: list[str | None] = []
-        draft = replace(draft, conclude=partial(_note, reasons_made))
         part = make_part(self.url, self.spec, draft, read)
-        return Outcome(part, _describe(item.images, reasons_made))
+        return Outcome(part, self._describe(item, part))
 
     def make_key(self, columns: Mapping[str, Array]) -> str:
         """Make the key of work of a part: all that it follows from, but the bytes of its files.
@@ -95,26 +90,20 @@ class ImageVisit:
         }
         return sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
-    def _recall(self, place: str, key: str) -> Part | None:
-        """Recall the part that an ingest has made but not sealed."""
-        attributes = read_whole(storage.join(self.url, place))
-        if attributes is None or attributes.get("key") != key:
-            return None
-        return recall_part(place, attributes)
-
     def _is_unchanged(self, item: ImagePart, part: Part, version: str) -> bool:
         """Whether the files still have the bytes that the part was made from."""
+        is_local = [storage.parse(source.url).scheme == "file" for source in item.images]
         is_same_version = part.source_version == version
-        if is_same_version and self.trusts_times:
+        if not is_same_version and not all(is_local):  # some object has another ETag
+            return False
+        if is_same_version and (self.trusts_times or not any(is_local)):
             return True
         digests = open_part(self.url, part).column("source_digest")
-        for source, digest in zip(item.images, digests, strict=True):
-            if storage.parse(source.url).scheme != "file":
-                if not is_same_version:  # some object has another ETag
-                    return False
-            elif not self._has_bytes(source, digest, is_same_version):
-                return False
-        return True
+        return all(
+            self._has_bytes(source, digest, is_same_version)
+            for source, digest, is_here in zip(item.images, digests, is_local, strict=True)
+            if is_here
+        )
 
     def _has_bytes(self, source: SourceImage, digest: str, is_same_version: bool) -> bool:
         """Whether a local file has the bytes of this digest; empty where it could not be read."""
@@ -126,9 +115,13 @@ class ImageVisit:
             return False
         return blake3(data).hexdigest() == digest
 
-    def _read_reasons(self, part: Part) -> list[str | None]:
+    def _describe(self, item: ImagePart, part: Part) -> tuple[ManifestEntry, ...]:
+        """State what became of each file; the part tells."""
         known = open_part(self.url, part).read_reasons() if part.unreadable_count else {}
-        return [known.get(row) for row in range(part.image_count)]
+        return tuple(
+            describe_rows(image.public_name, [known.get(row)])
+            for row, image in enumerate(item.images)
+        )
 
 
 def join_versions(images: Sequence[SourceImage]) -> str:
@@ -138,18 +131,6 @@ def join_versions(images: Sequence[SourceImage]) -> str:
         images: Images of the part, as listed.
     """
     return sha256(json.dumps([image.version for image in images]).encode()).hexdigest()
-
-
-def _note(notes: list[str | None], reasons: Any) -> dict[str, Any]:
-    notes.extend(reasons)
-    return {}
-
-
-def _describe(
-    images: tuple[SourceImage, ...], reasons: list[str | None]
-) -> tuple[ManifestEntry, ...]:
-    pairs = zip(images, reasons, strict=True)
-    return tuple(describe_rows(image.public_name, [reason]) for image, reason in pairs)
 
 
 def visit_without_killers(map_work: MapWork, visit: ImageVisit, item: ImagePart) -> Outcome:

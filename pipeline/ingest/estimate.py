@@ -14,9 +14,7 @@ from typing import Final, Literal, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.ingest.preflight import measure_worker_bytes
 from pipeline.records import ManifestEntry
-from pipeline.runtime.engines import MapWork, describe_workers
 from pipeline.store.sharding import encode_shard
 from pipeline.store.spec import DatasetSpec, empty_column, encode_part
 
@@ -69,26 +67,6 @@ class Estimate:
     def fits(self) -> bool:
         """Whether a worker has the memory that it needs."""
         return self.needed_bytes <= self.memory_bytes
-
-
-@dataclass(frozen=True)
-class Memory:
-    """The workers and the memory that each needs and has, in bytes."""
-
-    worker_count: int
-    needed_bytes: int
-    memory_bytes: int
-
-
-def measure_memory(spec: DatasetSpec, map_work: MapWork) -> Memory:
-    """Measure the memory that a worker needs for a shard, and has.
-
-    Args:
-        spec: Specification of the dataset.
-        map_work: Engine whose workers would make the parts.
-    """
-    workers = describe_workers(map_work)
-    return Memory(workers.count, measure_worker_bytes(spec), workers.memory_bytes)
 
 
 def count_objects(spec: DatasetSpec) -> int:

@@ -22,7 +22,14 @@ from pipeline.io import storage
 from pipeline.io.atomic_files import Part as FilePart
 from pipeline.records import Array, Label, Scalar
 from pipeline.runtime.malloc import ReusedMemory
-from pipeline.store.part import Part, clear_part, write_part
+from pipeline.store.part import (
+    Part,
+    choose_place,
+    clear_part,
+    is_there,
+    read_whole,
+    write_part,
+)
 from pipeline.store.sharding import encode_shard
 from pipeline.store.spec import SCHEMA_VERSION, DatasetSpec, empty_column
 
@@ -158,6 +165,31 @@ def recall_part(place: str, attributes: Mapping[str, Any]) -> Part:
     return Part(place=place, **known)
 
 
+def find_part(
+    url: str, known: Part | None, name: str, key: str, version: str
+) -> tuple[str, Part | None]:
+    """Find the part that an earlier ingest has made by a key of work, sealed or not.
+
+    Args:
+        url: URL of the dataset.
+        known: Part of that name in the dataset as it is; None where there is none.
+        name: Name of the part.
+        key: Key of work.
+        version: Version of the source when it was listed.
+
+    Returns:
+        The folder for a part that is to be made, below the dataset's URL; and the part found.
+    """
+    known = known if known and is_there(url, known) else None
+    place = choose_place(known, name, key, version)
+    if known and known.key == key:
+        return place, known
+    attributes = read_whole(storage.join(url, place))
+    if attributes is None or attributes.get("key") != key:
+        return place, None
+    return place, recall_part(place, attributes)
+
+
 @dataclass(slots=True, eq=False)
 class Shard:
     """What has been read of a shard's rows, without their images.
@@ -277,9 +309,9 @@ def digest_image(image: Images) -> str:
     return blake3(np.ascontiguousarray(image).reshape(-1).data).hexdigest(_DIGEST_BYTES)
 
 
-def digest_columns(columns: Mapping[str, Array], *texts: str) -> str:
-    """Digest columns, and texts before them: BLAKE3, hexadecimal."""
-    digest = blake3("\0".join(texts).encode())
+def digest_columns(columns: Mapping[str, Array]) -> str:
+    """Digest columns: BLAKE3, hexadecimal."""
+    digest = blake3()
     for name, values in sorted(columns.items()):
         digest.update(name.encode())
         if values.dtype.kind in "TUO":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from pipeline.errors import SettingsError
@@ -23,6 +24,32 @@ def measure_worker_bytes(spec: DatasetSpec) -> int:
     return _BASE_BYTES + _COPIES * spec.shard_images * spec.image_bytes
 
 
+@dataclass(frozen=True)
+class Memory:
+    """The workers and their memory.
+
+    Args:
+        worker_count: Number of items worked on at once.
+        needed_bytes: Memory that a worker needs, in bytes.
+        memory_bytes: Memory that a worker has, in bytes.
+    """
+
+    worker_count: int
+    needed_bytes: int
+    memory_bytes: int
+
+
+def measure_memory(spec: DatasetSpec, map_work: MapWork) -> Memory:
+    """Measure the memory that a worker needs for a shard, and has.
+
+    Args:
+        spec: Specification of the dataset.
+        map_work: Engine whose workers would make the parts.
+    """
+    workers = describe_workers(map_work)
+    return Memory(workers.count, measure_worker_bytes(spec), workers.memory_bytes)
+
+
 def check_before_spending(
     url: str, spec: DatasetSpec, items: Sequence[Any], map_work: MapWork
 ) -> None:
@@ -37,16 +64,16 @@ def check_before_spending(
     Raises:
         SettingsError: A shard needs more memory than a worker has.
     """
-    workers, needed = describe_workers(map_work), measure_worker_bytes(spec)
-    if items and needed > workers.memory_bytes:
-        raise _refuse(url, spec, needed, workers.memory_bytes)
+    memory = measure_memory(spec, map_work)
+    if items and memory.needed_bytes > memory.memory_bytes:
+        raise _refuse(url, spec, memory.needed_bytes, memory.memory_bytes)
     logger.info(
         "%s: %d items to visit; %d workers, each needs %.0f of its %.0f MiB",
         url,
         len(items),
-        workers.count,
-        needed / 2**20,
-        workers.memory_bytes / 2**20,
+        memory.worker_count,
+        memory.needed_bytes / 2**20,
+        memory.memory_bytes / 2**20,
     )
 
 

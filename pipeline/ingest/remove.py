@@ -29,7 +29,7 @@ from pipeline.ingest.status import name_state
 from pipeline.io import storage
 from pipeline.records import ManifestEntry
 from pipeline.store.dataset import PROGRESS, Dataset, open_dataset
-from pipeline.store.layout import MANIFEST, REVIEW, list_places, sweep
+from pipeline.store.layout import MANIFEST, list_places, sweep, sweep_pictures
 from pipeline.store.part import OpenPart, Part, name_place
 from pipeline.store.spec import DatasetSpec, recall_spec
 from pipeline.store.table import compute_fingerprint, write_table
@@ -166,9 +166,7 @@ def clean_removal(url: str, refresh_review: Callable[[Dataset], object]) -> None
     if not pictures:
         refresh_review(dataset)
         return
-    for name in storage.list_folder(storage.join(url, REVIEW))[0]:
-        if f"{REVIEW}/{name}" not in pictures:
-            storage.delete(storage.join(url, REVIEW, name))
+    sweep_pictures(url, pictures)
 
 
 def _require_idle(url: str) -> None:

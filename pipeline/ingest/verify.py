@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,9 +19,18 @@ from pipeline.records import Array, Progress, ignore_progress
 from pipeline.runtime.engines import MapWork
 from pipeline.store.dataset import Dataset, open_dataset, read_root
 from pipeline.store.layout import MANIFEST, list_foreign
-from pipeline.store.part import PARTS, OpenPart, Part, mark_damaged, name_objects, open_part
+from pipeline.store.part import (
+    PARTS,
+    OpenPart,
+    Part,
+    find_attributes,
+    mark_damaged,
+    name_objects,
+    open_part,
+    read_document,
+)
 from pipeline.store.spec import ROOT, recall_spec
-from pipeline.store.table import compute_fingerprint, name_table
+from pipeline.store.table import compute_fingerprint
 
 Severity: TypeAlias = Literal["damage", "remark"]
 _RUN_AGAIN: Final = "Run the same ingest again"
@@ -117,8 +125,8 @@ class VerifyPart:
     def _compare(self, place: str, part: Part) -> Iterator[Finding]:
         if not part.place:
             return
-        document = _read_document(storage.join(place, ROOT))
-        if document is None:
+        document = read_document(place)
+        if find_attributes(document) is None:
             yield _damage(storage.join(place, ROOT), "the root document is gone or damaged", part)
             return
         yield from _compare_row(place, document["attributes"], part)
@@ -204,11 +212,8 @@ def _verify_parts(dataset: Dataset, map_work: MapWork, on_progress: Progress) ->
 
 
 def _compare_table(dataset: Dataset) -> Iterator[Finding]:
-    """Compare the table of parts with its name, and the root document with the table."""
+    """Compare the root document with the table of parts, which was compared with its name."""
     url, attributes = dataset.url, dataset.attributes
-    table = storage.join(url, str(attributes["parts_table"]))
-    if name_table(storage.read_bytes(table)) != attributes["parts_table"]:
-        yield Finding(table, "the table of parts is not the one that was written", _RUN_AGAIN)
     expected: dict[str, object] = {
         "fingerprint": compute_fingerprint(recall_spec(attributes), dataset.parts),
         "image_count": dataset.image_count,
@@ -248,16 +253,6 @@ def _find_others(dataset: Dataset) -> Iterator[Finding]:
             yield Finding(storage.join(url, picture), problem, remedy, "remark", part.name)
 
 
-def _read_document(url: str) -> dict[str, Any] | None:
-    """Read a JSON document of Zarr; None where it is absent or damaged."""
-    try:
-        found = json.loads(storage.read_bytes(url))
-    except (AbsentError, ValueError):
-        return None
-    is_whole = isinstance(found, dict) and isinstance(found.get("attributes"), dict)
-    return found if is_whole else None
-
-
 def _compare_row(place: str, attributes: Mapping[str, Any], part: Part) -> Iterator[Finding]:
     """Compare what the part says of itself with its row of the table."""
     own = recall_part(part.place, attributes)
@@ -272,9 +267,9 @@ def _compare_row(place: str, attributes: Mapping[str, Any], part: Part) -> Itera
 def _compare_documents(place: str, root: Mapping[str, Any], part: Part) -> Iterator[Finding]:
     """Compare the document of each array with the copy of it in the part's root document."""
     for name, node in root["consolidated_metadata"]["metadata"].items():
-        url = storage.join(place, name, ROOT)
-        if _read_document(url) != node:
-            yield _damage(url, "the array's document is gone or damaged", part)
+        url = storage.join(place, name)
+        if read_document(url) != node:
+            yield _damage(storage.join(url, ROOT), "the array's document is gone or damaged", part)
 
 
 def _compare_objects(place: str, root: Mapping[str, Any], part: Part) -> Iterator[Finding]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -25,13 +24,12 @@ from pipeline.slides.quality import QUALITY_COLUMNS
 from pipeline.slides.settings import SlideSettings
 from pipeline.slides.visit import SlideItem, SlideVisit, name_review
 from pipeline.splits import SlideFacts, assign_slide_splits, explain_slide_splits
-from pipeline.store.layout import REVIEW, require_destination
+from pipeline.store.layout import require_destination, sweep_pictures
 from pipeline.store.part import Part
 from pipeline.store.spec import BASE_COLUMNS, DatasetSpec
 from pipeline.store.stamp import make_stamp
 
 _FLOAT: Final = np.dtype("float32")
-_REVIEW_NAME: Final = re.compile(r".*-[0-9a-f]{16}\.png")
 SLIDE_COLUMNS: Final[Mapping[str, np.dtype[Any]]] = {
     **BASE_COLUMNS,
     "origin_yx": np.dtype("int64"),
@@ -95,7 +93,7 @@ def ingest_slides(
         source_identity="size and time" if trusts_times else "bytes",
     )
     report = ingest(url, work, map_work, on_progress=on_progress)
-    _sweep_reviews(url, slides)
+    sweep_pictures(url, {name_review(slide.slide_id) for slide in slides})
     return report
 
 
@@ -190,12 +188,3 @@ def _find_copies(parts: Sequence[Part], by_id: Mapping[str, Slide]) -> dict[str,
             more = f" and {len(same) - 2} more" if len(same) > 2 else ""
             remarks[url] = f"the same bytes as {first}{more}: one of them is enough"
     return remarks
-
-
-def _sweep_reviews(url: str, slides: Sequence[Slide]) -> None:
-    """Delete the review pictures of slides that are no longer in the dataset."""
-    folder = storage.join(url, REVIEW)
-    expected = {storage.name_of(name_review(slide.slide_id)) for slide in slides}
-    for name in storage.list_folder(folder)[0]:
-        if name not in expected and _REVIEW_NAME.fullmatch(name):  # others' files are left alone
-            storage.delete(storage.join(folder, name))

@@ -21,10 +21,10 @@ from pipeline.ingest.parts import (
     Shard,
     commit_part,
     divide_rows,
+    find_part,
     make_part,
     make_shard,
     read_source,
-    recall_part,
     report_defect,
 )
 from pipeline.ingest.run import Outcome
@@ -44,7 +44,7 @@ from pipeline.slides.stain.fit import encode_stains
 from pipeline.slides.stain.normalise import StainFit
 from pipeline.slides.survey.measure import SlideSurvey, survey_slide
 from pipeline.store.layout import REVIEW
-from pipeline.store.part import Part, choose_place, clear_part, is_there, name_file, read_whole
+from pipeline.store.part import Part, clear_part, is_there, name_file
 from pipeline.store.spec import SCHEMA_VERSION, DatasetSpec
 from pipeline.store.stamp import require_stamp
 
@@ -121,11 +121,8 @@ class SlideVisit:
         return Outcome(kept, (entry,), is_kept=kept is not None)
 
     def _visit(self, item: SlideItem) -> Outcome:
-        slide, known = item
-        key = self._make_key(slide)
-        known = known if known and is_there(self.url, known) else None
-        place = choose_place(known, slide.slide_id, key, slide.version)
-        found = self._find(known, place, key)
+        slide = item.slide
+        key, place, found = self.find_part(item)
         is_remote = storage.parse(slide.url).scheme != "file"
         if found and found.source_version == slide.version and (is_remote or self.trusts_times):
             return Outcome(found, (_describe(slide, found),), is_kept=True)
@@ -141,29 +138,25 @@ class SlideVisit:
             draft = Draft(slide.slide_id, place, key, {}, slide.version, digest)
             return self._make(slide, path, draft, read_bytes)
 
-    def find_part(self, item: SlideItem) -> Part | None:
+    def find_part(self, item: SlideItem) -> tuple[str, str, Part | None]:
         """Find the part of a slide that a visit keeps if the slide has not changed.
 
         Args:
             item: The slide, and its part in the dataset.
+
+        Returns:
+            Key of work, folder for a part that is to be made, and the part found.
         """
         slide, known = item
         key = self._make_key(slide)
-        known = known if known and is_there(self.url, known) else None
-        return self._find(known, choose_place(known, slide.slide_id, key, slide.version), key)
-
-    def _find(self, known: Part | None, place: str, key: str) -> Part | None:
-        return known if known and known.key == key else self._recall(place, key)
+        return key, *find_part(self.url, known, slide.slide_id, key, slide.version)
 
     def _make(self, slide: Slide, path: Path, draft: Draft, read_bytes: int) -> Outcome:
-        own = self.settings
-        if slide.mpp_um is not None:
-            own = own.model_copy(update={"mpp_override_um": slide.mpp_um})
-        with _open(slide, path, own) as reader:
-            survey = survey_slide(slide, path, reader, own, scratch=self.scratch)
+        with open_listed(slide, path, self.settings) as reader:
+            survey = survey_slide(slide, path, reader, self.settings, scratch=self.scratch)
             review = storage.join(self.url, name_review(slide.slide_id))
             storage.write_bytes(review, survey.picture)
-            state = name_icc_state(reader.icc_profile, own)
+            state = name_icc_state(reader.icc_profile, self.settings)
             draft = replace(draft, facts={**_state_facts(slide, survey), "icc_state": state})
             if len(survey.origins_yx):
                 part = self._read(slide, path, reader, survey, draft)
@@ -180,8 +173,6 @@ class SlideVisit:
         draft: Draft,
     ) -> Part:
         fit = survey.stain_fit
-        if fit is not None and fit.is_degenerate:
-            fit = None
         with open_tiles(path, reader, self.settings, fit) as tiles:
             draft = replace(
                 draft,
@@ -214,13 +205,6 @@ class SlideVisit:
             "beside": [storage.describe(url).version if url else "" for url in beside],
         }
         return sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-    def _recall(self, place: str, key: str) -> Part | None:
-        """Recall the part that an ingest has made but not sealed."""
-        attributes = read_whole(storage.join(self.url, place))
-        if attributes is None or attributes.get("key") != key:
-            return None
-        return recall_part(place, attributes)
 
 
 @dataclass(frozen=True)
@@ -255,14 +239,24 @@ class _MakeShard:
         number, draft = piece
         origins_yx = draft.columns["origin_yx"]
         with (
-            _open(self.slide, self.path, self.settings) as reader,
+            open_listed(self.slide, self.path, self.settings) as reader,
             open_tiles(self.path, reader, self.settings, self.fit) as tiles,
         ):
             read = partial(_read_rows, self.slide, tiles, origins_yx, 0, len(origins_yx))
             return number, make_shard(self.url, self.spec, draft, number, read)
 
 
-def _open(slide: Slide, path: Path, settings: SlideSettings) -> SlideReader:
+def open_listed(slide: Slide, path: Path, settings: SlideSettings) -> SlideReader:
+    """Open a listed slide; its own um/px, from the user's table, outweighs that of the settings.
+
+    Args:
+        slide: The slide as listed.
+        path: Local path of its file.
+        settings: Settings of the dataset.
+
+    Raises:
+        SourceError: The file cannot be opened, or its um/px is absent or impossible.
+    """
     return open_slide(
         path,
         item=slide.url,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,13 +12,13 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import AbsentError, SchemaError
-from pipeline.io.storage import exists, join, plain_url, read_bytes
+from pipeline.errors import SchemaError
+from pipeline.io.storage import exists, join, plain_url
 from pipeline.records import Array
-from pipeline.store.part import OpenPart, Part, open_part
+from pipeline.store.part import OpenPart, Part, find_attributes, open_part, read_document
 from pipeline.store.selection import ImageSelection, choose_rows
 from pipeline.store.sharding import ReadChunk
-from pipeline.store.spec import ROOT, SCHEMA_VERSION
+from pipeline.store.spec import SCHEMA_VERSION
 from pipeline.store.table import read_table, tabulate_parts
 
 if TYPE_CHECKING:
@@ -118,7 +117,7 @@ class Dataset:
 
     def find_chunks(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Find the number of the chunk that each row lies in."""
-        return np.searchsorted(self.chunk_starts, rows, side="right") - 1
+        return find_chunks(rows, self.chunk_starts)
 
     @cached_property
     def column_names(self) -> tuple[str, ...]:
@@ -218,6 +217,16 @@ class Dataset:
             yield from threads.map(lambda number: function(self.open_part(number)), numbers)
 
 
+def find_chunks(rows: NDArray[np.int64], chunk_starts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Find the number of the chunk that each row lies in.
+
+    Args:
+        rows: Rows of a dataset.
+        chunk_starts: First row of each chunk of the dataset, and the number of all rows.
+    """
+    return np.searchsorted(chunk_starts, rows, side="right") - 1
+
+
 def _load_frames() -> ModuleType:
     """Import pandas and xarray, which take a second that no command needs."""
     return import_module("pipeline.store.frames")
@@ -304,12 +313,8 @@ class MissingDatasetError(SchemaError):
 
 def read_root(url: str) -> dict[str, Any] | None:
     """Read the attributes of a dataset of any schema version; None where there is none."""
-    try:
-        root = json.loads(read_bytes(join(url, ROOT)))
-    except (AbsentError, ValueError):
-        return None
-    attributes = root.get("attributes") if isinstance(root, dict) else None
-    if not isinstance(attributes, dict) or "normscope_schema" not in attributes:
+    attributes = find_attributes(read_document(url))
+    if attributes is None or "normscope_schema" not in attributes:
         return None
     is_current = attributes["normscope_schema"] == SCHEMA_VERSION
     return None if is_current and not attributes.keys() >= _NEEDED else attributes

@@ -7,15 +7,16 @@ manifest, and the progress of the ingest.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final
 
-from pipeline.errors import AbsentError, SettingsError
+from pipeline.errors import SettingsError
 from pipeline.io import storage
 from pipeline.io.atomic_files import is_temporary
 from pipeline.io.staging import require_reachable
 from pipeline.store.dataset import PROGRESS, read_root
-from pipeline.store.part import PARTS, clear_part
+from pipeline.store.part import PARTS, clear_part, find_attributes, read_document
 from pipeline.store.spec import ROOT, SCHEMA_VERSION
 from pipeline.store.table import PREFIX
 
@@ -24,6 +25,7 @@ REVIEW: Final = "review"
 LEDGER: Final = "ledger"  # of what was removed
 _SURVEY: Final = "survey"  # of datasets of schema 1
 _FOLDERS: Final = frozenset({PARTS, REVIEW, LEDGER, _SURVEY})
+_PICTURE: Final = re.compile(r".*-[0-9a-f]{16}\.png")
 _FILES: Final = (ROOT, MANIFEST, PROGRESS)
 
 
@@ -99,22 +101,31 @@ def sweep(url: str, places: Iterable[str], table: str) -> None:
             storage.delete(storage.join(url, REVIEW, name))
 
 
+def sweep_pictures(url: str, named: Collection[str]) -> None:
+    """Delete the review pictures of slides that are no longer in a dataset, and no other file.
+
+    Args:
+        url: URL of the dataset.
+        named: Pictures that stay, below the dataset's URL.
+    """
+    for name in storage.list_folder(storage.join(url, REVIEW))[0]:
+        picture = f"{REVIEW}/{name}"
+        if picture not in named and _PICTURE.fullmatch(name):
+            storage.delete(storage.join(url, picture))
+
+
 def drop_old_arrays(url: str) -> None:
     """Delete the arrays of a dataset of schema 1, which this ingest is about to replace.
 
     It is unsealed before. It names its arrays until they are gone, so that a rerun finds what is
     left of them.
     """
-    place = storage.join(url, ROOT)
-    try:
-        root: dict[str, Any] = json.loads(storage.read_bytes(place))
-    except (AbsentError, ValueError):
-        return
-    attributes = read_root(url)
-    if attributes is None or attributes["normscope_schema"] == SCHEMA_VERSION:
+    root = read_document(url)
+    attributes = find_attributes(root) or {}
+    if attributes.get("normscope_schema", SCHEMA_VERSION) == SCHEMA_VERSION:
         return
     unsealed = {**root, "attributes": {**attributes, "sealed": False}}
-    storage.write_bytes(place, json.dumps(unsealed).encode())
+    storage.write_bytes(storage.join(url, ROOT), json.dumps(unsealed).encode())
     for folder in (*sorted(_arrays_of(root)), _SURVEY):
         for info in storage.list_objects(storage.join(url, folder) + "/"):
             storage.delete(info.url)

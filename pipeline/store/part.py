@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from hashlib import sha256
 from itertools import product
 from sys import intern
@@ -127,7 +128,7 @@ def mark_damaged(url: str, *, keeps_rows: bool) -> None:
             key of work. Otherwise it loses its root document.
     """
     place = storage.join(url, ROOT)
-    root = _read_root(url)
+    root = read_document(url)
     if keeps_rows and root:
         root["attributes"]["key"] = ""
         storage.write_bytes(place, json.dumps(root, ensure_ascii=False).encode())
@@ -176,7 +177,7 @@ def write_part(
 
 def read_attributes(url: str) -> Mapping[str, Any] | None:
     """Read the attributes of a part; None where it is absent or unfinished."""
-    return _find_attributes(_read_root(url))
+    return find_attributes(read_document(url))
 
 
 def read_whole(url: str) -> Mapping[str, Any] | None:
@@ -185,22 +186,28 @@ def read_whole(url: str) -> Mapping[str, Any] | None:
     A root document alone does not tell that of a part in no table: another ingest may have swept
     its folder, or written there and been killed, while it was made.
     """
-    root = _read_root(url)
+    root = read_document(url)
     nodes = root.get("consolidated_metadata", {}).get("metadata", {})
     named = {key for name, node in nodes.items() for key in name_objects(name, node)}
     there = {info.url.removeprefix(f"{url}/") for info in storage.list_objects(f"{url}/")}
-    return _find_attributes(root) if nodes and named <= there else None
+    return find_attributes(root) if nodes and named <= there else None
 
 
-def _read_root(url: str) -> dict[str, Any]:
+def read_document(url: str) -> dict[str, Any]:
+    """Read a JSON document of Zarr; empty where it is absent or damaged.
+
+    Args:
+        url: URL of the group or array, below which the document lies.
+    """
     try:
-        root = json.loads(storage.read_bytes(storage.join(url, ROOT)))
+        document = json.loads(storage.read_bytes(storage.join(url, ROOT)))
     except (AbsentError, ValueError):
         return {}
-    return root if isinstance(root, dict) else {}
+    return document if isinstance(document, dict) else {}
 
 
-def _find_attributes(root: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def find_attributes(root: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Find the attributes of a document of Zarr; None where it has none."""
     attributes = root.get("attributes")
     return attributes if isinstance(attributes, dict) else None
 
@@ -246,12 +253,17 @@ class OpenPart:
         """Rows in a whole chunk; the last one may have fewer."""
         return int(self._array("image").chunks[0])
 
-    @property
+    @cached_property
     def measures(self) -> tuple[str, ...]:
         """Names of the float32 columns, in their order in the shared array."""
         if "measure" not in self.group:
             return ()
         return tuple(str(name) for name in np.asarray(self._array("measure")[:]))
+
+    @cached_property
+    def _shared(self) -> NDArray[np.float32]:
+        """Values of the float32 columns (image, measure): one array has them all."""
+        return np.asarray(self._array(MEASURES)[:])
 
     def column(self, name: str) -> Array:
         """Read a stored column: (n,), or (n, 2) for a name in `_yx`; text as `object`.
@@ -263,7 +275,7 @@ class OpenPart:
             values = np.asarray(self._array(name)[:])
             return values.astype(object) if values.dtype.kind == "T" else values
         if name in self.measures:
-            return np.asarray(self._array(MEASURES)[:])[:, self.measures.index(name)]
+            return self._shared[:, self.measures.index(name)]
         raise SchemaError(self.url, f"no column {name!r}", f"It has {', '.join(self.column_names)}")
 
     def read_images(self, start: int, stop: int) -> NDArray[np.uint8]:

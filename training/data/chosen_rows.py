@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.records import Label, Split
-from pipeline.store.dataset import Dataset
+from pipeline.store.dataset import Dataset, find_chunks
 from pipeline.store.part import OpenPart, Part
 from training.data.part_columns import list_filled, map_parts, read_column
 
@@ -66,7 +66,7 @@ class ChosenRows:
 
     def find_chunks(self, rows: Rows) -> Rows:
         """Find the number of the chunk of each row."""
-        return np.searchsorted(self.chunk_starts, rows, side="right") - 1
+        return find_chunks(rows, self.chunk_starts)
 
     def list_chunk(self, chunk: int) -> Rows:
         """List the chosen rows of a chunk, ascending."""

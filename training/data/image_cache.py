@@ -17,10 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.store.dataset import Dataset
+from pipeline.store.dataset import Dataset, find_chunks
 from training.data.augmentation import locate_pixels
 from training.data.chosen_rows import ChosenRows
-from training.data.sample_order import find_chunks
 from training.networks.inputs import Images, Views, cut_views
 from training.settings import WhereHeld
 

@@ -17,6 +17,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.store.dataset import find_chunks
 from training.data.chosen_rows import ChosenRows
 
 BUFFER_CHUNKS: Final = 8
@@ -127,13 +128,3 @@ def divide_batch(rows: Rows, *, chunk_starts: Rows, rank: int, world: int) -> Ro
     by_chunk = np.argsort(find_chunks(rows, chunk_starts), axis=-1, kind="stable")
     part = slice(batch_size * rank // world, batch_size * (rank + 1) // world)
     return np.sort(by_chunk[..., part], axis=-1)
-
-
-def find_chunks(rows: Rows, chunk_starts: Rows) -> Rows:
-    """Find the number of the chunk of each row.
-
-    Args:
-        rows: Rows of the dataset.
-        chunk_starts: First row of each chunk of the dataset, and the number of all rows.
-    """
-    return np.searchsorted(chunk_starts, rows, side="right") - 1

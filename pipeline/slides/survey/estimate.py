@@ -18,19 +18,18 @@ from pipeline.ingest.estimate import (
     Fate,
     choose_sample,
     count_objects,
-    measure_memory,
     measure_stored,
 )
+from pipeline.ingest.preflight import measure_memory
 from pipeline.ingest.run import read_known_parts
 from pipeline.io import storage
 from pipeline.records import ManifestEntry, SlideListing
 from pipeline.runtime.engines import MapWork
 from pipeline.slides.ingest import specify_slides
 from pipeline.slides.reader import open_tiles
-from pipeline.slides.readers.registry import open_slide
 from pipeline.slides.settings import SlideSettings
 from pipeline.slides.survey.measure import survey_slide
-from pipeline.slides.visit import SlideItem, SlideVisit
+from pipeline.slides.visit import SlideItem, SlideVisit, open_listed
 from pipeline.store.layout import require_destination
 from pipeline.store.spec import DatasetSpec
 
@@ -99,18 +98,15 @@ class LookAtSlide:
         return number, look
 
     def _find_fate(self, item: SlideItem) -> Fate:
-        found = self.visit.find_part(item)
+        _, _, found = self.visit.find_part(item)
         if found and found.source_version == item.slide.version:
             return "kept"
         return "changed" if item.known or found else "new"
 
     def _open(self, item: SlideItem, look: SlideLook, *, is_surveyed: bool) -> SlideLook:
         slide, own = item.slide, self.visit.settings
-        mpp_um = own.mpp_override_um if slide.mpp_um is None else slide.mpp_um
         path = Path(slide.url)
-        with open_slide(
-            path, item=slide.url, mpp_override_um=mpp_um, mpp_fallback_um=own.mpp_fallback_um
-        ) as reader:
+        with open_listed(slide, path, own) as reader:
             area = float(prod(reader.level_shapes_yx[0]) * prod(reader.mpp_yx))
             if not is_surveyed:
                 return replace(look, is_open=True, area_um2=area)

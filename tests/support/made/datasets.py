@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from pipeline.errors import SourceError
 from pipeline.ingest.manifest import describe_rows
-from pipeline.ingest.parts import Draft, make_part, read_source, recall_part
+from pipeline.ingest.parts import Draft, find_part, make_part, read_source
 from pipeline.ingest.run import IngestReport, Outcome, Work, ingest, read_known_parts
 from pipeline.ingest.sources import SourceRead
 from pipeline.io import storage
 from pipeline.records import JSON, Array, ManifestEntry, Scalar
 from pipeline.runtime.engines import MapWork, map_serially
-from pipeline.store.part import Part, choose_place, is_there, read_whole
+from pipeline.store.part import Part
 from pipeline.store.spec import BASE_COLUMNS, DatasetSpec
 
 SHAPE = (5, 3, 2)  # not square, so that a swapped axis fails
@@ -97,9 +97,7 @@ class MadeVisit:
     def __call__(self, item: MadeItem) -> Outcome:
         source = item.source
         key = self._make_key(source)
-        known = item.known if item.known and is_there(self.url, item.known) else None
-        place = choose_place(known, source.name, key)
-        found = known if known and known.key == key else self._recall(place, key)
+        place, found = find_part(self.url, item.known, source.name, key, source.version)
         if found is not None:
             return Outcome(found, (self._describe(source, found),), is_kept=True)
 
@@ -121,11 +119,6 @@ class MadeVisit:
         )
         part = make_part(self.url, self.spec, draft, read)
         return Outcome(part, (self._describe(source, part),))
-
-    def _recall(self, place: str, key: str) -> Part | None:
-        attributes = read_whole(storage.join(self.url, place))
-        known = attributes is not None and attributes["key"] == key
-        return recall_part(place, attributes) if attributes and known else None
 
     def _make_key(self, source: MadeSource) -> str:
         facts: list[JSON] = [repr(self.reader), source.version, dict(self.spec.stamp)]
