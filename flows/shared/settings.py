@@ -7,7 +7,7 @@ import os
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from pydantic import Field, PositiveInt, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -32,8 +32,15 @@ QUIET: Final[Mapping[str, str]] = {
     # Our own log lines reach Prefect's pages; outside a run they only reach the console.
     "PREFECT_LOGGING_EXTRA_LOGGERS": "pipeline,training,flows",
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+    # A server that is started anew must know which slots are taken, or they are never free again.
+    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage."
+    "filesystem",
+    "PREFECT_SERVER_METRICS_ENABLED": "true",
 }
 """Defaults for the libraries in use; a variable that is already set wins."""
+
+LOGGING_FILE: Final = Path(__file__).parents[1] / "logging.yaml"
+"""Prefect's configuration of logs for lines of JSON."""
 
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "local", "ray://127.0.0.1", "ray://localhost")
 
@@ -99,6 +106,28 @@ class Settings(BaseSettings):
         "it. Keep it secret and apart from the data.",
     )
 
+    log_format: Literal["text", "json"] = Field(
+        default="text",
+        description="NORMSCOPE_LOG_FORMAT: `json` writes each line of the log as a JSON object "
+        "with time, level, logger, message, and the flow run's id and name; `text` by default.",
+    )
+    notify_url: SecretStr | None = Field(
+        default=None,
+        description="NORMSCOPE_NOTIFY_URL: where `normscope deploy` has Prefect send word of "
+        "drift, undecided promotions and failed runs: an `https://` webhook that takes JSON, or "
+        "any Apprise URL, e.g. `mailtos://...`. Without it nobody is notified.",
+    )
+    gpus: PositiveInt | None = Field(
+        default=None,
+        description="NORMSCOPE_GPUS: number of GPUs that all runs together may use, which "
+        "`normscope deploy` sets as Prefect's concurrency limit `gpu`; no limit by default.",
+    )
+    metrics_token: SecretStr | None = Field(
+        default=None,
+        description="NORMSCOPE_METRICS_TOKEN: bearer token that `normscope metrics` asks of "
+        "whoever reads the metrics; needed wherever it listens beyond loopback.",
+    )
+
     @field_validator("home", mode="after")
     @classmethod
     def _make_absolute(cls, home: Path) -> Path:
@@ -122,6 +151,8 @@ def library_environment(settings: Settings) -> dict[str, str]:
         Names and values; none of them is meant to replace one that is already set.
     """
     variables = dict(QUIET)
+    if settings.log_format == "json":
+        variables["PREFECT_LOGGING_SETTINGS_PATH"] = str(LOGGING_FILE)
     variables["NORMSCOPE_HOME"] = str(settings.home)
     variables["PREFECT_HOME"] = str(settings.home / "prefect")
     if _has_own_ray_token(settings):

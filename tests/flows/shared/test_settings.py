@@ -53,6 +53,10 @@ def test_variables_decide(monkeypatch: pytest.MonkeyPatch) -> None:
         "RAY_ADDRESS": "head:6379",
         "AWS_ENDPOINT_URL": "http://s3",
         "NORMSCOPE_PSEUDONYM_KEY": "0a" * 32,
+        "NORMSCOPE_LOG_FORMAT": "json",
+        "NORMSCOPE_NOTIFY_URL": "https://notify",
+        "NORMSCOPE_GPUS": "8",
+        "NORMSCOPE_METRICS_TOKEN": "token",
     }.items():
         monkeypatch.setenv(name, value)
     settings = Settings()
@@ -65,6 +69,10 @@ def test_variables_decide(monkeypatch: pytest.MonkeyPatch) -> None:
         "ray_address": "head:6379",
         "aws_endpoint_url": "http://s3",
         "pseudonym_key": SecretStr("0a" * 32),
+        "log_format": "json",
+        "notify_url": SecretStr("https://notify"),
+        "gpus": 8,
+        "metrics_token": SecretStr("token"),
     }
     assert "0a0a" not in repr(settings)
     assert settings.mlflow_artifact_root is None
