@@ -109,7 +109,7 @@ def make_published() -> Detector:
     )
 
 
-def register(detector: Detector, dataset: Dataset) -> VersionInfo:
+def register(detector: Detector, dataset: Dataset, ledgers: Path) -> VersionInfo:
     """Register the detector, calibrated by a few images."""
     found = detector.detect(dataset.read_images(0, 32), heatmaps=True)
     assert found.heatmap is not None  # noqa: S101 -- they were asked for
@@ -121,6 +121,7 @@ def register(detector: Detector, dataset: Dataset) -> VersionInfo:
             ingest=IngestRecord.of(dataset),
             calibration=calibrate(found.anomaly_score, found.heatmap, found.embedding),
             threshold=choose_threshold(found.anomaly_score),
+            ledgers_url=str(ledgers),
         )
 
 
@@ -158,7 +159,7 @@ def measure(quick: bool) -> Outcome:
         mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
         mlflow.create_experiment("benchmark", artifact_location=(folder / "artifacts").as_uri())
         mlflow.set_experiment("benchmark")
-        model = load_version(NAME, register(make_published(), dataset).version)
+        model = load_version(NAME, register(make_published(), dataset, folder / "ledgers").version)
         speeds, differences = _compare(folder, model, dataset, rounds)
         memory = {n: measure_memory(folder, n) for n in (1_000, 10_000 if quick else 100_000)}
     return _conclude(*speeds, differences, memory)
@@ -240,7 +241,7 @@ def measure_memory(folder: Path, count: int) -> float:
     """Peak of a process of its own that scores so many images, rounded up to shards, in MiB."""
     url = str(folder / f"dataset-{count}")
     dataset = write_painted(url, -(-count // SHARD_IMAGES))
-    version = register(make_detector(load_preset("demo")), dataset).version
+    version = register(make_detector(load_preset("demo")), dataset, folder / "ledgers").version
     uri, output = mlflow.get_tracking_uri(), f"{url}-scores"
     command = [sys.executable, "-c", _MEMORY, uri, version, url, output]
     return float(run_command(command, "scoring failed"))

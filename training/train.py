@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.errors import SchemaError
+from pipeline.io.storage import join
 from pipeline.records import Label, Progress, ignore_progress
 from pipeline.store.dataset import Dataset, open_dataset
 from training.cluster.connection import ONE_CORE, Share
@@ -67,6 +68,7 @@ def train_and_register(
     dataset_url: str,
     storage_url: str,
     tracking_uri: str,
+    ledgers_url: str | None = None,
     run_name: str | None = None,
     model_name: str | None = None,
     workers: int = 1,
@@ -85,6 +87,8 @@ def train_and_register(
         dataset_url: Path or URL of a sealed dataset.
         storage_url: Storage of checkpoints: a path, `file://` or `s3://`.
         tracking_uri: MLflow server, or `sqlite:///file`.
+        ledgers_url: Folder in which the model's ledger is made if it has none yet; `ledgers/` in
+            the storage by default.
         run_name: Name of the run in storage and in MLflow; made from model, settings, data and
             code by default.
         model_name: Name to register the model under; `<source of the dataset>-anomaly` by default.
@@ -105,8 +109,8 @@ def train_and_register(
     dataset = open_dataset(dataset_url)
     check_trainable(dataset, settings)
     _require_calibration(dataset)
-    name = model_name or f"{dataset.attributes['source']}-anomaly"
-    run_name = run_name or name_run(name, settings, dataset)
+    ledgers_url = ledgers_url or join(storage_url, "ledgers")
+    name, run_name = _choose_names(settings, dataset, model_name, run_name)
     claim_run(storage_url, run_name, settings, dataset)
     with tracked_run(
         tracking_uri=tracking_uri,
@@ -121,7 +125,7 @@ def train_and_register(
             run.log_report(report)
             on_progress(report.step, report.total_steps)
 
-        made = recover_version(name, run.run_id)
+        made = recover_version(name, run.run_id, ledgers_url=ledgers_url)
         if made is None:
             fitted = fit(
                 settings,
@@ -134,8 +138,32 @@ def train_and_register(
                 ray_address=ray_address,
                 on_report=track,
             )
-            made = _register(run, name, settings, dataset, fitted)
+            made = _register(run, name, settings, dataset, fitted, ledgers_url)
         return _recall(run, made)
+
+
+def name_training(
+    settings: TrainSettings,
+    dataset_url: str,
+    model_name: str | None = None,
+    run_name: str | None = None,
+) -> tuple[str, str]:
+    """Choose the names of a training's model and run, as `train_and_register` does.
+
+    Args:
+        settings: Settings of the training.
+        dataset_url: Path or URL of a sealed dataset.
+        model_name: Name of the model; None for the default.
+        run_name: Name of the run; None for the default.
+    """
+    return _choose_names(settings, open_dataset(dataset_url), model_name, run_name)
+
+
+def _choose_names(
+    settings: TrainSettings, dataset: Dataset, model_name: str | None, run_name: str | None
+) -> tuple[str, str]:
+    name = model_name or f"{dataset.attributes['source']}-anomaly"
+    return name, run_name or name_run(name, settings, dataset)
 
 
 def name_run(model_name: str, settings: TrainSettings, dataset: Dataset) -> str:
@@ -151,6 +179,7 @@ def _register(
     settings: TrainSettings,
     dataset: Dataset,
     fitted: FitResult,
+    ledgers_url: str,
 ) -> VersionInfo:
     """Calibrate what was trained, and make it the challenger."""
     run.log_curves()
@@ -175,6 +204,7 @@ def _register(
         ingest=IngestRecord.of(dataset),
         calibration=calibration,
         threshold=threshold,
+        ledgers_url=ledgers_url,
     )
 
 

@@ -61,7 +61,7 @@ def test_a_shifted_batch_raises_the_alarm_and_moves_no_threshold(tmp_path: Path)
         report = score(shifted.url, output, model_name=NAME, splits=["train"], ledgers=place)
         again = score(shifted.url, output, model_name=NAME, splits=["train"], ledgers=place)
         traced = lineage(output, "5")
-    assert [entry.kind for entry in traced.entries] == ["scored"]
+    assert [entry.kind for entry in traced.entries] == ["registered", "scored"]
     assert traced.scored_dataset["fingerprint"] == shifted.fingerprint
     assert (again.new_count, again.results) == (0, report.results)
     assert report.drift.whole.state == "shifted"
@@ -98,7 +98,7 @@ def test_a_range_of_dates_is_scored_alone_and_again_alike(
         report = score(str(inbox), output, since=since, until=until, **where)
         again = score(str(inbox), output, since=since, until=until, **where)
         whole = score(str(inbox), output, **where)
-        (first, last) = read_entries(f"{place}/{NAME}")
+        (_, first, last) = read_entries(f"{place}/{NAME}")
         with pytest.raises(SettingsError, match="does not keep when scans were modified"):
             score(known.url, output, since=since, **where)
     states = [(entry.item, entry.state) for entry in report.manifest]

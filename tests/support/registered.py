@@ -49,7 +49,11 @@ def make_detector(image_shape: tuple[int, int, int], *, seed: int = 3, **changes
 
 
 def register(dataset: Dataset, *, seed: int = 3, name: str = NAME) -> VersionInfo:
-    """Calibrate a network by a dataset and register it as challenger."""
+    """Calibrate a network by a dataset and register it as challenger.
+
+    Its ledger lies beside the database of `own_mlflow`.
+    """
+    folder = Path(mlflow.get_tracking_uri().removeprefix("sqlite:///")).parent
     detector = make_detector(dataset.image_shape, seed=seed)
     normals, _, calibration = score_validation(detector, dataset)
     with mlflow.start_run() as run:
@@ -60,4 +64,5 @@ def register(dataset: Dataset, *, seed: int = 3, name: str = NAME) -> VersionInf
             ingest=IngestRecord.of(dataset),
             calibration=calibration,
             threshold=choose_threshold(normals),
+            ledgers_url=str(folder / "ledgers"),
         )

@@ -13,24 +13,24 @@ from dataclasses import dataclass
 from typing import Final
 
 from pipeline.errors import RegistryError
-from pipeline.io import storage
 from pipeline.records import JSON
-from training.registry.ledger import Entry, Kind, append, append_after, read_entries, require_known
+from training.registry.ledger import Entry, Kind, append, append_after, read_entries
 from training.registry.versions import (
     CHAMPION,
+    ENTRY_TAG,
     PREVIOUS,
     aliases,
+    claim_ledger,
     delete_alias,
     load_version,
     model_tags,
+    read_verified,
     set_alias,
     tag_model,
 )
 
 logger = logging.getLogger(__name__)
 
-LEDGER_TAG: Final = "ledger"
-ENTRY_TAG: Final = "ledger_entry"
 _CHANGES: Final = frozenset({"promoted", "rolled_back", "found"})
 
 
@@ -102,7 +102,7 @@ def read_ledger(name: str, ledgers_url: str) -> LedgerReport:
     Raises:
         RegistryError: There is no such model, or its ledger is not what was written.
     """
-    url, entries = _read_verified(name, ledgers_url)
+    url, entries = read_verified(name, ledgers_url)
     alias = aliases(name).get(CHAMPION)
     return LedgerReport(name, url, entries, alias, _champion_of(_last_change(entries)))
 
@@ -120,7 +120,7 @@ def reconcile_aliases(name: str, ledgers_url: str) -> ChampionState:
     Raises:
         RegistryError: There is no such model, or its ledger is not what was written.
     """
-    url, entries = _claim_ledger(name, ledgers_url)
+    url, entries = claim_ledger(name, ledgers_url)
     known = model_tags(name).get(ENTRY_TAG)
     change, alias = _last_change(entries), aliases(name).get(CHAMPION)
     if change is not None and alias != _champion_of(change) and known != change.reference:
@@ -250,27 +250,10 @@ def record_scoring(name: str, facts: Mapping[str, JSON], *, ledgers_url: str) ->
     Raises:
         RegistryError: There is no such model, or its ledger is not what was written.
     """
-    url, entries = _claim_ledger(name, ledgers_url)
+    url, entries = claim_ledger(name, ledgers_url)
     key = ("output_url", "results")
     if not any(all(entry.content.get(k) == facts[k] for k in key) for entry in entries):
         append(url, "scored", facts)
-
-
-def _read_verified(name: str, ledgers_url: str) -> tuple[str, tuple[Entry, ...]]:
-    """Read the ledger that the model's tag names, else `NAME` in the given folder."""
-    tags = model_tags(name)
-    url = tags.get(LEDGER_TAG) or storage.join(ledgers_url, name)
-    entries = read_entries(url)
-    require_known(url, entries, tags.get(ENTRY_TAG, ""))
-    return url, entries
-
-
-def _claim_ledger(name: str, ledgers_url: str) -> tuple[str, tuple[Entry, ...]]:
-    """Read the ledger to append to it; a model without one gets it tagged."""
-    url, entries = _read_verified(name, ledgers_url)
-    if LEDGER_TAG not in model_tags(name):
-        tag_model(name, LEDGER_TAG, url)
-    return url, entries
 
 
 def _last_change(entries: Sequence[Entry]) -> Entry | None:

@@ -17,21 +17,17 @@ _TIMEOUT_S: Final = 300
 # Imports none of our packages, so that the version's own code is what loads.
 _SCRIPT: Final = """
 import sys, mlflow, numpy
-uri, tracking_uri, images, scores = sys.argv[1:]
-mlflow.set_tracking_uri(tracking_uri)
-found = mlflow.pyfunc.load_model(uri).predict(numpy.load(images, allow_pickle=False))
+version, images, scores = sys.argv[1:]
+found = mlflow.pyfunc.load_model(version).predict(numpy.load(images, allow_pickle=False))
 numpy.save(scores, found["anomaly_score"])
 """
 
 
-def score_in_fresh_process(
-    model_uri: str, tracking_uri: str, images: NDArray[np.uint8]
-) -> NDArray[np.float32]:
+def score_in_fresh_process(version: Path, images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Load a version in a fresh process, with the code that it carries, and score images.
 
     Args:
-        model_uri: MLflow's URI of the version, `models:/NAME/VERSION`.
-        tracking_uri: URL of the MLflow server, or `sqlite:///file`.
+        version: Folder of the version's files, which were verified: their code runs.
         images: uint8 (N, H, W, C), a few.
 
     Returns:
@@ -45,7 +41,7 @@ def score_in_fresh_process(
         np.save(given, images)
         try:
             subprocess.run(  # noqa: S603 -- this interpreter and our script
-                [sys.executable, "-P", "-c", _SCRIPT, model_uri, tracking_uri, given, answer],
+                [sys.executable, "-P", "-c", _SCRIPT, version, given, answer],
                 cwd=folder,
                 check=True,
                 capture_output=True,
@@ -55,7 +51,7 @@ def score_in_fresh_process(
         except subprocess.SubprocessError as error:
             said = str(getattr(error, "stderr", "") or error).strip().splitlines()[-1]
             raise RegistryError(
-                model_uri,
+                str(version),
                 f"does not load or score in a fresh process ({said})",
                 "Train and register it again",
             ) from error

@@ -1,4 +1,4 @@
-"""The ledger of a model, append-only: which version became champion and why, and what was scored.
+"""The ledger of a model, append-only: its versions, which became champion and why, what was scored.
 
 A dataset has one too, in its folder `ledger/`: what was removed from it, by whom and why.
 
@@ -24,7 +24,15 @@ from pipeline.io import storage
 from pipeline.records import JSON
 
 Kind: TypeAlias = Literal[
-    "promoted", "refused", "held", "rolled_back", "found", "scored", "removing", "removed"
+    "registered",
+    "promoted",
+    "refused",
+    "held",
+    "rolled_back",
+    "found",
+    "scored",
+    "removing",
+    "removed",
 ]
 
 NO_DIGEST: Final = "0" * 64
@@ -69,6 +77,10 @@ class Entry:
         if self.kind in {"removing", "removed"}:
             what = f"{known['what']} {known['id']}, {known['image_count']} images"
             return f"{what}, by {known['name']}: {known['reason']}"
+        if self.kind == "registered":
+            files = known["files"]
+            count = len(files) if isinstance(files, dict) else 0
+            return f"version {known['version']}, {count} files{self._answer}"
         if self.kind in {"refused", "held"}:
             return f"version {known['challenger_version']}{self._answer}"
         if self.kind == "rolled_back":

@@ -14,9 +14,8 @@ import pyarrow.parquet as pq
 from pipeline.errors import NormscopeError, SourceError
 from pipeline.io import storage
 from pipeline.store.dataset import open_dataset
-from training.registry.champion import LEDGER_TAG
 from training.registry.ledger import Entry, read_entries
-from training.registry.versions import model_tags, read_ingest, resolve, run_tags
+from training.registry.versions import LEDGER_TAG, model_tags, read_ingest, resolve, run_tags
 from training.scoring.outputs import read_facts
 
 _CODE_TAGS: Final = ("code_version", "dataset_code_version", "mlflow.source.git.commit")
@@ -113,4 +112,5 @@ def _is_about(entry: Entry, version: str, results: str) -> bool:
     known = entry.content
     if entry.kind == "scored":
         return known.get("results") == results
-    return version in (known.get(key) for key in ("champion", "withdrawn", "challenger_version"))
+    keys = ("version", "champion", "withdrawn", "challenger_version")
+    return version in (known.get(key) for key in keys)

@@ -39,7 +39,7 @@ from training.registry.versions import (
     log_record,
     resolve,
     tag_version,
-    tracking_uri,
+    verified_files,
 )
 from training.scoring.kept_scores import score_rows
 from training.scoring.loaded_model import ScoringModel
@@ -259,9 +259,11 @@ def check_reproduction(model: ScoringModel, images: NDArray[np.uint8], expected:
         The largest relative difference.
 
     Raises:
-        RegistryError: It does not load there, or its scores differ.
+        RegistryError: It does not load there, its scores differ, or its files are not those
+            registered.
     """
-    found = score_in_fresh_process(resolve(model.name, model.version).uri, tracking_uri(), images)
+    with verified_files(resolve(model.name, model.version)) as folder:
+        found = score_in_fresh_process(folder, images)
     difference = float(np.max(np.abs(found - expected) / np.maximum(np.abs(expected), 1e-12)))
     if not difference <= _TOLERANCE:
         raise RegistryError(

@@ -24,8 +24,11 @@ from pydantic import ValidationError
 
 import training
 from pipeline.errors import RegistryError
+from pipeline.io import storage
 from pipeline.records import JSON
 from training.evaluation.calibration import Calibration, Threshold
+from training.registry.ledger import Entry, append, read_entries, require_known
+from training.registry.version_files import digest_folder, find_digests, require_files
 from training.scoring.detector import DESCRIPTION, FEATURES, NETWORK, Detector
 from training.scoring.loaded_model import IngestRecord, ScoringModel
 
@@ -37,6 +40,9 @@ with warnings.catch_warnings():
 CHALLENGER: Final = "challenger"
 CHAMPION: Final = "champion"
 PREVIOUS: Final = "previous"
+
+LEDGER_TAG: Final = "ledger"
+ENTRY_TAG: Final = "ledger_entry"
 
 _FILES: Final = {
     "model": DESCRIPTION,
@@ -90,8 +96,11 @@ def log_and_register(
     ingest: IngestRecord,
     calibration: Calibration,
     threshold: Threshold,
+    ledgers_url: str,
 ) -> VersionInfo:
     """Log a detector to its run, register it, and give it the alias `challenger`.
+
+    The digests of its files go into the model's ledger.
 
     Args:
         detector: Trained detector with its weights.
@@ -100,6 +109,7 @@ def log_and_register(
         ingest: Record of how the training images were prepared.
         calibration: Scores of the validation split's normal images.
         threshold: Score above which an image counts as anomalous.
+        ledgers_url: Folder in which the ledger is made if the model has none yet.
     """
     with tempfile.TemporaryDirectory() as folder:
         detector.save(Path(folder))
@@ -123,8 +133,74 @@ def log_and_register(
     }
     with _translated(name):
         version = str(mlflow.register_model(logged.model_uri, name, tags=tags).version)
+    record_files(resolve(name, version), ledgers_url=ledgers_url)
     set_alias(name, CHALLENGER, version)
     return resolve(name, version)
+
+
+def record_files(
+    found: VersionInfo, *, ledgers_url: str, answer: Mapping[str, JSON] | None = None
+) -> None:
+    """Keep the digests of a version's files in the model's ledger, unless they are there already.
+
+    Args:
+        found: The version.
+        ledgers_url: Folder in which the ledger is made if the model has none yet.
+        answer: `name` and `reason` of a person who vouches for the files; None for those that
+            this process has just registered.
+
+    Raises:
+        RegistryError: The ledger has other digests of the version, or is not what was written.
+    """
+    url, entries = claim_ledger(found.name, ledgers_url)
+    with _download(found) as folder:
+        files = digest_folder(folder)
+    recorded = find_digests(entries, found.version, found.run_id)
+    if recorded is not None:
+        require_files(found.uri, files, recorded)
+        return
+    content: dict[str, JSON] = {
+        "model_name": found.name,
+        "version": found.version,
+        "run_id": found.run_id,
+        "files": dict(files),
+        "answer": dict(answer or {}),
+    }
+    append(url, "registered", content)
+
+
+@contextmanager
+def verified_files(found: VersionInfo) -> Iterator[Path]:
+    """Download the files of a version and compare them with the ledger, for as long as a block.
+
+    Args:
+        found: The version.
+
+    Yields:
+        Folder of the files, exactly as they were registered.
+
+    Raises:
+        RegistryError: A file was changed, added or removed since, or nobody has recorded them.
+    """
+    _, entries = read_verified(found.name)
+    recorded = find_digests(entries, found.version, found.run_id)
+    if recorded is None:
+        raise RegistryError(
+            found.uri,
+            "the ledger has no digests of its files, so that nobody knows whose code they are",
+            "Train it again, or vouch for the files with `normscope adopt`",
+        )
+    with _download(found) as folder:
+        require_files(found.uri, digest_folder(folder), recorded)
+        yield folder
+
+
+@contextmanager
+def _download(found: VersionInfo) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as folder:
+        with _translated(found.uri):
+            local = mlflow.artifacts.download_artifacts(found.uri, dst_path=folder)
+        yield Path(local)
 
 
 def load_champion(name: str) -> ScoringModel:
@@ -140,11 +216,11 @@ def load_version(name: str, version_or_alias: str) -> ScoringModel:
     """Load a version by its number or alias; nothing is unpickled.
 
     Raises:
-        RegistryError: There is none, or it does not load.
+        RegistryError: There is none, it does not load, or its files are not those registered.
     """
     found = resolve(name, version_or_alias)
-    with tempfile.TemporaryDirectory() as folder, _translated(found.uri), _of_this_release(found):
-        local = Path(mlflow.artifacts.download_artifacts(found.uri, dst_path=folder), "artifacts")
+    with verified_files(found) as folder, _of_this_release(found):
+        local = folder / "artifacts"
         texts = {key: Path(local, _FILES[key]).read_text() for key in _RECORDS}
         return ScoringModel(
             found.name,
@@ -189,11 +265,16 @@ def resolve(name: str, version_or_alias: str) -> VersionInfo:
     return VersionInfo(name, str(found.version), str(found.run_id), dict(found.tags))
 
 
-def recover_version(name: str, run_id: str) -> VersionInfo | None:
+def recover_version(name: str, run_id: str, *, ledgers_url: str) -> VersionInfo | None:
     """Find the version that a run has registered, and finish its registration.
 
     A version newer than the challenger was registered by a run that was killed before it set the
-    alias; it becomes the challenger now.
+    alias; its files are recorded, and it becomes the challenger now.
+
+    Args:
+        name: Name of the registered model.
+        run_id: Identifier of the run.
+        ledgers_url: Folder in which the ledger is made if the model has none yet.
 
     Returns:
         The version, or None if the run has registered none.
@@ -203,6 +284,7 @@ def recover_version(name: str, run_id: str) -> VersionInfo | None:
         return None
     version = str(found[0].version)
     if int(version) > int(aliases(name).get(CHALLENGER, 0)):
+        record_files(resolve(name, version), ledgers_url=ledgers_url)
         set_alias(name, CHALLENGER, version)
     return resolve(name, version)
 
@@ -251,6 +333,42 @@ def tag_model(name: str, key: str, value: str) -> None:
     """Set a tag of a registered model."""
     with _translated(name):
         MlflowClient().set_registered_model_tag(name, key, value)
+
+
+def read_verified(name: str, ledgers_url: str | None = None) -> tuple[str, tuple[Entry, ...]]:
+    """Read and verify the ledger that a model's tag names.
+
+    Args:
+        name: Name of the registered model.
+        ledgers_url: Folder of the ledger if the model has none yet; None finds no entries then.
+
+    Returns:
+        Folder or prefix of the ledger, and its entries.
+
+    Raises:
+        RegistryError: There is no such model, or its ledger is not what was written.
+    """
+    tags = model_tags(name)
+    url = tags.get(LEDGER_TAG) or (storage.join(ledgers_url, name) if ledgers_url else "")
+    entries = read_entries(url) if url else ()
+    require_known(url, entries, tags.get(ENTRY_TAG, ""))
+    return url, entries
+
+
+def claim_ledger(name: str, ledgers_url: str) -> tuple[str, tuple[Entry, ...]]:
+    """Read a model's ledger to append to it; a model without one gets it tagged.
+
+    Args:
+        name: Name of the registered model.
+        ledgers_url: Folder in which the ledger is made if the model has none yet.
+
+    Raises:
+        RegistryError: There is no such model, or its ledger is not what was written.
+    """
+    url, entries = read_verified(name, ledgers_url)
+    if LEDGER_TAG not in model_tags(name):
+        tag_model(name, LEDGER_TAG, url)
+    return url, entries
 
 
 def tag_version(found: VersionInfo, tags: Mapping[str, str]) -> None:

@@ -25,11 +25,12 @@ from training.registry.versions import (
     load_version,
     log_record,
     read_ingest,
+    record_files,
     recover_version,
     resolve,
     set_alias,
     tag_version,
-    tracking_uri,
+    verified_files,
 )
 from training.scoring.detector import Detector
 from training.scoring.loaded_model import IngestRecord
@@ -96,13 +97,17 @@ def test_a_version_holds_its_code_and_nothing_to_unpickle(version: VersionInfo) 
 def test_a_version_of_another_release_is_refused_in_one_line(
     dataset: Dataset, tmp_path: Path, file: str, edit: dict[str, Any] | None, detail: str
 ) -> None:
-    with own_mlflow(tmp_path):
+    with own_mlflow(tmp_path), pytest.MonkeyPatch.context() as earlier:
+        # The files are recorded as such a release had left them.
+        earlier.setattr(versions, "record_files", lambda *_, **__: None)
         version = register(dataset)
+        earlier.undo()
         (path,) = tmp_path.rglob(f"artifacts/{file}")
         if edit is None:
             path.unlink()
         else:
             path.write_text(json.dumps(merge(json.loads(path.read_text()), edit)))
+        record_files(version, ledgers_url=str(tmp_path))
         with pytest.raises(RegistryError, match=rf"another release.*{detail}.*`normscope train`"):
             load_version(NAME, version.version)
 
@@ -126,6 +131,7 @@ def test_the_training_images_of_a_version_are_known_without_its_weights(
 def test_a_kill_between_version_and_alias_is_mended_by_the_next_run(
     tmp_path: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    ledgers = str(tmp_path / "ledgers")
     with own_mlflow(tmp_path):
         first = register(dataset)
         with monkeypatch.context() as killed:
@@ -134,25 +140,26 @@ def test_a_kill_between_version_and_alias_is_mended_by_the_next_run(
                 register(dataset)
         assert aliases(NAME) == {"challenger": "1"}
         run_id = resolve(NAME, "2").run_id
-        assert recover_version(NAME, run_id) == resolve(NAME, "2")
+        assert recover_version(NAME, run_id, ledgers_url=ledgers) == resolve(NAME, "2")
         assert resolve(NAME, "2").tags["feature_weights"] == "random"
         assert aliases(NAME) == {"challenger": "2"}
-        assert recover_version(NAME, first.run_id) == first
+        assert recover_version(NAME, first.run_id, ledgers_url=ledgers) == first
         assert aliases(NAME) == {"challenger": "2"}, "an older run takes nothing back"
-        assert recover_version(NAME, "0" * 32) is None
+        assert recover_version(NAME, "0" * 32, ledgers_url=ledgers) is None
 
 
 def test_a_fresh_process_gives_the_same_scores(version: VersionInfo, dataset: Dataset) -> None:
     images = dataset.read_images(40, 43)
-    found = score_in_fresh_process(version.uri, tracking_uri(), images)
+    with verified_files(version) as folder:
+        found = score_in_fresh_process(folder, images)
     wanted = load_version(NAME, version.version).predict(images).anomaly_score
     assert found == pytest.approx(wanted, rel=1e-6)
 
 
-def test_a_version_that_does_not_load_elsewhere_is_refused(version: VersionInfo) -> None:
+def test_a_version_that_does_not_load_elsewhere_is_refused(tmp_path: Path) -> None:
     images = np.zeros((1, 40, 34, 1), np.uint8)
     with pytest.raises(RegistryError, match="does not load or score in a fresh process"):
-        score_in_fresh_process(f"models:/{NAME}/99", tracking_uri(), images)
+        score_in_fresh_process(tmp_path / "empty", images)
 
 
 def test_images_of_another_shape_or_type_are_refused_by_the_signature(version: VersionInfo) -> None:
