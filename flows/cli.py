@@ -98,6 +98,11 @@ _FLOWS: Final[dict[tuple[str, ...], tuple[str, str, str]]] = {
         "Make the champion before this one champion again.",
         'normscope rollback pcam-anomaly --reason "it ranks pen marks first"',
     ),
+    ("adopt",): (
+        "flows.registry.adopt:adopt",
+        "Vouch for the files of a version that an earlier release registered.",
+        'normscope adopt pcam-anomaly --version 3 --name "A. Reader" --reason "from our backup"',
+    ),
     ("ledger",): (
         "flows.registry.ledger:ledger",
         "Verify and print what became of a model.",
