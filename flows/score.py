@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 from prefect import flow
 from pydantic import Field
 
 import flows.shared.environment  # noqa: F401 -- sets variables, before the rest
+from flows.shared.driver import drive
 from flows.shared.engine import open_engine, open_key
 from flows.shared.events import alert_of_drift, report_ranking
 from flows.shared.progress import progress
@@ -21,14 +21,15 @@ from pipeline.conform import ingest_alike, is_dataset
 from pipeline.errors import SettingsError
 from pipeline.io.storage import join, name_of
 from pipeline.records import Split
-from pipeline.runtime.engines import MapWork
 from pipeline.sources.modified_range import ModifiedRange
+from pipeline.store.dataset import open_dataset
 from training.cluster.connection import Share
-from training.cluster.map import ray_engine
 from training.learning.run_folder import make_absolute
 from training.registry.champion import record_scoring
 from training.registry.versions import load_champion
 from training.score import ScoreReport, score_dataset
+from training.score_on_workers import score_on_workers
+from training.scoring.loaded_model import ScoringModel
 
 
 @flow(name="score")
@@ -75,9 +76,10 @@ def score(
             results hold these scans alone, so give a range its own output.
         until: Time before which a scan was last modified, UTC where no zone is given.
         ledgers: Folder for the ledger of a model that has none yet, a path or `s3://`;
-            `ledgers/` in the home folder by default.
+            `ledgers/` in NORMSCOPE_STATE by default.
     """
     settings, period = load_settings(), ModifiedRange.of(since, until)
+    ledgers = settings.place("ledgers", ledgers)
     source, output = make_absolute(source), make_absolute(output)  # workers stand elsewhere
     champion = load_champion(model_name)
     if is_dataset(source):
@@ -99,18 +101,44 @@ def score(
                 period=period,
                 on_progress=advance,
             )
-    with _open_workers(settings, workers, gpus_per_worker) as ray, progress("Scores") as advance:
-        report = resumable(score_dataset)(
-            dataset,
-            champion.reduce_precision() if reduced_precision else champion,
-            output,
-            splits=splits,
-            top_heatmaps=top_heatmaps,
-            map_work=ray,
-            notes=period.notes,
+    choices = {"splits": splits, "top_heatmaps": top_heatmaps, "notes": period.notes}
+    if workers == 1 and not gpus_per_worker:
+        report = _score_here(dataset, output, champion, reduced_precision, choices)
+    else:
+        share = Share(gpus=gpus_per_worker, wait_s=settings.ray_wait_s)
+        more = {"reduced_precision": reduced_precision, "workers": workers, "share": share}
+        report = _score_on_workers(dataset, output, champion, settings, {**choices, **more})
+    return _publish(report, period, ledgers)
+
+
+def _score_here(
+    dataset: str, output: str, champion: ScoringModel, is_reduced: bool, choices: dict[str, Any]
+) -> ScoreReport:
+    """Score in this process."""
+    model = champion.reduce_precision() if is_reduced else champion
+    with progress("Scores") as advance:
+        report: ScoreReport = resumable(score_dataset)(
+            dataset, model, output, **choices, on_progress=advance
+        )
+    return report
+
+
+def _score_on_workers(
+    dataset: str, output: str, champion: ScoringModel, settings: Settings, choices: dict[str, Any]
+) -> ScoreReport:
+    """Score on Ray: started here, or the cluster that the settings name."""
+    work = drive(score_on_workers, settings, subject=output)
+    with progress("Scores") as advance:
+        report: ScoreReport = resumable(work)(
+            dataset_url=dataset,
+            output_url=output,
+            model_name=champion.name,
+            model_version=champion.version,
+            dataset_fingerprint=open_dataset(dataset).fingerprint,
+            **choices,
             on_progress=advance,
         )
-    return _publish(report, period, ledgers or join(str(settings.home), "ledgers"))
+    return report
 
 
 def _publish(report: ScoreReport, period: ModifiedRange, ledgers: str) -> ScoreReport:
@@ -135,12 +163,3 @@ def _require_whole(dataset: str, period: ModifiedRange, tables: Mapping[str, str
     for name in filter(tables.get, tables):
         problem = f"{dataset} is a sealed dataset, whose tiles are cut already"
         raise SettingsError(name, problem, "Give the folder of slides as source, or leave it out")
-
-
-def _open_workers(
-    settings: Settings, workers: int, gpus: float
-) -> AbstractContextManager[MapWork | None]:
-    """Workers of Ray, or none where this process is enough."""
-    if workers == 1 and not gpus:
-        return nullcontext()
-    return ray_engine(settings.ray_address, workers=workers, share=Share(gpus=gpus))

@@ -8,15 +8,18 @@ from prefect import flow
 from pydantic import Field
 
 import flows.shared.environment  # noqa: F401 -- sets variables, before the rest
+from flows.shared.driver import drive
 from flows.shared.progress import progress
 from flows.shared.reports import publish
 from flows.shared.settings import load_settings
 from flows.shared.tasks import resumable
 from flows.shared.train_form import TrainForm, choose_settings
+from flows.shared.weights import share_weights
 from pipeline.io.storage import join
 from training.cluster.connection import Placement, Share
+from training.learning.run_folder import make_absolute
 from training.presets import Preset
-from training.train import TrainedModel, train_and_register
+from training.train import TrainedModel, name_training, train_and_register
 
 
 @flow(name="train")
@@ -45,11 +48,11 @@ def train(
         dataset: Sealed dataset to train on, a path or an `s3://` URL.
         preset: Set of settings to start from: `demo` takes seconds, `quick` and
             `quick-radiographs` minutes on two cores; the others need a GPU.
-        vgg_weights: torchvision's VGG19 file, `download` to fetch it once, or `random`; the
-            preset decides by default.
+        vgg_weights: torchvision's VGG19 file, a path or `s3://`, `download` to fetch it once, or
+            `random`; the preset decides by default.
         model_name: Name in the registry; the dataset's source and `-anomaly` by default.
         run_name: Name of the run, which continues it; made from settings and data by default.
-        storage: Folder of the checkpoints, a path or `s3://`; `training/` in the home folder by
+        storage: Folder of the checkpoints, a path or `s3://`; `training/` in NORMSCOPE_STATE by
             default.
         workers: Number of processes that train together, data-parallel.
         min_workers: Smallest number of workers to continue with after a cluster has lost some; as
@@ -62,18 +65,24 @@ def train(
         train: Settings that differ from the preset; an empty field keeps the preset's value.
     """
     settings = load_settings()
+    storage = settings.place("training", storage)
+    chosen = share_weights(
+        choose_settings(preset, train, seed=seed, vgg_weights=vgg_weights), settings
+    )
+    model_name, run_name = name_training(chosen, dataset, model_name, run_name)
+    work = drive(train_and_register, settings, subject=join(storage, run_name))
     with progress("Steps") as advance:
-        trained = resumable(train_and_register)(
-            choose_settings(preset, train, seed=seed, vgg_weights=vgg_weights),
-            dataset_url=dataset,
-            storage_url=storage or join(str(settings.home), "training"),
+        trained = resumable(work)(
+            settings=chosen,
+            dataset_url=make_absolute(dataset),
+            storage_url=storage,
             tracking_uri=settings.mlflow_tracking_uri,
+            ledgers_url=settings.place("ledgers"),
             run_name=run_name,
             model_name=model_name,
             workers=workers,
             min_workers=min_workers,
-            share=Share(cpus_per_worker, gpus_per_worker, placement),
-            ray_address=settings.ray_address,
+            share=Share(cpus_per_worker, gpus_per_worker, placement, settings.ray_wait_s),
             on_progress=advance,
         )
     return publish(trained)

@@ -45,6 +45,10 @@ class DeniedError(StorageError):
     """A bucket that does not exist, or credentials that it does not accept."""
 
 
+class UnreachableError(NormscopeError):
+    """A server or cluster that does not answer, or has lost what it did. It may pass by itself."""
+
+
 class SettingsError(NormscopeError):
     """Settings that contradict each other or the data."""
 

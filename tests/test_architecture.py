@@ -56,6 +56,7 @@ ORDER: Final[Mapping[str, tuple[str, ...]]] = {
         "train",
         "search",
         "score",
+        "score_on_workers",
     ),
 }
 """Inside a package imports run one way too: each part imports only parts that stand before it."""
@@ -70,7 +71,7 @@ APART: Final[Mapping[str, frozenset[str]]] = {
 
 SOLE_IMPORTERS: Final[Mapping[str, tuple[str, ...]]] = {
     "openslide": ("pipeline/slides/readers/openslide_reader.py",),
-    "dask": ("pipeline/runtime/engines.py",),
+    "dask": ("pipeline/runtime/cores.py", "pipeline/runtime/engines.py"),
     "distributed": ("pipeline/runtime/engines.py",),
     "obstore": ("pipeline/io/storage.py",),
     "boto3": ("pipeline/io/staging.py", "pipeline/io/storage.py"),

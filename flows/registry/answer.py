@@ -9,7 +9,6 @@ from flows.shared.events import announce_champion
 from flows.shared.reports import publish
 from flows.shared.settings import load_settings
 from flows.shared.tasks import resumable
-from pipeline.io.storage import join
 from training.registry.promotion import Answer, PromotionReport, Verdict, answer_held
 
 
@@ -33,9 +32,9 @@ def answer(
         version: Version that the answer is about; refused if another one is held. By default the
             one that is held.
         ledgers: Folder for the ledger of a model that has none yet, a path or `s3://`;
-            `ledgers/` in the home folder by default.
+            `ledgers/` in NORMSCOPE_STATE by default.
     """
-    place = ledgers or join(str(load_settings().home), "ledgers")
+    place = load_settings().place("ledgers", ledgers)
     said = Answer(verdict=verdict, name=name, reason=reason)
     report = resumable(answer_held)(model_name, said, ledgers_url=place, version=version)
     if report.has_new_champion:

@@ -8,7 +8,6 @@ import flows.shared.environment  # noqa: F401 -- sets variables, before the rest
 from flows.shared.reports import publish
 from flows.shared.settings import load_settings
 from flows.shared.tasks import resumable
-from pipeline.io.storage import join
 from training.registry.champion import LedgerReport, read_ledger
 
 
@@ -19,7 +18,7 @@ def ledger(model_name: str, *, ledgers: str | None = None) -> LedgerReport:
     Args:
         model_name: Registered name, e.g. camelyon16-anomaly.
         ledgers: Folder for the ledger of a model that has none yet, a path or `s3://`;
-            `ledgers/` in the home folder by default.
+            `ledgers/` in NORMSCOPE_STATE by default.
     """
-    place = ledgers or join(str(load_settings().home), "ledgers")
+    place = load_settings().place("ledgers", ledgers)
     return publish(resumable(read_ledger)(model_name, place))

@@ -9,7 +9,6 @@ from flows.shared.events import announce_champion
 from flows.shared.reports import publish
 from flows.shared.settings import load_settings
 from flows.shared.tasks import resumable
-from pipeline.io.storage import join
 from training.registry import champion as champions
 from training.registry.champion import RollbackReport
 
@@ -22,9 +21,9 @@ def rollback(model_name: str, *, reason: str, ledgers: str | None = None) -> Rol
         model_name: Registered name, e.g. camelyon16-anomaly.
         reason: Reason of the rollback, kept in the ledger.
         ledgers: Folder for the ledger of a model that has none yet, a path or `s3://`;
-            `ledgers/` in the home folder by default.
+            `ledgers/` in NORMSCOPE_STATE by default.
     """
-    place = ledgers or join(str(load_settings().home), "ledgers")
+    place = load_settings().place("ledgers", ledgers)
     report = resumable(champions.rollback)(model_name, place, reason=reason)
     announce_champion(model_name, report.champion)
     return publish(report)

@@ -9,8 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, Literal
 
-from pydantic import Field, PositiveInt, SecretStr, field_validator
+from pydantic import Field, NonNegativeFloat, PositiveInt, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from pipeline.errors import SettingsError
+from pipeline.io.storage import join
+from pipeline.runtime.cores import count_cores
 
 QUIET: Final[Mapping[str, str]] = {
     # Nothing here calls home unless its user asks for it.
@@ -42,7 +46,8 @@ QUIET: Final[Mapping[str, str]] = {
 LOGGING_FILE: Final = Path(__file__).parents[1] / "logging.yaml"
 """Prefect's configuration of logs for lines of JSON."""
 
-_LOOPBACK: Final = ("127.0.0.1", "localhost", "local", "ray://127.0.0.1", "ray://localhost")
+_HERE: Final = {"localhost", "::1", "local", "auto"}
+_SHARED: Final = ("s3://", "file://")
 
 
 class Settings(BaseSettings):
@@ -65,9 +70,15 @@ class Settings(BaseSettings):
         "the demo, logs. Relative to the current directory.",
     )
     workers: PositiveInt = Field(
-        default_factory=lambda: min(os.cpu_count() or 1, 4),
+        default_factory=lambda: min(count_cores(), 4),
         description="NORMSCOPE_WORKERS: processes or threads that one command uses on this "
         "machine; the number of cores, at most 4, by default.",
+    )
+    state: str | None = Field(
+        default=None,
+        description="NORMSCOPE_STATE: where checkpoints, searches, ledgers and weights are kept, "
+        "a path or `s3://`; the home folder by default. On a cluster it must be `s3://`, or "
+        "`file:///...` for a folder that every host mounts.",
     )
     dask_address: str | None = Field(
         default=None,
@@ -91,6 +102,22 @@ class Settings(BaseSettings):
         validation_alias="RAY_ADDRESS",
         description="RAY_ADDRESS: a Ray cluster, e.g. `127.0.0.1:6379`; without it training "
         "starts Ray here and stops it again.",
+    )
+    ray_api_server_address: str | None = Field(
+        default=None,
+        validation_alias="RAY_API_SERVER_ADDRESS",
+        description="RAY_API_SERVER_ADDRESS: where the cluster takes jobs, for a machine that is "
+        "no node of it; port 8265 of the host in RAY_ADDRESS by default.",
+    )
+    ray_working_dir: str | None = Field(
+        default=None,
+        description="NORMSCOPE_RAY_WORKING_DIR: folder of code that jobs on the cluster run "
+        "instead of the code installed there, e.g. a checkout.",
+    )
+    ray_wait_s: NonNegativeFloat = Field(
+        default=600,
+        description="NORMSCOPE_RAY_WAIT_S: seconds to wait for a cluster that lacks the cores or "
+        "GPUs asked for, as nodes may join; 600 by default.",
     )
     aws_endpoint_url: str | None = Field(
         default=None,
@@ -134,6 +161,42 @@ class Settings(BaseSettings):
         return home.expanduser().absolute()
 
     @property
+    def state_url(self) -> str:
+        """Where checkpoints, searches, ledgers and weights are kept; an absolute path or a URL."""
+        state = self.state or str(self.home)
+        return state if "://" in state else str(Path(state).expanduser().absolute())
+
+    def place(self, folder: str, given: str | None = None) -> str:
+        """Choose where something of the state is kept: as given, else a folder of the state.
+
+        Args:
+            folder: Name below `NORMSCOPE_STATE`, e.g. `training`.
+            given: Path or URL that a parameter names; it wins.
+
+        Raises:
+            SettingsError: It is on this machine's disk, though a server or cluster elsewhere is
+                in use, whose other users would not find it.
+        """
+        url = given or join(self.state_url, folder)
+        engine = self.remote_engine
+        if engine is not None and not url.startswith(_SHARED):
+            problem = f"{url} is on this machine's disk, but {engine} is elsewhere"
+            remedy = "Name an `s3://` URL, or `file:///...` for a folder that every host mounts"
+            raise SettingsError("NORMSCOPE_STATE", problem, remedy)
+        return url
+
+    @property
+    def remote_engine(self) -> str | None:
+        """The first server or cluster in use that is not on this machine: variable and address."""
+        addresses = {
+            "RAY_ADDRESS": self.ray_address,
+            "PREFECT_API_URL": self.prefect_api_url,
+            "MLFLOW_TRACKING_URI": self.mlflow_tracking_uri,
+        }
+        found = ((k, v) for k, v in addresses.items() if v and not _is_here(v))
+        return next((f"{name}={_hide_password(address)}" for name, address in found), None)
+
+    @property
     def mlflow_artifact_root(self) -> Path | None:
         """Where artifacts of a database without a server go; None where a server decides."""
         if self.mlflow_tracking_uri.startswith(("http://", "https://")):
@@ -172,6 +235,22 @@ def library_environment(settings: Settings) -> dict[str, str]:
     return variables
 
 
+def job_environment(settings: Settings) -> dict[str, str]:
+    """The variables that a job on a Ray cluster gets: no secrets, and no places of this machine.
+
+    Keys and passwords come from the environment of the cluster's own nodes.
+
+    Args:
+        settings: Settings that name servers and state.
+    """
+    here = ("NORMSCOPE_HOME", "PREFECT_HOME", "RAY_AUTH_", "_MLFLOW_")
+    variables = {k: v for k, v in library_environment(settings).items() if not k.startswith(here)}
+    variables["NORMSCOPE_STATE"] = settings.state_url
+    if settings.aws_endpoint_url is not None:
+        variables["AWS_ENDPOINT_URL"] = settings.aws_endpoint_url
+    return variables
+
+
 def prepare_environment(settings: Settings) -> None:
     """Set the libraries' variables in this process; call it before importing those libraries.
 
@@ -183,7 +262,7 @@ def prepare_environment(settings: Settings) -> None:
     for folder in ("mlflow", "prefect", "ray"):
         (settings.home / folder).mkdir(parents=True, exist_ok=True)
     if _has_own_ray_token(settings):
-        _create_token(settings.home / "ray" / "token")
+        create_token(settings.home / "ray" / "token")
     adopt_environment(library_environment(settings))
 
 
@@ -223,11 +302,27 @@ def _has_own_ray_token(settings: Settings) -> bool:
         return True
     if {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
         return False
-    return settings.ray_address is None or settings.ray_address.startswith(_LOOPBACK)
+    return settings.ray_address is None or _is_here(settings.ray_address)
 
 
-def _create_token(path: Path) -> None:
-    """Write a random token, unless one is there."""
+def _is_here(address: str) -> bool:
+    """Whether an address is of this machine: a loopback name, or no network address at all."""
+    scheme, separator, rest = address.rpartition("://")
+    if separator and scheme not in {"http", "https", "ray"}:
+        return scheme in {"sqlite", "file"}
+    host = rest.rpartition("@")[2].partition("/")[0].removesuffix("]").rsplit("]:", 1)[0]
+    name = host.lstrip("[") if host.startswith("[") else host.partition(":")[0]
+    return name in _HERE or name.startswith("127.") or rest.startswith("/")
+
+
+def _hide_password(address: str) -> str:
+    """An address without user and password."""
+    scheme, separator, rest = address.rpartition("://")
+    return f"{scheme}{separator}{rest.rpartition('@')[2]}"
+
+
+def create_token(path: Path) -> None:
+    """Write a random token that only this user may read, unless one is there."""
     with contextlib.suppress(FileExistsError):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as file:

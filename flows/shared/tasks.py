@@ -9,7 +9,7 @@ from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 
-from pipeline.errors import StorageError
+from pipeline.errors import StorageError, UnreachableError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -42,4 +42,6 @@ def may_pass(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:  # 
         state: State that holds the error.
     """
     error = state.result(raise_on_failure=False)
-    return type(error) is StorageError or isinstance(error, ConnectionError | TimeoutError)
+    return type(error) is StorageError or isinstance(
+        error, UnreachableError | ConnectionError | TimeoutError
+    )

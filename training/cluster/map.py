@@ -59,6 +59,8 @@ class RayMap:
         make: Any = ray.remote(
             num_cpus=self.share.cpus,
             num_gpus=self.share.gpus,
+            # Ray hides GPUs from nobody that asks for none, and a worker takes what it sees.
+            runtime_env={} if self.share.gpus else {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}},
             max_restarts=_RESTARTS,
             max_task_retries=_RESTARTS,
         )(_Worker)

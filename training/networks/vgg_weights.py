@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, TypeAlias
@@ -14,7 +15,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from pipeline.errors import WeightsError
+from pipeline.errors import AbsentError, WeightsError
+from pipeline.io.staging import stage
+from pipeline.io.storage import describe
 from training.networks.vgg import (
     CONVOLUTIONS,
     IMAGE_MEAN,
@@ -50,13 +53,13 @@ def load_vgg(
     """Make a feature extractor from a file, a download or a seed.
 
     Args:
-        weights: Path of torchvision's own VGG19 file, of the normalised form (a leading 1 x 1
-            convolution, reflect padding), of the distilled form, or of a `.safetensors` file
-            with the state of a `VggFeatures`; or `download` for torchvision's file, fetched
+        weights: Path or URL of torchvision's own VGG19 file, of the normalised form (a leading
+            1 x 1 convolution, reflect padding), of the distilled form, or of a `.safetensors`
+            file with the state of a `VggFeatures`; or `download` for torchvision's file, fetched
             once; or `random` for seeded weights without meaning.
         layers: Layers to reach, such as `relu4_2`.
-        statistics: Path of the mean and scale of each layer's channels, keyed `r42` and so on.
-            Without it features stay as the file has them: unnormalised, or by the statistics
+        statistics: Path or URL of the mean and scale of each layer's channels, keyed `r42` and so
+            on. Without it features stay as the file has them: unnormalised, or by the statistics
             in a `VggFeatures` state. `training.networks.vgg.measure_statistics` measures others.
         cache_folder: Folder that keeps the downloaded file; torch's own cache if None.
         seed: Seed of the weights that `random` draws.
@@ -70,11 +73,14 @@ def load_vgg(
         drawn = random_vgg_weights(seed=seed, layers=layers, width=width)
         features = VggFeatures(drawn, layers=layers)
     else:
-        path = download_vgg(cache_folder) if weights == DOWNLOAD else Path(weights)
-        features = _features_from(path, layers)
+        with _local_file(
+            str(download_vgg(cache_folder)) if weights == DOWNLOAD else weights
+        ) as path:
+            features = _features_from(path, layers)
     if statistics is not None:
         try:
-            features.normalize_by(read_statistics(Path(statistics)))
+            with _local_file(statistics) as path:
+                features.normalize_by(read_statistics(path))
         except ValueError as error:
             remedy = "Give the statistics of these weights, or none and measure them"
             raise WeightsError(statistics, str(error), remedy) from error
@@ -143,6 +149,24 @@ def convert_weights(state: State) -> tuple[dict[str, Tensor], Padding] | None:
         first, *rest = (str(number) for number in numbers)
         return _with_input_folded(_renamed(state, rest), state, first), "reflect"
     return None
+
+
+@contextmanager
+def _local_file(url: str) -> Iterator[Path]:
+    """A weight file on this machine's disk, fetched for the block where it lies on S3.
+
+    Raises:
+        WeightsError: It is not there.
+    """
+    if "://" not in url:
+        yield Path(url)
+        return
+    try:
+        version = describe(url).version
+    except AbsentError as error:
+        raise WeightsError(url, "does not exist", _REMEDY) from error
+    with stage(url, version) as path:
+        yield path
 
 
 def _features_from(path: Path, layers: Sequence[str]) -> VggFeatures:

@@ -15,9 +15,11 @@ from flows.shared.settings import (
     Settings,
     adopt_environment,
     child_environment,
+    job_environment,
     library_environment,
     prepare_environment,
 )
+from pipeline.errors import SettingsError
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +55,10 @@ def test_variables_decide(monkeypatch: pytest.MonkeyPatch) -> None:
         "RAY_ADDRESS": "head:6379",
         "AWS_ENDPOINT_URL": "http://s3",
         "NORMSCOPE_PSEUDONYM_KEY": "0a" * 32,
+        "NORMSCOPE_STATE": "s3://lake/state",
+        "RAY_API_SERVER_ADDRESS": "http://head:8265",
+        "NORMSCOPE_RAY_WORKING_DIR": "/checkout",
+        "NORMSCOPE_RAY_WAIT_S": "30",
         "NORMSCOPE_LOG_FORMAT": "json",
         "NORMSCOPE_NOTIFY_URL": "https://notify",
         "NORMSCOPE_GPUS": "8",
@@ -69,6 +75,10 @@ def test_variables_decide(monkeypatch: pytest.MonkeyPatch) -> None:
         "ray_address": "head:6379",
         "aws_endpoint_url": "http://s3",
         "pseudonym_key": SecretStr("0a" * 32),
+        "state": "s3://lake/state",
+        "ray_api_server_address": "http://head:8265",
+        "ray_working_dir": "/checkout",
+        "ray_wait_s": 30.0,
         "log_format": "json",
         "notify_url": SecretStr("https://notify"),
         "gpus": 8,
@@ -76,6 +86,77 @@ def test_variables_decide(monkeypatch: pytest.MonkeyPatch) -> None:
     }
     assert "0a0a" not in repr(settings)
     assert settings.mlflow_artifact_root is None
+
+
+def test_the_state_lies_in_the_home_folder_or_where_it_is_told_to(tmp_path: Path) -> None:
+    assert Settings(home=tmp_path).place("training") == f"{tmp_path}/training"
+    assert Settings(home=tmp_path).place("training", "given") == "given"
+    shared = Settings(home=tmp_path, state="s3://lake/state", ray_address="head:6379")
+    assert shared.place("ledgers") == "s3://lake/state/ledgers"
+    assert Settings(state="relative").state_url == str(Path("relative").absolute())
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        {"ray_address": "ray-head:6379"},
+        {"ray_address": "localhost.example:6379"},
+        {"ray_address": "[fd00::1]:6379"},
+        {"prefect_api_url": "http://prefect:4200/api"},
+        {"mlflow_tracking_uri": "https://user:secret@mlflow.example"},
+        {"mlflow_tracking_uri": "postgresql://database/mlflow"},
+    ],
+)
+def test_state_on_this_disk_is_refused_beside_an_engine_elsewhere(
+    tmp_path: Path, engine: dict[str, str]
+) -> None:
+    settings = Settings(home=tmp_path, **engine)  # type: ignore[arg-type]  # one of its fields
+    [(name, address)] = engine.items()
+    variable = str(Settings.model_fields[name].validation_alias)
+    with pytest.raises(SettingsError) as caught:
+        settings.place("ledgers")
+    said = str(caught.value)
+    assert said.startswith(f"NORMSCOPE_STATE: {tmp_path}/ledgers is on this machine's disk, but ")
+    assert f"{variable}=" in said
+    assert address.rpartition("@")[2] in said
+    assert "secret" not in said
+    assert "\n" not in said
+    assert settings.place("ledgers", "s3://lake/ledgers") == "s3://lake/ledgers"
+    assert settings.place("ledgers", "file:///mnt/shared") == "file:///mnt/shared"
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["127.0.0.1:6379", "localhost:6379", "ray://127.0.0.1:10001", "auto", "[::1]:6379", "local"],
+)
+def test_an_engine_on_this_machine_finds_its_state(tmp_path: Path, address: str) -> None:
+    settings = Settings(
+        home=tmp_path,
+        ray_address=address,
+        prefect_api_url="http://127.0.0.1:4200/api",
+        mlflow_tracking_uri="http://user:password@localhost:5000",
+    )
+    assert settings.place("search") == f"{tmp_path}/search"
+
+
+def test_a_job_gets_no_secret_and_no_place_of_this_machine(tmp_path: Path) -> None:
+    settings = Settings(
+        home=tmp_path,
+        state="s3://lake/state",
+        ray_address="head:6379",
+        mlflow_tracking_uri="http://mlflow:5000",
+        aws_endpoint_url="http://s3:9000",
+        pseudonym_key=SecretStr("0a" * 32),
+    )
+    variables = job_environment(settings)
+    assert variables["NORMSCOPE_STATE"] == "s3://lake/state"
+    assert variables["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"
+    assert variables["AWS_ENDPOINT_URL"] == variables["MLFLOW_S3_ENDPOINT_URL"] == "http://s3:9000"
+    assert variables["RAY_TRAIN_V2_ENABLED"] == "1"
+    assert not [
+        name for name, value in variables.items() if str(tmp_path) in value or "0a0a" in value
+    ]
+    assert not [name for name in variables if "KEY" in name or "TOKEN" in name or "AUTH" in name]
 
 
 def test_arguments_win_and_empty_variables_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
