@@ -21,10 +21,9 @@ from botocore.config import Config
 from s3transfer.exceptions import RetriesExceededError, S3DownloadFailedError
 
 from pipeline.errors import AbsentError, ChangedError, DeniedError, SourceError, StorageError
+from pipeline.io.refusals import BUCKET_REMEDY, CREDENTIALS_REMEDY, find_refusal
 from pipeline.io.scratch import Copy, Scratch
 from pipeline.io.storage import (
-    BUCKET_REMEDY,
-    CREDENTIALS_REMEDY,
     ObjectInfo,
     Place,
     describe,
@@ -59,12 +58,14 @@ def require_reachable(url: str) -> None:
     if place.scheme != "s3":
         return
     try:
-        _s3_client().head_bucket(Bucket=place.root)
+        # The answer to HEAD would not say why it is no.
+        _s3_client().list_objects_v2(Bucket=place.root, MaxKeys=1)
     except botocore.exceptions.ClientError as error:
         code = error.response.get("Error", {}).get("Code", "")
         if code in {"404", "NoSuchBucket"}:
             raise DeniedError(url, f"no bucket {place.root!r}", BUCKET_REMEDY) from error
-        raise DeniedError(url, f"S3 refuses us ({code})", CREDENTIALS_REMEDY) from error
+        refusal = find_refusal(url, code)
+        raise refusal or StorageError(url, f"S3 fails ({code})", "Look at its logs") from error
     except botocore.exceptions.NoCredentialsError as error:
         raise DeniedError(url, "no credentials for S3", CREDENTIALS_REMEDY) from error
     except botocore.exceptions.BotoCoreError as error:
@@ -226,6 +227,5 @@ def _translate(url: str, error: botocore.exceptions.ClientError) -> StorageError
     code = error.response.get("Error", {}).get("Code", "")
     if code in {"404", "NoSuchKey"}:
         return AbsentError(url, "no such object", "Check the spelling of the URL")
-    if code in {"403", "AccessDenied"}:
-        return DeniedError(url, f"S3 refuses us ({code})", CREDENTIALS_REMEDY)
-    return StorageError(url, f"download failed ({error})", "Run again")
+    refusal = find_refusal(url, code)
+    return refusal or StorageError(url, f"download failed ({error})", "Run again")

@@ -28,15 +28,11 @@ from zarr.storage import ObjectStore, StorePath
 
 from pipeline.errors import AbsentError, DeniedError, SourceError, StorageError
 from pipeline.io.atomic_files import Part, written_beside
+from pipeline.io.refusals import CREDENTIALS_REMEDY, find_refusal
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
 
-CREDENTIALS_REMEDY: Final = (
-    "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_ENDPOINT_URL for a server of your "
-    "own) where the work runs"
-)
-BUCKET_REMEDY: Final = "Create the bucket, or correct its name in the URL"
 _ABSENT_REMEDY: Final = "Check the spelling of the URL"
 _NO_FILE: Final = {errno.ENOENT, errno.ELOOP}  # removed meanwhile, a link to nowhere or itself
 
@@ -143,17 +139,18 @@ def translated(url: str) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         # obstore's NotFoundError is a FileNotFoundError too.
-        if "NoSuchBucket" in str(error):
-            raise DeniedError(url, "the bucket does not exist", BUCKET_REMEDY) from error
+        if (refusal := find_refusal(url, str(error))) is not None:
+            raise refusal from error
         raise AbsentError(url, "no such file or object", _ABSENT_REMEDY) from error
-    except PermissionError as error:
-        raise DeniedError(url, "access denied", "Check the credentials and their rights") from error
     except (BaseError, OSError) as error:
         text = str(error)
+        if (refusal := find_refusal(url, text)) is not None:
+            raise refusal from error
+        if isinstance(error, PermissionError):
+            remedy = "Check the credentials and their rights"
+            raise DeniedError(url, "access denied", remedy) from error
         if "169.254.169.254" in text:
             raise DeniedError(url, "no credentials for S3", CREDENTIALS_REMEDY) from error
-        if "403 Forbidden" in text or "InvalidAccessKeyId" in text or "AccessDenied" in text:
-            raise DeniedError(url, "access denied by S3", CREDENTIALS_REMEDY) from error
         first = text.splitlines()[0] if text else type(error).__name__
         remedy = "Check that the server or disk answers, then rerun"
         raise StorageError(url, f"storage failed ({first})", remedy) from error
