@@ -38,6 +38,11 @@ _DEATHS_OF_AN_ITEM: Final = 10
 # The scheduler holds twice as many tasks as there are threads, counted anew every few seconds.
 _LEAST_WINDOW: Final = 8
 _RECOUNT_S: Final = 5.0
+_TLS_VARIABLES: Final = (
+    "DASK_DISTRIBUTED__COMM__TLS__CA_FILE",
+    "DASK_DISTRIBUTED__COMM__TLS__CLIENT__CERT",
+    "DASK_DISTRIBUTED__COMM__TLS__CLIENT__KEY",
+)
 DEATH: Final = "every worker that took it up has died: out of memory, or a crash in a codec"
 DEATH_REMEDY: Final = "Look into the workers' logs; give workers more memory or leave the file out"
 
@@ -109,7 +114,13 @@ def dask_engine(
             client = Client(target, set_as_default=False)
         except OSError as error:
             raise SettingsError(
-                str(address), "no Dask scheduler answers", "Start one with `dask scheduler`"
+                str(address),
+                "no Dask scheduler answers, or not to these certificates",
+                "Start one with `dask scheduler`, or correct DASK_DISTRIBUTED__COMM__TLS__*",
+            ) from error
+        except TypeError as error:  # this is how Dask says that tls:// lacks its certificates
+            raise SettingsError(
+                str(address), "tls:// needs certificates", f"Set {', '.join(_TLS_VARIABLES)}"
             ) from error
         with client:
             yield DaskMap(client)
@@ -250,6 +261,9 @@ def _cluster(address: str | None, workers: int, memory_limit: str) -> Iterator[s
             threads_per_worker=1,
             memory_limit=memory_limit,
             dashboard_address="127.0.0.1:0",
+            # Certificates for this cluster alone: its scheduler runs whatever it is sent, and
+            # every user of the machine reaches its port.
+            security=True,
             silence_logs=logging.ERROR,
         ) as cluster,
     ):

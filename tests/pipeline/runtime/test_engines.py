@@ -12,7 +12,7 @@ from weakref import WeakSet
 
 import numpy as np
 import pytest
-from distributed import LocalCluster, Scheduler
+from distributed import Client, LocalCluster, Scheduler, Security
 from numpy.typing import NDArray
 
 from pipeline.errors import SettingsError
@@ -147,3 +147,23 @@ def test_a_scheduler_that_is_not_there_is_named() -> None:
         dask_engine(address="tcp://127.0.0.1:9"),
     ):
         pass
+
+
+def test_tls_without_certificates_is_named() -> None:
+    with (
+        pytest.raises(SettingsError, match=r"tls:// needs certificates.*TLS__CA_FILE"),
+        dask_engine(address="tls://127.0.0.1:9"),
+    ):
+        pass
+
+
+def test_a_cluster_of_our_own_lets_nobody_else_in() -> None:
+    with dask_engine(workers=1) as engine:
+        assert list(engine(abs, [-3])) == [3]
+        address = engine.client.scheduler.address  # type: ignore[attr-defined]  # a DaskMap's
+        assert address.startswith("tls://127.0.0.1:")
+        with pytest.raises(OSError, match="closed"):  # also who speaks no TLS at all
+            Client(address.replace("tls://", "tcp://"), timeout="5s", set_as_default=False)
+        strangers = Security.temporary()  # certificates, but not of this cluster
+        with pytest.raises(OSError, match=r"Timed out|certificate"):
+            Client(address, security=strangers, timeout="5s", set_as_default=False)
