@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -29,3 +31,23 @@ def test_tf32_is_chosen_and_every_getter_of_pytorch_still_answers(is_allowed: bo
     with torch.backends.cudnn.flags(enabled=True):
         pass
     assert torch.backends.cudnn.allow_tf32 == is_allowed
+
+
+def test_the_getters_answer_in_a_process_that_has_asked_for_nothing_before() -> None:
+    code = """
+import torch
+from training.networks.precision import set_tf32
+
+for is_allowed in (False, True, False):
+    set_tf32(is_allowed=is_allowed)
+    with torch.backends.cudnn.flags():
+        pass
+    print(
+        torch.backends.cudnn.allow_tf32,
+        torch.backends.cuda.matmul.allow_tf32,
+        torch.get_float32_matmul_precision(),
+    )
+"""
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    on, off = "True True high", "False False highest"
+    assert said.stdout.splitlines() == [off, on, off]
