@@ -23,6 +23,8 @@ from pydantic import ValidationError
 from rich.console import Console, ConsoleOptions
 from rich.markdown import Markdown
 
+from flows.local.access import USER, Access, Host, password_path
+from flows.local.loopback import HOST
 from flows.local.stack import (
     find_stack,
     running_prefect_server,
@@ -188,12 +190,22 @@ for _name, (_what, _example) in _COMMANDS.items():
 
 
 @app.command(help_epilogue="Example: normscope up")
-def up() -> None:
-    """Start Prefect, a worker, MLflow and Ray on this machine, and leave them running."""
-    stack = start_stack(Settings())
+def up(*, host: Host = HOST, passwords: bool | None = None) -> None:
+    """Start Prefect, a worker, MLflow and Ray on this machine, and leave them running.
+
+    Args:
+        host: Address that their pages listen on: 127.0.0.1 for this machine alone, 0.0.0.0 for
+            every network that it is in.
+        passwords: Let Prefect and MLflow ask for a password, which commands read from the home
+            folder; by default where other machines reach them. Ray always asks for its token.
+    """
+    settings = Settings()
+    stack = start_stack(settings, access=Access(host, passwords))
     print(f"Prefect  {stack.prefect_api_url.removesuffix('/api')}")
     print(f"MLflow   {stack.mlflow_tracking_uri}")
     print(f"Ray      {stack.ray_address}")
+    if stack.password is not None:
+        print(f"Pages    user {USER}, password in {password_path(settings)}")
     print("Commands find them by themselves. Next: normscope deploy")
 
 
@@ -231,7 +243,10 @@ def _prefect(settings: Settings) -> Iterator[None]:
     from prefect.logging.handlers import APILogHandler  # noqa: PLC0415 -- slow
     from prefect.settings import PREFECT_API_URL, temporary_settings  # noqa: PLC0415
 
+    from flows.local.prefect_api import require_prefect_server  # noqa: PLC0415
+
     if settings.prefect_api_url:
+        require_prefect_server(settings.prefect_api_url)
         yield
         return
     with running_prefect_server(settings) as url, temporary_settings({PREFECT_API_URL: url}):

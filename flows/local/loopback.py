@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+from base64 import b64encode
 from typing import Final
 
 from pipeline.errors import NormscopeError
@@ -36,20 +37,25 @@ def require_free_port(port: int, name: str) -> None:
             )
 
 
-def answers(port: int, path: str, body: object = None) -> bytes | None:
+def answers(
+    port: int, path: str, body: object = None, *, credentials: str | None = None
+) -> bytes | None:
     """What an HTTP server on loopback answers with status 200, or None.
 
     Args:
         port: Port of the server on loopback.
         path: Path of the request, e.g. `/health`.
         body: Sent as JSON by POST; without it the request is a GET.
+        credentials: `user:password` for a server that asks; None sends none.
     """
     connection = http.client.HTTPConnection(HOST, port, timeout=5)
+    headers = {"Content-Type": "application/json"}
+    if credentials is not None:
+        headers["Authorization"] = f"Basic {b64encode(credentials.encode()).decode()}"
     try:
         if body is None:
-            connection.request("GET", path)
+            connection.request("GET", path, headers=headers)
         else:
-            headers = {"Content-Type": "application/json"}
             connection.request("POST", path, json.dumps(body), headers)
         response = connection.getresponse()
         content = response.read()

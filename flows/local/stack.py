@@ -1,21 +1,22 @@
 """Prefect, MLflow and Ray on this machine: one server for one command, or the whole stack.
 
-All state lies below the home folder. Prefect and MLflow listen on loopback only; Ray listens on
-every address of the machine and asks whoever comes for the home folder's token.
+All state lies below the home folder. Prefect and MLflow listen on loopback, or elsewhere with a
+password; Ray listens on every address of the machine and asks for the home folder's token.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
 from flows.local import processes, services
-from flows.local.loopback import HOST, require_free_port
+from flows.local.access import USER, Access, read_password
+from flows.local.loopback import HOST, ServiceError, require_free_port
 from flows.local.processes import Service
-from flows.local.services import MLFLOW, PREFECT, RAY, WORKER
+from flows.local.services import LOOPBACK, MLFLOW, PREFECT, RAY, WORKER
 from flows.shared.settings import Settings
 
 POOL: Final = services.POOL
@@ -40,14 +41,20 @@ class Stack:
     prefect_api_url: str
     mlflow_tracking_uri: str
     ray_address: str
+    password: str | None = field(default=None, repr=False)
 
     def environment(self) -> dict[str, str]:
-        """The variables that point a command, or a shell, at this stack."""
-        return {
+        """The variables that point a command, or a shell, at this stack; passwords among them."""
+        variables = {
             "PREFECT_API_URL": self.prefect_api_url,
             "MLFLOW_TRACKING_URI": self.mlflow_tracking_uri,
             "RAY_ADDRESS": self.ray_address,
         }
+        if self.password is not None:
+            variables["PREFECT_API_AUTH_STRING"] = f"{USER}:{self.password}"
+            variables["MLFLOW_TRACKING_USERNAME"] = USER
+            variables["MLFLOW_TRACKING_PASSWORD"] = self.password
+        return variables
 
 
 @contextmanager
@@ -113,21 +120,25 @@ def running_ray_head(
         yield address
 
 
-def start_stack(settings: Settings, ports: StackPorts | None = None) -> Stack:
+def start_stack(
+    settings: Settings, ports: StackPorts | None = None, access: Access = LOOPBACK
+) -> Stack:
     """Start whatever of the stack does not run yet: Prefect server and worker, MLflow, Ray.
 
     Args:
         settings: All state lies below its home folder.
         ports: Ports to listen on; each service's usual one by default.
+        access: Address to listen on, and whether passwords are asked for.
 
     Returns:
         The stack's addresses; those of services that ran already are kept.
 
     Raises:
-        ServiceError: A service did not start or its port is taken. What this call had started
-            is stopped again.
+        ServiceError: A service did not start, its port is taken, or it runs already though
+            another access is asked for. What this call had started is stopped again.
     """
     ports = ports or StackPorts()
+    _require_same_access(settings, access)
     _require_free_ports(settings, ports)
     started: list[str] = []
 
@@ -139,11 +150,12 @@ def start_stack(settings: Settings, ports: StackPorts | None = None) -> Stack:
     try:
         stack = Stack(
             prefect_api_url=_found(PREFECT, settings)
-            or ensure(services.prefect_server(settings, ports.prefect)),
+            or ensure(services.prefect_server(settings, ports.prefect, access)),
             mlflow_tracking_uri=_found(MLFLOW, settings)
-            or ensure(services.mlflow_server(settings, ports.mlflow)),
+            or ensure(services.mlflow_server(settings, ports.mlflow, access)),
             ray_address=_found(RAY, settings)
-            or ensure(services.ray_head(settings, ports.ray, ports.ray_dashboard)),
+            or ensure(services.ray_head(settings, ports.ray, ports.ray_dashboard, access=access)),
+            password=read_password(settings),
         )
         _found(WORKER, settings) or ensure(services.prefect_worker(settings, stack.environment()))
     except BaseException:
@@ -159,7 +171,7 @@ def find_stack(settings: Settings) -> Stack | None:
     prefect_api_url, mlflow_tracking_uri, ray_address, worker = urls
     if not (prefect_api_url and mlflow_tracking_uri and ray_address and worker):
         return None
-    return Stack(prefect_api_url, mlflow_tracking_uri, ray_address)
+    return Stack(prefect_api_url, mlflow_tracking_uri, ray_address, read_password(settings))
 
 
 def usual_stack() -> Stack:
@@ -192,6 +204,14 @@ def _found(name: str, settings: Settings) -> str | None:
     """The URL of a service that runs already."""
     record = processes.find(name, settings.home)
     return None if record is None else record.url
+
+
+def _require_same_access(settings: Settings, access: Access) -> None:
+    """Refuse to call servers protected that run already, perhaps without a password."""
+    for name in (PREFECT, MLFLOW):
+        if access != LOOPBACK and _found(name, settings) is not None:
+            problem = "it runs already, and keeps its address and whether it asks for a password"
+            raise ServiceError(name, problem, "Stop it with `normscope down` first")
 
 
 def _require_free_ports(settings: Settings, ports: StackPorts) -> None:

@@ -23,6 +23,7 @@ from pydantic import BaseModel
 from pipeline.store.dataset import Dataset
 from training.learning.figures import CURVES, draw_curves, draw_distribution, draw_gallery
 from training.learning.loop import Report
+from training.registry.mlflow_errors import translated
 from training.settings import check_run_name, flatten
 
 RUN_NAME: Final = "normscope.run_name"
@@ -113,21 +114,28 @@ def tracked_run(
         settings: Settings to log, flattened as parameters and whole as an artifact.
         dataset: Sealed dataset to log as the run's input.
         tags: Further tags of the run.
+
+    Raises:
+        RegistryError: The server does not answer, refuses, or is of another major version.
     """
     mlflow.set_tracking_uri(tracking_uri)
-    mlflow.set_experiment(experiment)
-    before = find_run(experiment=experiment, run_name=run_name)
+    with translated(experiment):
+        mlflow.set_experiment(experiment)
+        before = find_run(experiment=experiment, run_name=run_name)
     facts = {RUN_NAME: run_name, FINGERPRINT: dataset.fingerprint}
     made_by = str(dataset.attributes["code_version"])
     versions = {"code_version": training_version(), "dataset_code_version": made_by}
-    with mlflow.start_run(
-        run_id=before.info.run_id if before else None,
-        run_name=None if before else run_name,
-        nested=mlflow.active_run() is not None,
-        # Set on creation, so that no kill leaves a run that cannot be found by its name.
-        tags={**facts, **versions, **(tags or {})},
-        log_system_metrics=True,
-    ) as active:
+    with (
+        translated(experiment),
+        mlflow.start_run(
+            run_id=before.info.run_id if before else None,
+            run_name=None if before else run_name,
+            nested=mlflow.active_run() is not None,
+            # Set on creation, so that no kill leaves a run that cannot be found by its name.
+            tags={**facts, **versions, **(tags or {})},
+            log_system_metrics=True,
+        ) as active,
+    ):
         run = TrackedRun(active.info.run_id, _last_step(before))
         _log_inputs(run, settings, dataset)
         yield run

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import tempfile
 import warnings
@@ -17,7 +16,6 @@ from typing import Final
 import mlflow
 import numpy as np
 from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
 from pydantic import ValidationError
@@ -28,6 +26,7 @@ from pipeline.io import storage
 from pipeline.records import JSON
 from training.evaluation.calibration import Calibration, Threshold
 from training.registry.ledger import Entry, append, read_entries, require_known
+from training.registry.mlflow_errors import translated
 from training.registry.version_files import digest_folder, find_digests, require_files
 from training.scoring.detector import DESCRIPTION, FEATURES, NETWORK, Detector
 from training.scoring.loaded_model import IngestRecord, ScoringModel
@@ -131,7 +130,7 @@ def log_and_register(
         "modality": ingest.modality,
         "feature_weights": detector.description.settings.loss.vgg_weights,
     }
-    with _translated(name):
+    with translated(name):
         version = str(mlflow.register_model(logged.model_uri, name, tags=tags).version)
     record_files(resolve(name, version), ledgers_url=ledgers_url)
     set_alias(name, CHALLENGER, version)
@@ -198,7 +197,7 @@ def verified_files(found: VersionInfo) -> Iterator[Path]:
 @contextmanager
 def _download(found: VersionInfo) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
-        with _translated(found.uri):
+        with translated(found.uri):
             local = mlflow.artifacts.download_artifacts(found.uri, dst_path=folder)
         yield Path(local)
 
@@ -239,7 +238,7 @@ def read_ingest(found: VersionInfo) -> IngestRecord:
     Raises:
         RegistryError: There is no such record, or another release wrote it.
     """
-    with _translated(found.uri), _of_this_release(found):
+    with translated(found.uri), _of_this_release(found):
         text = mlflow.artifacts.load_text(f"{found.uri}/artifacts/{_FILES['ingest']}")
         return IngestRecord.model_validate_json(text)
 
@@ -250,9 +249,8 @@ def resolve(name: str, version_or_alias: str) -> VersionInfo:
     Raises:
         RegistryError: There is none.
     """
-    client = MlflowClient()
-    with _translated(name):
-        known = aliases(name)
+    with translated(name):
+        client, known = MlflowClient(), aliases(name)
         version = known.get(version_or_alias, version_or_alias)
         if not version.isdecimal():
             remedy = (
@@ -279,7 +277,8 @@ def recover_version(name: str, run_id: str, *, ledgers_url: str) -> VersionInfo 
     Returns:
         The version, or None if the run has registered none.
     """
-    found = MlflowClient().search_model_versions(f"name='{name}' and run_id='{run_id}'")
+    with translated(name):
+        found = MlflowClient().search_model_versions(f"name='{name}' and run_id='{run_id}'")
     if not found:
         return None
     version = str(found[0].version)
@@ -295,7 +294,7 @@ def aliases(name: str) -> dict[str, str]:
     Raises:
         RegistryError: There is no such model.
     """
-    with _translated(name):
+    with translated(name):
         known = MlflowClient().get_registered_model(name).aliases
     return {alias: str(version) for alias, version in known.items()}
 
@@ -307,31 +306,31 @@ def tracking_uri() -> str:
 
 def set_alias(name: str, alias: str, version: str) -> None:
     """Point an alias to a version."""
-    with _translated(name):
+    with translated(name):
         MlflowClient().set_registered_model_alias(name, alias, version)
 
 
 def delete_alias(name: str, alias: str) -> None:
     """Remove an alias, if it is there."""
-    with _translated(name):
+    with translated(name):
         MlflowClient().delete_registered_model_alias(name, alias)
 
 
 def model_tags(name: str) -> dict[str, str]:
     """Read the tags of a registered model."""
-    with _translated(name):
+    with translated(name):
         return dict(MlflowClient().get_registered_model(name).tags)
 
 
 def run_tags(run_id: str) -> dict[str, str]:
     """Read the tags of a run."""
-    with _translated(run_id):
+    with translated(run_id):
         return dict(MlflowClient().get_run(run_id).data.tags)
 
 
 def tag_model(name: str, key: str, value: str) -> None:
     """Set a tag of a registered model."""
-    with _translated(name):
+    with translated(name):
         MlflowClient().set_registered_model_tag(name, key, value)
 
 
@@ -373,7 +372,7 @@ def claim_ledger(name: str, ledgers_url: str) -> tuple[str, tuple[Entry, ...]]:
 
 def tag_version(found: VersionInfo, tags: Mapping[str, str]) -> None:
     """Set tags of a version."""
-    with _translated(found.name):
+    with translated(found.name):
         for key, value in tags.items():
             MlflowClient().set_model_version_tag(found.name, found.version, key, value)
 
@@ -381,7 +380,7 @@ def tag_version(found: VersionInfo, tags: Mapping[str, str]) -> None:
 def log_record(run_id: str, path: str, content: str | Mapping[str, JSON]) -> None:
     """Log a text, or a mapping as JSON, as an artifact of a run."""
     text = content if isinstance(content, str) else json.dumps(content, indent=1) + "\n"
-    with _translated(run_id):
+    with translated(run_id):
         MlflowClient().log_text(run_id, text, path)
 
 
@@ -443,17 +442,3 @@ def _of_this_release(found: VersionInfo) -> Iterator[None]:
             f"was registered by another release of Normscope ({detail})",
             "Train and register it again with `normscope train`",
         ) from error
-
-
-@contextmanager
-def _translated(item: str) -> Iterator[None]:
-    """Turn MLflow's errors into one line with a remedy."""
-    try:
-        yield
-    except MlflowException as error:
-        first = re.sub(r"\s+", " ", str(error)).removeprefix("RESOURCE_DOES_NOT_EXIST: ")
-        if "not found" in first:
-            remedy = "Run `normscope train` first, or correct the name"
-        else:
-            remedy = "Check that MLFLOW_TRACKING_URI names the right server, and that it answers"
-        raise RegistryError(item, first.rstrip("."), remedy) from error
