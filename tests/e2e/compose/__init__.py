@@ -1,0 +1,1 @@
+"""The Compose file, built, run and crashed with podman."""
