@@ -230,11 +230,20 @@ def env() -> None:
 
 @app.command(help_epilogue="Example: normscope deploy")
 def deploy() -> None:
-    """Deploy every flow to the work pool `local` of the server at `PREFECT_API_URL` or of `up`."""
+    """Deploy every flow to the work pool `local` of the server at `PREFECT_API_URL` or of `up`.
+
+    With them come automations that run lost runs again and, where `NORMSCOPE_NOTIFY_URL` is set,
+    notify of drift, undecided promotions and failed runs.
+    """
     from flows.local.deployments import deploy_all  # noqa: PLC0415 -- imports every flow
 
-    for name in deploy_all():
+    deployed = deploy_all()
+    for name in deployed.deployments:
         print(f"Deployed {name}")
+    for name in deployed.automations:
+        print(f"Automation {name!r}")
+    for note in deployed.notes:
+        print(f"Note: {note}")
 
 
 @contextmanager

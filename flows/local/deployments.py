@@ -1,26 +1,43 @@
-"""Deploy every flow of `prefect.yaml` to its work pool, by Prefect's own command."""
+"""Deploy every flow of `prefect.yaml` by Prefect's own command, and what belongs beside them."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import yaml
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from flows.local.automations import ship_automations
 from flows.local.services import POOL
+from flows.shared.limits import GPU
 from flows.shared.settings import Settings, child_environment
 from pipeline.errors import SettingsError
 
 PREFECT_FILE: Final = Path(__file__).parents[1] / "prefect.yaml"
 
 
-def deploy_all() -> tuple[str, ...]:
-    """Create the work pool, if need be, and deploy every flow to it.
+@dataclass(frozen=True, slots=True)
+class Deployed:
+    """What `deploy_all` has made or set right.
 
-    Returns:
-        The deployments' names, as `flow module/deployment`.
+    Args:
+        deployments: Names of the deployments, as `flow module/deployment`.
+        automations: Names of the automations.
+        notes: What was left out, and how to have it; one line each.
+    """
+
+    deployments: tuple[str, ...]
+    automations: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def deploy_all() -> Deployed:
+    """Create the work pool, if need be; deploy every flow to it, with automations and limits.
 
     Raises:
         SettingsError: No Prefect server is named, or it refuses.
@@ -34,8 +51,33 @@ def deploy_all() -> tuple[str, ...]:
         )
     _prefect(settings, "work-pool", "create", POOL, "--type", "process", "--overwrite")
     _prefect(settings, "deploy", "--all", "--prefect-file", str(PREFECT_FILE))
-    deployments = yaml.safe_load(PREFECT_FILE.read_text())["deployments"]
-    return tuple(f"{entry['entrypoint'].split('.')[1]}/{entry['name']}" for entry in deployments)
+    entries = yaml.safe_load(PREFECT_FILE.read_text())["deployments"]
+    names = tuple(f"{entry['entrypoint'].split('.')[1]}/{entry['name']}" for entry in entries)
+    with temporary_settings({PREFECT_API_URL: settings.prefect_api_url}):
+        automations = ship_automations(settings)
+        if settings.gpus:
+            with get_client(sync_client=True) as client:
+                client.upsert_global_concurrency_limit_by_name(GPU, settings.gpus)
+    return Deployed(names, automations, tuple(_list_gaps(settings)))
+
+
+def _list_gaps(settings: Settings) -> list[str]:
+    """What the settings leave out."""
+    gaps = {
+        "NORMSCOPE_NOTIFY_URL": (
+            settings.notify_url,
+            "Nobody is notified of drift, undecided promotions and failed runs",
+        ),
+        "NORMSCOPE_GPUS": (
+            settings.gpus,
+            "`deploy` sets no limit on the GPUs of all runs together",
+        ),
+    }
+    return [
+        f"{what}: set {name} and deploy again"
+        for name, (value, what) in gaps.items()
+        if value is None
+    ]
 
 
 def _prefect(settings: Settings, *arguments: str) -> None:

@@ -14,17 +14,33 @@ from prefect.events import emit_event
 from pipeline.io.storage import join, read_bytes
 from pipeline.slides.survey.review import shrink_review
 from pipeline.store.dataset import open_dataset
+from training.registry.promotion import PromotionReport
 from training.score import ScoreReport
+
+PROMOTED: Final = "mlflow.model.promoted"
+HELD: Final = "normscope.promotion.held"
+REFUSED: Final = "normscope.promotion.refused"
+DRIFTED: Final = "normscope.scores.drifted"
 
 _PUBLISHED_REVIEWS: Final = 50
 
 
 def announce_champion(model_name: str, version: str) -> None:
     """Emit the event that a version has become champion, by whatever way."""
-    emit_event(
-        "mlflow.model.promoted",
-        resource={"prefect.resource.id": f"mlflow.model.{model_name}", "version": version},
-    )
+    emit_event(PROMOTED, resource=_name_version(model_name, version))
+
+
+def announce_decision(report: PromotionReport) -> None:
+    """Emit the event of a decision on a challenger: promoted, held for a person, or refused."""
+    if report.has_new_champion:
+        announce_champion(report.model_name, report.challenger_version)
+    outcome = report.decision.outcome
+    if outcome != "promoted":
+        emit_event(
+            HELD if outcome == "held" else REFUSED,
+            resource=_name_version(report.model_name, report.challenger_version),
+            payload={"outcome": outcome, "reasons": list(report.decision.reasons)},
+        )
 
 
 def report_ranking(report: ScoreReport) -> None:
@@ -45,10 +61,9 @@ def alert_of_drift(report: ScoreReport) -> None:
     if not report.drift.has_drifted or not report.new_count:
         return
     emit_event(
-        "normscope.scores.drifted",
+        DRIFTED,
         resource={
-            "prefect.resource.id": f"mlflow.model.{report.model_name}",
-            "version": report.model_version,
+            **_name_version(report.model_name, report.model_version),
             "output": report.output_url,
         },
         payload={"findings": [str(found) for found in report.drift.findings]},
@@ -92,3 +107,8 @@ def name_artifact(slide_id: str) -> str:
     if plain != slide_id:
         plain = f"{plain}-{sha256(slide_id.encode()).hexdigest()[:8]}".lstrip("-")
     return f"review-{plain}"
+
+
+def _name_version(model_name: str, version: str) -> dict[str, str]:
+    """A version of a model, as the resource of an event."""
+    return {"prefect.resource.id": f"mlflow.model.{model_name}", "version": version}

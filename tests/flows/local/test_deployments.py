@@ -14,6 +14,7 @@ from prefect.exceptions import ParameterTypeError
 from flows.cli import _FLOWS
 from flows.ingest_images import ingest_images
 from flows.ingest_xrays import ingest_xrays
+from flows.local.automations import SILENCE, TAG
 from flows.local.deployments import PREFECT_FILE
 
 DEPLOYMENTS = yaml.safe_load(PREFECT_FILE.read_text())["deployments"]
@@ -26,6 +27,19 @@ def test_every_flow_of_the_command_line_is_deployed() -> None:
     for entry in DEPLOYMENTS:
         module, _, name = entry["entrypoint"].rpartition(".")
         assert isinstance(getattr(import_module(module), name), Flow)
+
+
+def test_automations_know_every_deployment_and_hear_of_it_in_time() -> None:
+    for entry in DEPLOYMENTS:
+        assert entry["tags"] == [TAG]
+        environment = entry["work_pool"]["job_variables"]["env"]
+        often_s = int(environment["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])
+        assert 3 * often_s < SILENCE.total_seconds()
+
+
+def test_models_are_trained_side_by_side() -> None:
+    one_at_a_time = {e["entrypoint"] for e in DEPLOYMENTS if "concurrency_limit" in e}
+    assert one_at_a_time == {"flows.score.score"}  # the nightly one, which has one output
 
 
 @pytest.mark.parametrize("flow", [ingest_images, ingest_xrays])
