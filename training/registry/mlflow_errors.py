@@ -42,14 +42,37 @@ def _explain(item: str, error: MlflowException) -> RegistryError:
     if error.get_http_status_code() in _REFUSED:  # type: ignore[no-untyped-call]  # MLflow's own
         remedy = "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to what it knows"
         return RegistryError(item, f"{server} refuses these credentials", remedy)
-    theirs, ours = _ask_version(uri), installed_version("mlflow")
-    if theirs.partition(".")[0] not in {"", ours.partition(".")[0]}:
-        problem = f"{server} is version {theirs}, this is version {ours} ({first})"
-        return RegistryError(item, problem, "Run the same major version of MLflow on both sides")
+    other_version = _find_other_version(uri)
+    if other_version is not None:
+        return other_version
     if "not found" in first:
         return RegistryError(item, first, "Run `normscope train` first, or correct the name")
     remedy = "Check that MLFLOW_TRACKING_URI names the right server, and that it answers"
     return RegistryError(item, first, remedy)
+
+
+def require_same_version(uri: str) -> None:
+    """Refuse a server of another major version before hours of work are spent.
+
+    Such a server takes metrics, and fails only when the version is registered.
+
+    Args:
+        uri: Tracking URI; one that names no server is taken.
+
+    Raises:
+        RegistryError: The server is of another major version.
+    """
+    other_version = _find_other_version(uri)
+    if other_version is not None:
+        raise other_version
+
+
+def _find_other_version(uri: str) -> RegistryError | None:
+    theirs, ours = _ask_version(uri), installed_version("mlflow")
+    if theirs.partition(".")[0] in {"", ours.partition(".")[0]}:
+        return None
+    problem = f"this MLflow server is version {theirs}, but here is version {ours}"
+    return RegistryError(_show(uri), problem, "Run the same major version of MLflow on both sides")
 
 
 def _show(text: str) -> str:

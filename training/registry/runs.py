@@ -23,7 +23,7 @@ from pydantic import BaseModel
 from pipeline.store.dataset import Dataset
 from training.learning.figures import CURVES, draw_curves, draw_distribution, draw_gallery
 from training.learning.loop import Report
-from training.registry.mlflow_errors import translated
+from training.registry.mlflow_errors import require_same_version, translated
 from training.settings import check_run_name, flatten
 
 RUN_NAME: Final = "normscope.run_name"
@@ -119,6 +119,7 @@ def tracked_run(
         RegistryError: The server does not answer, refuses, or is of another major version.
     """
     mlflow.set_tracking_uri(tracking_uri)
+    require_same_version(tracking_uri)
     with translated(experiment):
         mlflow.set_experiment(experiment)
         before = find_run(experiment=experiment, run_name=run_name)
