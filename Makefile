@@ -6,9 +6,16 @@ S3_DIR ?= .normscope/s3
 S3_PORT ?= 9103
 TEST_PROCESSES ?= 2
 LOCK := requirements.lock
+GPU_PYTHON ?= python3
+GPU_PYTHON_VERSION ?= 3.12
+GPU_HAS ?=
+GPU_OPTIONS ?=
+GPU_WHEELS := build/gpu-wheels
+GPU_SITE := build/gpu-site
+CARRIED := $(wildcard $(GPU_WHEELS)/*.whl)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint format docs audit lock lock-lowest s3-up s3-down clean
+.PHONY: help demo test check lint format docs audit lock lock-lowest gpu-check gpu-wheels s3-up s3-down clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z0-9-]*\):[^#]*## \(.*\)$$/make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 15
@@ -57,6 +64,19 @@ define compile
 	  cat "$$dir/lock"; } > $(LOCK).new && mv $(LOCK).new $(LOCK)
 endef
 
+# Where wheels have been carried along, they serve beside the PyTorch of GPU_PYTHON, which stays as it
+# is; elsewhere the project's own environment does.
+gpu-check: $(if $(CARRIED),$(GPU_SITE)/.installed,$(VENV)/.installed) ## What needs a GPU, within eight minutes, without a network
+	$(if $(CARRIED),PYTHONPATH=$(GPU_SITE) $(GPU_PYTHON),$(BIN)/python) -m benchmarks.gpu_check --json build/gpu-check.json $(GPU_OPTIONS)
+
+# GPU_HAS names what the machine with the GPU has already, as the names of wheels begin: scikit_learn.
+gpu-wheels: $(VENV)/.created ## Fetch what `make gpu-check` needs beside PyTorch into build/gpu-wheels
+	rm -rf $(GPU_WHEELS)
+	$(BIN)/pip download --quiet --disable-pip-version-check --only-binary :all: --dest $(GPU_WHEELS) \
+	  --python-version $(GPU_PYTHON_VERSION) --platform manylinux_2_28_x86_64 --platform manylinux_2_27_x86_64 \
+	  --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 -c $(LOCK) -r benchmarks/gpu_check_packages.txt
+	rm -f $(foreach name,$(GPU_HAS),$(GPU_WHEELS)/$(name)-*.whl)
+
 s3-up: $(VENV)/.created ## Start a real S3 server on loopback; prints the variables to export
 	@$(BIN)/python -m infra.s3.server up $(S3_DIR) --port $(S3_PORT)
 
@@ -81,3 +101,8 @@ $(VENV)/.installed: $(VENV)/.created $(LOCK) pyproject.toml
 $(VENV)/.installed-dev: $(VENV)/.created $(LOCK) pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check -c $(LOCK) -e '.[dev,docs]'
 	@touch $@ $(VENV)/.installed
+
+$(GPU_SITE)/.installed: $(CARRIED)
+	rm -rf $(GPU_SITE)
+	$(GPU_PYTHON) -m pip install --quiet --disable-pip-version-check --no-index --no-deps --no-compile --target $(GPU_SITE) $(CARRIED)
+	@touch $@

@@ -55,7 +55,7 @@ class Item:
     name: str
     function: str
     needs_gpu: bool = False
-    limit_s: float = 60.0
+    limit_s: float = 90.0
 
 
 ITEMS: Final = (
