@@ -63,6 +63,13 @@ class ComposeStack:
         variables = {**self.variables, **(changes or {})}
         return self.podman.run(command, timeout_s=timeout_s, variables=variables)
 
+    def up(self) -> None:
+        """Start everything at once: before 4.6 podman can wait for no health check.
+
+        Who comes too early is started again by the engine, until what it needs is there.
+        """
+        self.compose("up", "--detach", "--no-deps")
+
     def containers(self) -> dict[str, list[str]]:
         """Names of the containers of each service."""
         label = f"label=io.podman.compose.project={PROJECT}"

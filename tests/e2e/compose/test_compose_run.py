@@ -72,7 +72,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComposeStack]:
 def running(stack: ComposeStack) -> ComposeStack:
     """The stack up and healthy, with deployments and synthetic scans."""
     began = time.monotonic()
-    stack.compose("up", "-d")
+    stack.up()
     stack.wait_until_healthy()
     say(f"up and healthy in {time.monotonic() - began:.0f} s: {stack.containers()}")
     say(stack.execute("worker", "normscope", "deploy").replace("\n", ", "))
@@ -200,6 +200,23 @@ def test_a_ray_worker_that_crashes_costs_no_training(chained: ComposeStack) -> N
     assert len(chained.facts()["models"][XRAYS]["versions"]) == before + 1
 
 
+def test_a_promotion_is_taken_back(chained: ComposeStack) -> None:
+    """By the version that the test before has trained."""
+    dataset = {"model_name": XRAYS, "dataset": f"{LAKE}/xrays.zarr", "wait_s": 0}
+    chained.run_flow("promote", {**dataset, "margin": 0.99, "subgroup_margin": 1})
+    assert chained.facts()["models"][XRAYS]["aliases"]["champion"] == "2"
+    chained.run_flow("rollback", {"model_name": XRAYS, "reason": "tried"})
+    assert chained.facts()["models"][XRAYS]["aliases"]["champion"] == "1"
+
+
+def test_a_score_is_traced_and_a_verdict_taken_in(chained: ComposeStack) -> None:
+    image = chained.execute("worker", "python", "-", stdin=_WRITE_VERDICT).split()[-1]
+    chained.run_flow("lineage", {"scores": f"{LAKE}/scored-slides", "image_id": image})
+    verdicts = {"verdicts": [f"{LAKE}/verdicts/one.json"], "table": f"{LAKE}/verdicts/labels.csv"}
+    chained.run_flow("feedback", verdicts)
+    assert _count(chained, "verdicts/labels.csv") == 1
+
+
 def test_each_kind_of_container_comes_back_after_a_crash(chained: ComposeStack) -> None:
     before = chained.facts()
     for service, (name, *_) in chained.containers().items():
@@ -215,7 +232,7 @@ def test_down_and_up_keep_everything(chained: ComposeStack) -> None:
     before = chained.facts()
     chained.compose("down")
     assert chained.containers() == {}
-    chained.compose("up", "-d")
+    chained.up()
     chained.wait_until_healthy()
     assert chained.facts() == before
     say(f"kept over down and up: {json.dumps(before)}")
@@ -231,6 +248,24 @@ def test_no_secret_is_written(chained: ComposeStack) -> None:
         found = [place for place, text in logs.items() if chained.variables[name] in text]
         assert not found, f"{name} is in {found}"
 
+
+_WRITE_VERDICT = """
+import json
+from io import BytesIO
+import pyarrow.parquet as pq
+from pipeline.io import storage
+place = "s3://lake/scored-slides"
+row = pq.read_table(BytesIO(storage.read_bytes(f"{place}/scores.parquet"))).to_pylist()[0]
+verdict = {name: row[name] for name in ("image_id", "group_id", "anomaly_score", "percentile")}
+file = {
+    "normscope_verdicts": 1, "model_name": "camelyon16-anomaly", "model_version": "1",
+    "run_id": "tried", "source": place, "dataset_fingerprint": "tried",
+    "exported_at": "2026-01-01T00:00:00Z",
+    "verdicts": [{**verdict, "verdict": "normal", "decided_at": "2026-01-01T00:00:00Z"}],
+}
+storage.write_bytes("s3://lake/verdicts/one.json", json.dumps(file).encode())
+print(row["image_id"])
+"""
 
 _READ_ALL = """
 import boto3
