@@ -13,11 +13,14 @@ from dataclasses import dataclass
 from typing import Final
 
 from pipeline.errors import RegistryError
+from pipeline.io import storage
 from pipeline.records import JSON
-from training.registry.ledger import Entry, Kind, append, append_after, read_entries
+from training.registry.ledger import Entry, Kind, append, append_after, read_entries, require_known
 from training.registry.versions import (
     CHAMPION,
     ENTRY_TAG,
+    HEAD_TAG,
+    LEDGER_TAG,
     PREVIOUS,
     aliases,
     claim_ledger,
@@ -107,6 +110,37 @@ def read_ledger(name: str, ledgers_url: str) -> LedgerReport:
     return LedgerReport(name, url, entries, alias, _champion_of(_last_change(entries)))
 
 
+def move_ledger(name: str, ledgers_url: str) -> LedgerReport:
+    """Move a model's ledger to another place, or tell the registry where it was moved to.
+
+    What lies at the old place is copied as far as the new one lacks it; the old copy stays. Nothing
+    changes unless the new place then holds every entry that the old one or the registry knows.
+
+    Args:
+        name: Name of the registered model.
+        ledgers_url: Folder of ledgers; this one becomes `NAME` in it.
+
+    Raises:
+        RegistryError: There is no such model, or the ledgers at both places differ or lack entries
+            that the registry knows.
+    """
+    tags, target = model_tags(name), storage.join(ledgers_url, name)
+    source = tags.get(LEDGER_TAG, "")
+    old, new = read_entries(source) if source else (), read_entries(target)
+    for before, after in zip(old, new, strict=False):
+        if before.digest != after.digest:
+            problem = f"entry {after.sequence} differs from {before.url}"
+            raise RegistryError(target, problem, "Move it to an empty folder")
+    for entry in old[len(new) :]:
+        copy = storage.join(target, storage.name_of(entry.url))
+        storage.create_bytes(copy, storage.read_bytes(entry.url))
+    entries = read_entries(target)
+    for tag in (ENTRY_TAG, HEAD_TAG):
+        require_known(target, entries, tags.get(tag, ""))
+    tag_model(name, LEDGER_TAG, target)
+    return read_ledger(name, ledgers_url)
+
+
 def reconcile_aliases(name: str, ledgers_url: str) -> ChampionState:
     """Verify the ledger and make it and the registry's aliases agree.
 
@@ -123,7 +157,8 @@ def reconcile_aliases(name: str, ledgers_url: str) -> ChampionState:
     url, entries = claim_ledger(name, ledgers_url)
     known = model_tags(name).get(ENTRY_TAG)
     change, alias = _last_change(entries), aliases(name).get(CHAMPION)
-    if change is not None and alias != _champion_of(change) and known != change.reference:
+    is_known = change is not None and known is not None and known.endswith(f"#{change.digest}")
+    if change is not None and alias != _champion_of(change) and not is_known:
         logger.warning("%s: an alias was left behind entry %d", name, change.sequence)
         change = update_aliases(name, url, change)
     elif alias != _champion_of(change):

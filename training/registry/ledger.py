@@ -189,7 +189,8 @@ def require_known(url: str, entries: Sequence[Entry], reference: str) -> None:
     target, _, digest = reference.rpartition("#")
     if reference and digest not in {entry.digest for entry in entries}:
         problem = f"the registry refers to {target}, which is not there as it was written"
-        raise RegistryError(url, problem, _REMEDY)
+        remedy = "Restore it from a copy; if it was moved, `normscope ledger NAME --move FOLDER`"
+        raise RegistryError(url, problem, remedy)
 
 
 def _url_of(url: str, sequence: int) -> str:

@@ -42,6 +42,10 @@ def _explain(item: str, error: MlflowException) -> RegistryError:
     if error.get_http_status_code() in _REFUSED:  # type: ignore[no-untyped-call]  # MLflow's own
         remedy = "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to what it knows"
         return RegistryError(item, f"{server} refuses these credentials", remedy)
+    if "CERTIFICATE_VERIFY_FAILED" in first:
+        problem = f"no CA that this machine trusts has signed the certificate of {server}"
+        remedy = "Set SSL_CERT_FILE to a file with that CA's certificate"
+        return RegistryError(item, problem, remedy)
     other_version = _find_other_version(uri)
     if other_version is not None:
         return other_version

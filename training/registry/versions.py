@@ -42,6 +42,7 @@ PREVIOUS: Final = "previous"
 
 LEDGER_TAG: Final = "ledger"
 ENTRY_TAG: Final = "ledger_entry"
+HEAD_TAG: Final = "ledger_head"
 
 _FILES: Final = {
     "model": DESCRIPTION,
@@ -350,12 +351,15 @@ def read_verified(name: str, ledgers_url: str | None = None) -> tuple[str, tuple
     tags = model_tags(name)
     url = tags.get(LEDGER_TAG) or (storage.join(ledgers_url, name) if ledgers_url else "")
     entries = read_entries(url) if url else ()
-    require_known(url, entries, tags.get(ENTRY_TAG, ""))
+    for tag in (ENTRY_TAG, HEAD_TAG):
+        require_known(url, entries, tags.get(tag, ""))
     return url, entries
 
 
 def claim_ledger(name: str, ledgers_url: str) -> tuple[str, tuple[Entry, ...]]:
     """Read a model's ledger to append to it; a model without one gets it tagged.
+
+    The last entry is tagged too: a ledger that is lost later is not taken for a new one.
 
     Args:
         name: Name of the registered model.
@@ -365,8 +369,11 @@ def claim_ledger(name: str, ledgers_url: str) -> tuple[str, tuple[Entry, ...]]:
         RegistryError: There is no such model, or its ledger is not what was written.
     """
     url, entries = read_verified(name, ledgers_url)
-    if LEDGER_TAG not in model_tags(name):
+    tags = model_tags(name)
+    if LEDGER_TAG not in tags:
         tag_model(name, LEDGER_TAG, url)
+    if entries and entries[-1].reference != tags.get(HEAD_TAG):
+        tag_model(name, HEAD_TAG, entries[-1].reference)
     return url, entries
 
 

@@ -57,7 +57,8 @@ def ledgers(home: Path, tmp_path: Path) -> str:
     for alias in ("champion", "previous"):
         registry.delete_alias(NAME, alias)
     registry.tag_model(NAME, "ledger", str(tmp_path / "ledger"))
-    registry.tag_model(NAME, "ledger_entry", "")
+    for tag in ("ledger_entry", "ledger_head"):
+        registry.tag_model(NAME, tag, "")
     return str(tmp_path)
 
 
