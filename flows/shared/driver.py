@@ -50,6 +50,7 @@ def drive(function: Callable[P, R], settings: Settings, *, subject: str) -> Call
 
     @wraps(function)
     def call_there(*, on_progress: Progress = ignore_progress, **arguments: object) -> R:
+        arguments.pop("ray_address", None)  # Prefect adds every default
         _require_urls(arguments)
         owner = runtime.flow_run.id
         return run_as_job(

@@ -68,6 +68,21 @@ def use_log_format(settings: Settings) -> None:
         setup_logging(incremental=False)
 
 
+def show_own_loggers() -> None:
+    """Have Prefect take the lines of our own loggers to its pages.
+
+    `PREFECT_LOGGING_EXTRA_LOGGERS` does so where it is set before Prefect is imported; a worker
+    that somebody else has started does not set it.
+    """
+    extra = logging.getLogger("prefect.extra")
+    for package in ("flows", "training", "pipeline"):
+        ours = logging.getLogger(package)
+        ours.setLevel(logging.INFO)
+        for handler in extra.handlers:
+            if not any(type(known) is type(handler) for known in ours.handlers):
+                ours.addHandler(handler)
+
+
 def _find_run() -> tuple[str | None, str | None]:
     """Identifier and name of the flow run that this thread works for."""
     context = FlowRunContext.get()

@@ -205,6 +205,7 @@ def _scale(workers: int, min_workers: int | None, share: Share) -> ScalingConfig
 
 def _work(config: dict[str, Any]) -> None:
     """Train in one worker; the driver names settings, dataset and the run's folder."""
+    logging.getLogger("ray.train").setLevel(logging.WARNING)  # it prints every report whole
     settings: TrainSettings = config["settings"]
     dataset, run_url = open_dataset(config["dataset_url"]), config["run_url"]
     torch.set_num_threads(settings.cpu_threads or _count_threads())

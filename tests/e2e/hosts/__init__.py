@@ -1,0 +1,1 @@
+"""The whole chain on hosts that share nothing but a network."""
