@@ -32,6 +32,10 @@ def require_prefect_server(url: str) -> None:
             problem = text.partition(". Major")[0]
             remedy = "Run the same major version of Prefect on both sides"
             raise SettingsError(url, problem, remedy) from error
-        problem = f"no Prefect server answers at {url}"
-        remedy = "Start it, correct the URL, or unset the variable to work without one"
+        problem = f"no Prefect server answers at {url} ({error.__cause__})"
+        remedy = (
+            "Set SSL_CERT_FILE to a file with the certificate of its CA"
+            if "CERTIFICATE_VERIFY_FAILED" in problem
+            else "Start it, correct the URL, or unset the variable to work without one"
+        )
         raise SettingsError("PREFECT_API_URL", problem, remedy) from error

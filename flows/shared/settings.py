@@ -225,6 +225,9 @@ def library_environment(settings: Settings) -> dict[str, str]:
     if settings.mlflow_artifact_root is not None:
         # MLflow's own default is a folder `mlruns` wherever the process happens to stand.
         variables["_MLFLOW_SERVER_ARTIFACT_ROOT"] = settings.mlflow_artifact_root.as_uri()
+    if "SSL_CERT_FILE" in os.environ:  # what most libraries read, but not requests and boto3
+        authorities = os.environ["SSL_CERT_FILE"]
+        variables["REQUESTS_CA_BUNDLE"] = variables["AWS_CA_BUNDLE"] = authorities
     if settings.aws_endpoint_url is not None:
         variables["MLFLOW_S3_ENDPOINT_URL"] = settings.aws_endpoint_url
         variables["AWS_EC2_METADATA_DISABLED"] = "true"

@@ -1,4 +1,4 @@
-"""What S3 means when it refuses: wrong keys, too few rights, or a clock that is wrong."""
+"""Why S3 and this machine refuse each other: keys, rights, clocks and certificates."""
 
 from __future__ import annotations
 
@@ -26,6 +26,11 @@ _BY_CODE: Final = {
         "Set both clocks, e.g. by NTP",
     ),
 }
+_UNTRUSTED: Final = (
+    "no CA that this machine trusts has signed the certificate of S3",
+    "Set SSL_CERT_FILE to a file with that CA's certificate",
+)
+_UNTRUSTED_WORDS: Final = ("InvalidCertificate", "CERTIFICATE_VERIFY_FAILED")
 # An answer to HEAD has no content, so that nobody learns which of them it was.
 _UNSAID: Final = (
     "S3 refuses the request (403)",
@@ -34,15 +39,17 @@ _UNSAID: Final = (
 
 
 def find_refusal(url: str, answer: str) -> DeniedError | None:
-    """Find out whether S3 has refused a request, and why.
+    """Find out whether a request was refused, by S3 or for its certificate, and why.
 
     Args:
         url: The URL that was asked for.
-        answer: S3's error code, or a message that quotes its answer.
+        answer: S3's error code, or a library's message that quotes its answer.
 
     Returns:
-        The error to raise; None where S3 has refused nothing.
+        The error to raise; None where nothing was refused.
     """
+    if any(word in answer for word in _UNTRUSTED_WORDS):
+        return DeniedError(url, *_UNTRUSTED)
     (code,) = re.findall(r"<Code>(\w+)</Code>", answer)[:1] or [answer]
     if code in _BY_CODE:
         return DeniedError(url, *_BY_CODE[code])

@@ -69,9 +69,9 @@ def require_reachable(url: str) -> None:
     except botocore.exceptions.NoCredentialsError as error:
         raise DeniedError(url, "no credentials for S3", CREDENTIALS_REMEDY) from error
     except botocore.exceptions.BotoCoreError as error:
-        raise StorageError(
-            url, f"S3 does not answer ({error})", "Check AWS_ENDPOINT_URL and the server"
-        ) from error
+        remedy = "Check AWS_ENDPOINT_URL and the server"
+        silence = StorageError(url, f"S3 does not answer ({error})", remedy)
+        raise find_refusal(url, str(error)) or silence from error
 
 
 def _require_writable(url: str, folder: Path) -> None:

@@ -69,6 +69,7 @@ def test_keys_without_the_right_are_told_which_right(real_s3_url: str) -> None:
     ("answer", "said"),
     [
         ("403 Forbidden: <Error><Code>RequestTimeTooSkewed</Code>", "clock .* Set both clocks"),
+        ("error: InvalidCertificate(UnknownIssuer)", "no CA .* Set SSL_CERT_FILE"),
         ("403 Forbidden", r"S3 refuses the request \(403\)"),
         ("403", r"S3 refuses the request \(403\)"),
         ("404 Not Found: <Code>NoSuchBucket</Code>", "the bucket does not exist. Create"),
