@@ -51,7 +51,8 @@ def test_a_server_takes_the_pool_and_its_deployments_twice(
             flow = entry["entrypoint"].split(".")[-1].replace("_", "-")
             deployment = client.read_deployment_by_name(f"{flow}/kubernetes")
             assert deployment.work_pool_name == "kubernetes"
-            assert deployment.job_variables["image"] == IMAGE
+            (step,) = deployment.pull_steps or [{}]
+            assert step["prefect.deployments.steps.set_working_directory"] == {"directory": "/app"}
             wanted = entry["work_pool"]["job_variables"]
             assert deployment.job_variables == {**wanted, "image": IMAGE}
             client.delete_deployment(deployment.id)

@@ -227,6 +227,13 @@ def test_the_pool_s_deployments_are_flows_that_exist() -> None:
         assert deployment.get("parameters", {}).keys() <= flow.parameters.properties.keys()
 
 
+def test_runs_begin_where_the_image_holds_the_code() -> None:
+    _, file = read_pool(render_overlay("laptop"))
+    (step,) = file["pull"]
+    folder = step["prefect.deployments.steps.set_working_directory"]["directory"]
+    assert f"WORKDIR {folder}" in (ROOT / "infra" / "Dockerfile").read_text().splitlines()
+
+
 def test_the_pool_s_variables_are_those_of_its_template() -> None:
     template, file = read_pool(render_overlay("laptop"))
     properties = template["variables"]["properties"]
