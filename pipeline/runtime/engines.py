@@ -118,10 +118,10 @@ def dask_engine(
                 "no Dask scheduler answers, or not to these certificates",
                 "Start one with `dask scheduler`, or correct DASK_DISTRIBUTED__COMM__TLS__*",
             ) from error
-        except TypeError as error:  # this is how Dask says that tls:// lacks its certificates
-            raise SettingsError(
-                str(address), "tls:// needs certificates", f"Set {', '.join(_TLS_VARIABLES)}"
-            ) from error
+        except (TypeError, RuntimeError) as error:  # Dask's for TLS without its certificates
+            problem = f"TLS needs certificates and a tls:// address ({error})"
+            remedy = f"Set {', '.join(_TLS_VARIABLES)}"
+            raise SettingsError(str(address), problem, remedy) from error
         with client:
             yield DaskMap(client)
 

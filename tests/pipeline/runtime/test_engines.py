@@ -151,7 +151,7 @@ def test_a_scheduler_that_is_not_there_is_named() -> None:
 
 def test_tls_without_certificates_is_named() -> None:
     with (
-        pytest.raises(SettingsError, match=r"tls:// needs certificates.*TLS__CA_FILE"),
+        pytest.raises(SettingsError, match=r"TLS needs certificates.*TLS__CA_FILE"),
         dask_engine(address="tls://127.0.0.1:9"),
     ):
         pass
