@@ -141,6 +141,10 @@ _COMMANDS: Final[dict[str, tuple[str, str]]] = {
         "Look at slides before they are ingested: levels, um/px, format, colours, tissue.",
         "normscope inspect slide.svs --picture slide.png",
     ),
+    "metrics": (
+        "Serve figures of the flow runs to Prometheus: images, bytes, queue, failures.",
+        "normscope metrics --port 9400",
+    ),
     "verify": (
         "Verify every digest of a dataset against what lies there.",
         "normscope verify s3://lake/camelyon16",

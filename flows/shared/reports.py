@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar
 from prefect.artifacts import create_markdown_artifact
 from prefect.context import FlowRunContext
 
+from flows.shared.metrics import announce_work
 from pipeline.export.tiles import ExportReport
 from pipeline.images.ingest import ImageIngestReport
 from pipeline.ingest.estimate import Estimate
@@ -50,7 +51,7 @@ _NAMED: Final = 20  # failures that a report names; the manifest has them all
 
 
 def publish(report: R) -> R:
-    """Keep a report as an artifact of the flow run, and hand it on.
+    """Keep a report as an artifact of the flow run and its figures as an event; hand it on.
 
     Args:
         report: Report of a type that `to_markdown` knows.
@@ -58,6 +59,7 @@ def publish(report: R) -> R:
     context = FlowRunContext.get()
     if context is not None and context.flow is not None:
         create_markdown_artifact(to_markdown(report), key=context.flow.name)
+        announce_work(report)
     return report
 
 
