@@ -149,7 +149,12 @@ class Fetched:
 
 
 def fetch(folder: Path, count: int) -> Fetched:
-    """Ingest real slides from S3 into S3, twice, and count what the server sends."""
+    """Ingest real slides from S3 into S3, twice, and count what the server sends.
+
+    The scratch folder is new: an earlier benchmark may have left copies of equal slides.
+    """
+    (folder / "scratch").mkdir()
+    os.environ["TMPDIR"] = str(folder / "scratch")
     local = folder / "real"
     write_slides(
         str(local), normal_count=count, tumor_count=0, test_count=0, shape_yx=_REAL_SHAPE_YX

@@ -33,7 +33,7 @@ from pipeline.store.layout import (
     require_destination,
     sweep,
 )
-from pipeline.store.part import Part, read_whole, share_texts
+from pipeline.store.part import Part, SharedFacts, read_whole
 from pipeline.store.spec import ROOT, SCHEMA_VERSION, DatasetSpec, code_version, encode_root
 from pipeline.store.table import compute_fingerprint, write_table
 
@@ -195,7 +195,7 @@ def _visit_all(
     outcomes: list[tuple[int, Outcome]] = []
     visit, give_up = _Numbered(work.visit), _Numbered(work.give_up)
     for number, found in map_work(visit, list(enumerate(work.items)), give_up=give_up):
-        outcome = replace(found, part=share_texts(found.part)) if found.part else found
+        outcome = replace(found, part=_share(found.part)) if found.part else found
         outcomes.append((number, outcome))
         done += weights[number]
         file.count(
@@ -206,6 +206,11 @@ def _visit_all(
         )
         on_progress(done, total)
     return [outcome for _, outcome in sorted(outcomes, key=lambda pair: pair[0])]
+
+
+def _share(part: Part) -> Part:
+    """Let a part share what it can with the others."""
+    return replace(part, facts=SharedFacts(part.facts))
 
 
 @dataclass(frozen=True)

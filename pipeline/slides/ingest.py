@@ -25,7 +25,7 @@ from pipeline.slides.settings import SlideSettings
 from pipeline.slides.visit import SlideItem, SlideVisit, name_review
 from pipeline.splits import SlideFacts, assign_slide_splits, explain_slide_splits
 from pipeline.store.layout import require_destination, sweep_pictures
-from pipeline.store.part import Part
+from pipeline.store.part import Part, SharedFacts
 from pipeline.store.spec import BASE_COLUMNS, DatasetSpec
 from pipeline.store.stamp import make_stamp
 
@@ -162,7 +162,8 @@ def _arrange(
 def _add_listing(part: Part, slide: Slide, split: str) -> Part:
     """Add to a part what the listing says of its slide, which is no part of its key of work."""
     facts = {"patient": slide.patient, "site": slide.site, "scanner": slide.scanner}
-    return replace(part, group_id=slide.group_id, split=split, facts={**part.facts, **facts})
+    whole = SharedFacts({**part.facts, **facts})
+    return replace(part, group_id=slide.group_id, split=split, facts=whole)
 
 
 def _state_facts(part: Part, slide: Slide) -> SlideFacts:

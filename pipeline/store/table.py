@@ -16,7 +16,7 @@ from blake3 import blake3
 from pipeline.errors import AbsentError, SchemaError
 from pipeline.io import storage
 from pipeline.records import JSON
-from pipeline.store.part import Part
+from pipeline.store.part import Part, SharedFacts
 from pipeline.store.spec import DatasetSpec
 
 PREFIX: Final = "parts-"
@@ -105,7 +105,7 @@ def read_table(url: str, name: str) -> tuple[Part, ...]:
     return tuple(
         Part(
             **{column: row[column] for column in _NAMES},
-            facts={column: row[column] for column in facts if row[column] is not None},
+            facts=SharedFacts({name: row[name] for name in facts if row[name] is not None}),
         )
         for row in table.to_pylist()
     )
