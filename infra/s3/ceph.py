@@ -115,7 +115,8 @@ class Server:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold other starts and stops of the same folder back."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        # The keys in it open every daemon, on ports that each user of the machine reaches.
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with (self.folder / "s3_server.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,6 +45,12 @@ def test_a_folder_of_other_things_is_left_alone(
     assert s3_server.main(["up", str(tmp_path)]) == 1
     assert "holds other things" in capsys.readouterr().err
     assert (tmp_path / "log" / "diary.txt").read_text() == "mine"
+
+
+def test_the_keys_are_for_the_owner_alone(tmp_path: Path) -> None:
+    server = Server(tmp_path / "server")
+    with server.locked():
+        assert stat.S_IMODE(server.folder.stat().st_mode) == 0o700
 
 
 @needs_ceph
