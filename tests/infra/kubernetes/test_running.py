@@ -1,8 +1,8 @@
 """The pods of the overlay `laptop`, run: servers, migrations, deployments, flows and backups.
 
 It takes half an hour on two busy cores, and 6 GiB, so it is run when NORMSCOPE_TEST_PODS is set.
-Not here, and so not run: PostgreSQL's image (Debian's PostgreSQL serves instead), the operators, and
-what only a cluster has: scheduling, NetworkPolicies, the worker that makes Jobs.
+Not here, and so not run: PostgreSQL's image (Debian's PostgreSQL serves instead), the operators,
+and what only a cluster has: scheduling, NetworkPolicies, the worker that makes Jobs.
 """
 
 from __future__ import annotations
