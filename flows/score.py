@@ -13,6 +13,7 @@ import flows.shared.environment  # noqa: F401 -- sets variables, before the rest
 from flows.shared.driver import drive
 from flows.shared.engine import open_engine, open_key
 from flows.shared.events import alert_of_drift, report_ranking
+from flows.shared.limits import limited
 from flows.shared.progress import progress
 from flows.shared.reports import publish
 from flows.shared.settings import Settings, load_settings
@@ -107,7 +108,8 @@ def score(
     else:
         share = Share(gpus=gpus_per_worker, wait_s=settings.ray_wait_s)
         more = {"reduced_precision": reduced_precision, "workers": workers, "share": share}
-        report = _score_on_workers(dataset, output, champion, settings, {**choices, **more})
+        with limited(gpus=workers * gpus_per_worker):
+            report = _score_on_workers(dataset, output, champion, settings, {**choices, **more})
     return _publish(report, period, ledgers)
 
 

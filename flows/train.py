@@ -9,6 +9,7 @@ from pydantic import Field
 
 import flows.shared.environment  # noqa: F401 -- sets variables, before the rest
 from flows.shared.driver import drive
+from flows.shared.limits import limited
 from flows.shared.progress import progress
 from flows.shared.reports import publish
 from flows.shared.settings import load_settings
@@ -71,7 +72,8 @@ def train(
     )
     model_name, run_name = name_training(chosen, dataset, model_name, run_name)
     work = drive(train_and_register, settings, subject=join(storage, run_name))
-    with progress("Steps") as advance:
+    gpus = workers * gpus_per_worker
+    with limited(f"train-{model_name}", gpus=gpus), progress("Steps") as advance:
         trained = resumable(work)(
             settings=chosen,
             dataset_url=make_absolute(dataset),
