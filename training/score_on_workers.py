@@ -56,7 +56,8 @@ def score_on_workers(
     if open_dataset(dataset_url).fingerprint != dataset_fingerprint:
         problem = "has changed since this scoring was asked for"
         raise SchemaError(dataset_url, problem, "Score again")
-    model = load_version(model_name, model_version)
+    # On the CPU: the workers score, and a GPU here would not be one that Ray knows of.
+    model = load_version(model_name, model_version, device="cpu")
     with ray_engine(ray_address, workers=workers, share=share) as map_work:
         return score_dataset(
             dataset_url,

@@ -138,7 +138,7 @@ def train_and_register(
                 ray_address=ray_address,
                 on_report=track,
             )
-            made = _register(run, name, settings, dataset, fitted, ledgers_url)
+            made = _register(run, name, settings, dataset, fitted, ledgers_url, share)
         return _recall(run, made)
 
 
@@ -180,6 +180,7 @@ def _register(
     dataset: Dataset,
     fitted: FitResult,
     ledgers_url: str,
+    share: Share,
 ) -> VersionInfo:
     """Calibrate what was trained, and make it the challenger."""
     run.log_curves()
@@ -189,7 +190,8 @@ def _register(
             f"{each.checkpoint_url} with {each.workers} workers" for each in fitted.resumptions
         ]
         run.set_tags({RESUMED_FROM: ", ".join(resumed)})
-    detector = _assemble(settings, dataset, fitted)
+    device = None if share.gpus else "cpu"  # a training without GPUs takes none afterwards
+    detector = _assemble(settings, dataset, fitted, device)
     with _using_threads(settings.cpu_threads):
         normals, anomalies, calibration = score_validation(detector, dataset)
     threshold = choose_threshold(normals)
@@ -270,9 +272,12 @@ def _require_calibration(dataset: Dataset) -> None:
         )
 
 
-def _assemble(settings: TrainSettings, dataset: Dataset, fitted: FitResult) -> Detector:
+def _assemble(
+    settings: TrainSettings, dataset: Dataset, fitted: FitResult, device: str | None
+) -> Detector:
     return Detector.make(
         DetectorDescription(image_shape=dataset.image_shape, settings=settings),
         network=fitted.networks,
         features=read_features(fitted.features_url, settings).state_dict(),
+        device=device,
     )

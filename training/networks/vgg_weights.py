@@ -16,7 +16,6 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from pipeline.errors import AbsentError, WeightsError
-from pipeline.io.staging import stage
 from pipeline.io.storage import describe
 from training.networks.vgg import (
     CONVOLUTIONS,
@@ -161,6 +160,8 @@ def _local_file(url: str) -> Iterator[Path]:
     if "://" not in url:
         yield Path(url)
         return
+    from pipeline.io.staging import stage  # noqa: PLC0415 -- brings boto3, which few need
+
     try:
         version = describe(url).version
     except AbsentError as error:

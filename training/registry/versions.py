@@ -212,8 +212,13 @@ def load_champion(name: str) -> ScoringModel:
     return load_version(name, CHAMPION)
 
 
-def load_version(name: str, version_or_alias: str) -> ScoringModel:
+def load_version(name: str, version_or_alias: str, *, device: str | None = None) -> ScoringModel:
     """Load a version by its number or alias; nothing is unpickled.
+
+    Args:
+        name: Name of the registered model.
+        version_or_alias: Number of a version, or an alias such as `champion`.
+        device: Device that scores, e.g. `cpu`; a GPU if there is one by default.
 
     Raises:
         RegistryError: There is none, it does not load, or its files are not those registered.
@@ -226,7 +231,7 @@ def load_version(name: str, version_or_alias: str) -> ScoringModel:
             found.name,
             found.version,
             found.run_id,
-            Detector.load(local),
+            Detector.load(local, device=device),
             IngestRecord.model_validate_json(texts["ingest"]),
             Calibration.model_validate_json(texts["calibration"]),
             Threshold.model_validate_json(texts["threshold"]),
