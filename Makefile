@@ -15,7 +15,7 @@ GPU_SITE := build/gpu-site
 CARRIED := $(wildcard $(GPU_WHEELS)/*.whl)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint format docs audit lock lock-lowest gpu-check gpu-wheels s3-up s3-down clean
+.PHONY: help demo test test-hosts check lint format docs audit lock lock-lowest gpu-check gpu-wheels s3-up s3-down clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z0-9-]*\):[^#]*## \(.*\)$$/make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 15
@@ -76,6 +76,9 @@ gpu-wheels: $(VENV)/.created ## Fetch what `make gpu-check` needs beside PyTorch
 	  --python-version $(GPU_PYTHON_VERSION) --platform manylinux_2_28_x86_64 --platform manylinux_2_27_x86_64 \
 	  --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 -c $(LOCK) -r benchmarks/gpu_check_packages.txt
 	rm -f $(foreach name,$(GPU_HAS),$(GPU_WHEELS)/$(name)-*.whl)
+
+test-hosts: $(VENV)/.installed-dev ## The chain on hosts that share nothing but a network; as root
+	$(BIN)/pytest -rs tests/e2e/hosts
 
 s3-up: $(VENV)/.created ## Start a real S3 server on loopback; prints the variables to export
 	@$(BIN)/python -m infra.s3.server up $(S3_DIR) --port $(S3_PORT)
