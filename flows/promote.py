@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+import json
+from dataclasses import asdict
+from typing import Annotated, Any, Final, Literal
 
-from prefect import flow
+from prefect import flow, runtime
 from prefect.exceptions import FlowPauseTimeout
-from prefect.flow_runs import pause_flow_run
-from prefect.input import RunInput
-from pydantic import Field
+from prefect.flow_runs import pause_flow_run, suspend_flow_run
+from prefect.input import (
+    RunInput,
+    create_flow_run_input,
+    filter_flow_run_input,
+    read_flow_run_input,
+)
+from pydantic import Field, TypeAdapter
 
 import flows.shared.environment  # noqa: F401 -- sets variables, before the rest
-from flows.shared.events import announce_champion
+from flows.shared.events import announce_decision
+from flows.shared.limits import limited
 from flows.shared.progress import progress
 from flows.shared.reports import publish
 from flows.shared.settings import load_settings
 from flows.shared.tasks import resumable
-from pipeline.io.storage import join
 from training.registry import promotion
 from training.registry.gate import PromotionSettings
 from training.registry.promotion import (
@@ -28,6 +35,7 @@ from training.registry.promotion import (
 )
 
 _LOOK_EVERY_S: Final = 2
+_HELD: Final = "held"  # names the decision among the run's inputs
 
 
 class Question(RunInput):
@@ -68,12 +76,14 @@ def promote(
         max_weights_ratio: Refuse a challenger whose weights have more than this many times the
             champion's bytes.
         seed: Seed of the bootstrap's random resampling.
-        wait_s: Seconds that the run pauses for a person's answer where the images do not decide;
-            without one the challenger is refused. 0 leaves it held, for `normscope answer`.
+        wait_s: Seconds to wait for a person's answer where the images do not decide. Without one
+            a command refuses the challenger. A deployment's run is suspended meanwhile, with no
+            process; without an answer it fails, and the challenger stays held. 0 leaves it held
+            at once, for `normscope answer`.
         ledgers: Folder for the ledger of a model that has none yet, a path or `s3://`;
-            `ledgers/` in the home folder by default.
+            `ledgers/` in NORMSCOPE_STATE by default.
     """
-    place = ledgers or join(str(load_settings().home), "ledgers")
+    place = load_settings().place("ledgers", ledgers)
     settings = PromotionSettings(
         criterion=criterion,
         margin=margin,
@@ -82,22 +92,24 @@ def promote(
         max_weights_ratio=max_weights_ratio,
         seed=seed,
     )
-    with progress("Images") as advance:
-        report = resumable(promotion.promote)(
-            model_name, dataset, ledgers_url=place, settings=settings, on_progress=advance
-        )
+    report = _recall_held()
+    if report is None:
+        with limited(f"promote-{model_name}"), progress("Images") as advance:
+            report = resumable(promotion.promote)(
+                model_name, dataset, ledgers_url=place, settings=settings, on_progress=advance
+            )
+        announce_decision(report)
     if report.decision.outcome == "held" and wait_s:
         report = _ask(publish(report), wait_s, place)
-    if report.has_new_champion:
-        announce_champion(model_name, report.challenger_version)
+        announce_decision(report)
     return publish(report)
 
 
 def _ask(report: PromotionReport, wait_s: int, ledgers: str) -> PromotionReport:
-    """Pause until a person has answered; without an answer the challenger is refused."""
+    """Wait until a person has answered; a run that waits in vain where it stands refuses."""
     question = Question.with_initial_data(description=report.to_markdown())
     try:
-        said = pause_flow_run(question, timeout=wait_s, poll_interval=_LOOK_EVERY_S)
+        said = _suspend(report, question, wait_s) if _may_suspend() else _pause(question, wait_s)
     except FlowPauseTimeout:
         # The run then ends as failed, by Prefect's own rule for a pause that nobody ended.
         return resumable(refuse_unanswered)(report, wait_s, ledgers_url=ledgers)
@@ -109,3 +121,37 @@ def _ask(report: PromotionReport, wait_s: int, ledgers: str) -> PromotionReport:
         version=report.challenger_version,
         entry_digest=report.entry_digest,
     )
+
+
+def _pause(question: type[Question], wait_s: int) -> Question:
+    """Wait in this process."""
+    return pause_flow_run(question, timeout=wait_s, poll_interval=_LOOK_EVERY_S)
+
+
+def _suspend(report: PromotionReport, question: type[Question], wait_s: int) -> Question:
+    """End this process; once answered, a worker starts the run again, which gets here anew."""
+    # The answer is looked up, so that a run that crashes after it asks nobody twice.
+    known: Any = filter_flow_run_input("suspended-", limit=200)
+    answers = [each.value for each in known if each.key.endswith("-response")]
+    if answers:
+        return Question.model_validate_json(answers[-1])
+    if _recall_held() is None:
+        # Text, as JSON of the server's has no NaN; Python's has.
+        create_flow_run_input(_HELD, json.dumps(asdict(report)))
+    return suspend_flow_run(question, timeout=wait_s, key=f"start-{runtime.flow_run.run_count}")
+
+
+def _may_suspend() -> bool:
+    """Whether a worker can start this run again: it is a deployment's, and no other flow's part."""
+    is_deployed = runtime.deployment.id is not None
+    return is_deployed and runtime.flow_run.parent_flow_run_id is None
+
+
+def _recall_held() -> PromotionReport | None:
+    """The decision that an earlier process of this run has held; None in the first."""
+    if not _may_suspend():
+        return None
+    found: Any = read_flow_run_input(_HELD)
+    if found is None:
+        return None
+    return TypeAdapter(PromotionReport).validate_python(json.loads(found))
