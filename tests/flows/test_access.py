@@ -115,6 +115,27 @@ def test_ray_turns_strangers_away(settings: Settings, stack: Stack) -> None:
         assert ask(port, path, method) in REFUSED, path
 
 
+def test_a_wrong_token_of_ray_is_named(settings: Settings, stack: Stack, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("0" * 64)
+    code = (
+        "import sys\n"
+        "from training.cluster.connection import WorkersError, running_ray\n"
+        "try:\n"
+        "    with running_ray(sys.argv[1], 1): pass\n"
+        "except WorkersError as error: print(error)\n"
+    )
+    wrong = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}
+    done = subprocess.run(
+        [sys.executable, "-c", code, stack.ray_address],
+        env=child_environment(settings, **wrong),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    said = "a server answers, but lets this process into no Ray cluster. Set RAY_AUTH_TOKEN"
+    assert f"{stack.ray_address}: {said}" in done.stdout, done.stderr[-2000:]
+
+
 def test_other_networks_are_turned_away_alike(settings: Settings, stack: Stack) -> None:
     outside = [
         address.address

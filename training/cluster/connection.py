@@ -118,21 +118,25 @@ def _resolve(host: str) -> set[str]:
 
 def _connect(address: str) -> None:
     host, _, port = address.removeprefix("ray://").rpartition(":")
+    problem = "no Ray cluster answers"
+    remedy = "Start one with `ray start --head`, or unset RAY_ADDRESS to work on this machine"
     try:
         if port.isdecimal():  # Ray itself would retry for minutes
             socket.create_connection((host, int(port)), _ANSWER_S).close()
+            problem = "a server answers, but lets this process into no Ray cluster"
+            remedy = "Set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, and RAY_USE_TLS, as on its nodes"
         if not address.startswith("ray://") and not is_node_of(address):
-            remedy = (
+            raise WorkersError(
+                address,
+                "this machine is no node of the Ray cluster",
                 "Run this on a node of the cluster, join it by `ray start --address "
-                f"{address} --num-cpus 0`, or start the flow, which submits a job"
+                f"{address} --num-cpus 0`, or start the flow, which submits a job",
             )
-            raise WorkersError(address, "this machine is no node of the Ray cluster", remedy)
         # In a job the workers' lines reach its log, and with it the flow run; a terminal they
         # would flood.
         ray.init(address=address, log_to_driver=address == "auto", logging_level=logging.WARNING)
     except OSError as error:
-        remedy = "Start one with `ray start --head`, or unset RAY_ADDRESS to work on this machine"
-        raise WorkersError(address, "no Ray cluster answers", remedy) from error
+        raise WorkersError(address, problem, remedy) from error
 
 
 def _await_resources(workers: int, share: Share, wait_s: float) -> None:
