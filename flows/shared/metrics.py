@@ -23,7 +23,7 @@ WORKED: Final = "normscope.work.done"
 FIGURES: Final[Mapping[str, str]] = {
     "images": "Images in the dataset or in the table of scores, made or kept.",
     "failed_items": "Items of the source that failed; the manifest lists them.",
-    "read_bytes": "Bytes of sources that were read.",
+    "read_bytes": "Bytes of slides that were read.",
     "stored_bytes": "Bytes of images that were stored or kept.",
     "seconds": "Wall time of the work in seconds.",
 }
@@ -45,7 +45,8 @@ def _(report: IngestReport) -> tuple[str, dict[str, float]]:
     }
     with suppress(StorageError):  # a store that is away now has cost the ingest nothing
         known = read_progress(report.url) or {}
-        figures |= {name: known[name] for name in ("read_bytes", "stored_bytes") if name in known}
+        # Of images nobody counts the bytes that are read: no figure, rather than a wrong 0.
+        figures |= {name: known[name] for name in ("read_bytes", "stored_bytes") if known.get(name)}
     return report.url, figures
 
 
