@@ -9,6 +9,7 @@ from pydantic import Field
 
 import flows.shared.environment  # noqa: F401 -- sets variables, before the rest
 from flows.shared.driver import drive
+from flows.shared.limits import limited
 from flows.shared.reports import publish
 from flows.shared.settings import load_settings
 from flows.shared.tasks import resumable
@@ -61,16 +62,16 @@ def search(
     storage = settings.place("search", storage)
     run_name = run_name or f"search-{runtime.flow_run.name}"
     work = drive(tuning.search, settings, subject=join(storage, run_name))
-    found = resumable(work)(
-        settings=share_weights(
-            choose_settings(preset, train, seed=seed, vgg_weights=vgg_weights), settings
-        ),
-        dataset_url=make_absolute(dataset),
-        storage_url=storage,
-        tracking_uri=settings.mlflow_tracking_uri,
-        run_name=run_name,
-        trials=trials,
-        model_name=model_name,
-        share=Share(cpus_per_worker, gpus_per_worker, wait_s=settings.ray_wait_s),
-    )
+    chosen = choose_settings(preset, train, seed=seed, vgg_weights=vgg_weights)
+    with limited(gpus=gpus_per_worker):  # of one trial: how many run at once is Ray's to choose
+        found = resumable(work)(
+            settings=share_weights(chosen, settings),
+            dataset_url=make_absolute(dataset),
+            storage_url=storage,
+            tracking_uri=settings.mlflow_tracking_uri,
+            run_name=run_name,
+            trials=trials,
+            model_name=model_name,
+            share=Share(cpus_per_worker, gpus_per_worker, wait_s=settings.ray_wait_s),
+        )
     return publish(found)
