@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prefect import flow
@@ -32,25 +33,36 @@ def gpus() -> Iterator[int]:
         client.delete_global_concurrency_limit_by_name(GPU)
 
 
-def test_two_runs_on_one_model_follow_one_another() -> None:
-    inside, most, lock = 0, 0, threading.Lock()
-    name = f"train-{uuid.uuid4()}/a model"  # a slash may stand in a model's name, not in a limit's
+def follow_one_another(**slots: Any) -> bool:
+    """Whether a second run enters only after a first one has left, which it lets wait."""
+    inside, asked, leave = threading.Event(), threading.Event(), threading.Event()
 
     @flow
-    def work() -> None:
-        nonlocal inside, most
-        with limited(name):
-            with lock:
-                inside += 1
-                most = max(most, inside)
-            time.sleep(1)
-            with lock:
-                inside -= 1
+    def first() -> None:
+        with limited(**slots):
+            inside.set()
+            assert leave.wait(timeout=300)
+
+    @flow
+    def second() -> bool:
+        asked.set()
+        with limited(**slots):
+            return leave.is_set()
 
     with ThreadPoolExecutor(2) as pool:
-        for run in [pool.submit(copy_context().run, work) for _ in range(2)]:
-            run.result()
-    assert most == 1
+        holding = pool.submit(copy_context().run, first)
+        assert inside.wait(timeout=300)
+        waiting = pool.submit(copy_context().run, second)
+        assert asked.wait(timeout=300)
+        time.sleep(3)  # a run that does not wait is through by then
+        leave.set()
+        holding.result()
+        return waiting.result()
+
+
+def test_two_runs_on_one_model_follow_one_another() -> None:
+    # A slash may stand in a model's name, though not in a limit's.
+    assert follow_one_another(name=f"train-{uuid.uuid4()}/a model")
 
 
 def test_runs_on_two_models_go_side_by_side() -> None:
@@ -67,25 +79,15 @@ def test_runs_on_two_models_go_side_by_side() -> None:
 
 
 def test_runs_share_the_gpus_and_none_asks_for_more_than_there_are(gpus: int) -> None:
-    taken, most, lock = 0, 0, threading.Lock()
+    assert follow_one_another(gpus=2.5)  # three whole ones each, of four
 
     @flow
-    def work(count: float) -> None:
-        nonlocal taken, most
-        with limited(gpus=count):
-            with lock:
-                taken += 3
-                most = max(most, taken)
-            time.sleep(1)
-            with lock:
-                taken -= 3
+    def work() -> None:
+        with limited(gpus=gpus + 1):
+            pass
 
-    with ThreadPoolExecutor(2) as pool:
-        for run in [pool.submit(copy_context().run, work, 2.5) for _ in range(2)]:  # 3 whole ones
-            run.result()
-    assert most == 3
     with pytest.raises(SettingsError, match=rf"gpu.*wants {gpus + 1} .*limit is {gpus}"):
-        work(gpus + 1)
+        work()
 
 
 def test_without_a_limit_any_number_of_gpus_is_taken() -> None:
