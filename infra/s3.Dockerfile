@@ -8,6 +8,9 @@ RUN apt-get update && \
 WORKDIR /app
 COPY infra ./infra
 USER ceph
+# Ceph tells lives of a daemon apart by process ids, which are the same in every life of a container:
+# after a crash the monitor would take the new store for the old one, and not let it in.
+ENV CEPH_USE_RANDOM_NONCE=1
 EXPOSE 9000
 ENTRYPOINT ["tini", "--", "/app/infra/entrypoint.sh"]
 CMD ["/app/infra/serve_s3.sh"]
