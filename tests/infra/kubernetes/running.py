@@ -155,9 +155,9 @@ class Machine:
             time.sleep(1)
 
     def stop(self) -> None:
-        """End all that was started."""
+        """End all that was started, at once: `unshare` hands no gentler signal on."""
         for process in reversed(self._started):
-            process.terminate()
+            process.kill()
             process.wait()
 
     def _find(self, name: str) -> Pod:
