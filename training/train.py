@@ -18,13 +18,14 @@ from pipeline.io.storage import join
 from pipeline.records import Label, Progress, ignore_progress
 from pipeline.store.dataset import Dataset, open_dataset
 from training.cluster.connection import ONE_CORE, Share
-from training.cluster.train import fit
+from training.cluster.train import WatchNode, fit
 from training.data.batches import check_trainable, choose_rows
 from training.evaluation.calibration import Calibration, calibrate, choose_threshold
 from training.learning.loop import Report
 from training.learning.perceptual_features import read_features
 from training.learning.run_folder import FitResult, claim_run
 from training.learning.validation import summarise
+from training.registry.node_metrics import NodeMonitor
 from training.registry.runs import RUN_NAME, TrackedRun, tracked_run, training_version
 from training.registry.versions import VersionInfo, log_and_register, recover_version
 from training.scoring.detector import Detector, DetectorDescription
@@ -137,9 +138,19 @@ def train_and_register(
                 share=share,
                 ray_address=ray_address,
                 on_report=track,
+                watch_node=_choose_monitor(run, tracking_uri, ray_address),
             )
             made = _register(run, name, settings, dataset, fitted, ledgers_url, share)
         return _recall(run, made)
+
+
+def _choose_monitor(
+    run: TrackedRun, tracking_uri: str, ray_address: str | None
+) -> WatchNode | None:
+    """Watch the nodes of a cluster; this machine is watched by the run itself."""
+    if ray_address is None or not tracking_uri.startswith(("http://", "https://")):
+        return None
+    return NodeMonitor(run.run_id, tracking_uri).watch
 
 
 def name_training(

@@ -10,9 +10,10 @@ number of workers.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import ray
@@ -64,6 +65,8 @@ from training.settings import TrainSettings
 
 _MAX_FAILURES: Final = 3  # in a row, without a new checkpoint
 
+WatchNode: TypeAlias = Callable[[str], AbstractContextManager[None]]
+
 logger: Final = logging.getLogger(__name__)
 
 
@@ -78,6 +81,7 @@ def fit(
     share: Share = ONE_CORE,
     ray_address: str | None = None,
     on_report: OnReport | None = None,
+    watch_node: WatchNode | None = None,
 ) -> FitResult:
     """Train to the end, or continue an interrupted run of this name.
 
@@ -95,6 +99,8 @@ def fit(
         ray_address: Address of a Ray cluster; None starts Ray on this machine and stops it again.
         on_report: Function that is called with each report once, in order, from another thread;
             those of the run's earlier parts come first. Its failures do not end the training.
+        watch_node: Function that watches a node for as long as a block, given its name; it is
+            called on each node by one worker.
 
     Raises:
         SchemaError: The dataset cannot be trained on.
@@ -126,6 +132,7 @@ def fit(
                     "settings": settings,
                     "dataset_url": make_absolute(dataset_url),
                     "run_url": run_url,
+                    "watch_node": watch_node,
                 },
                 torch_config=TorchConfig(backend="nccl" if share.gpus == 1 else "gloo"),
                 scaling_config=_scale(workers, min_workers, share),
@@ -204,6 +211,14 @@ def _scale(workers: int, min_workers: int | None, share: Share) -> ScalingConfig
 
 
 def _work(config: dict[str, Any]) -> None:
+    """Train in one worker, and watch its node if it is the node's first."""
+    context, watch = ray.train.get_context(), config["watch_node"]
+    is_first = watch is not None and context.get_local_rank() == 0
+    with watch(f"node-{context.get_node_rank()}") if is_first else nullcontext():
+        _train(config)
+
+
+def _train(config: dict[str, Any]) -> None:
     """Train in one worker; the driver names settings, dataset and the run's folder."""
     logging.getLogger("ray.train").setLevel(logging.WARNING)  # it prints every report whole
     settings: TrainSettings = config["settings"]
