@@ -20,7 +20,7 @@ import ray
 import ray.train
 import torch
 import torch.distributed
-from ray.train import RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
+from ray.train import LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer, get_device, prepare_model
 
 from pipeline.errors import NormscopeError, SettingsError, StorageError
@@ -136,9 +136,10 @@ def fit(
                 },
                 torch_config=TorchConfig(backend="nccl" if share.gpus == 1 else "gloo"),
                 scaling_config=_scale(workers, min_workers, share),
-                run_config=RunConfig(
+                run_config=RunConfig(  # type: ignore[call-arg]  # stub of Ray Train V1
                     name=run_name,
                     storage_path=make_absolute(storage_url),
+                    logging_config=LoggingConfig("WARNING"),  # below, each report is printed whole
                     callbacks=[ForwardReports(queue)],  # type: ignore[list-item]  # stub of Ray Train V1
                 ),
             )
@@ -220,7 +221,6 @@ def _work(config: dict[str, Any]) -> None:
 
 def _train(config: dict[str, Any]) -> None:
     """Train in one worker; the driver names settings, dataset and the run's folder."""
-    logging.getLogger("ray.train").setLevel(logging.WARNING)  # it prints every report whole
     settings: TrainSettings = config["settings"]
     dataset, run_url = open_dataset(config["dataset_url"]), config["run_url"]
     torch.set_num_threads(settings.cpu_threads or _count_threads())
