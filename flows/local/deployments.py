@@ -26,7 +26,7 @@ class Deployed:
     """What `deploy_all` has made or set right.
 
     Args:
-        deployments: Names of the deployments, as `flow module/deployment`.
+        deployments: Names of the deployments, as `flow/deployment`.
         automations: Names of the automations.
         notes: What was left out, and how to have it; one line each.
     """
@@ -52,7 +52,10 @@ def deploy_all() -> Deployed:
     _prefect(settings, "work-pool", "create", POOL, "--type", "process", "--overwrite")
     _prefect(settings, "deploy", "--all", "--prefect-file", str(PREFECT_FILE))
     entries = yaml.safe_load(PREFECT_FILE.read_text())["deployments"]
-    names = tuple(f"{entry['entrypoint'].split('.')[1]}/{entry['name']}" for entry in entries)
+    names = tuple(
+        f"{entry['entrypoint'].rpartition('.')[2].replace('_', '-')}/{entry['name']}"
+        for entry in entries
+    )
     with temporary_settings({PREFECT_API_URL: settings.prefect_api_url}):
         automations = ship_automations(settings)
         if settings.gpus:

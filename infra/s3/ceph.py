@@ -41,7 +41,10 @@ class Server:
     @property
     def environment(self) -> dict[str, str]:
         """Of every process of this server, which is also how we know it for ours."""
-        return {**os.environ, "CEPH_CONF": str(self.configuration)}
+        # By default the process id tells a daemon from its predecessor: after a crash in a
+        # container both have the same, and the others wait for a minute and a half.
+        ours = {"CEPH_CONF": str(self.configuration), "CEPH_USE_RANDOM_NONCE": "1"}
+        return {**os.environ, **ours}
 
     def run(self, *command: str, text: str | None = None) -> str:
         """Run one of Ceph's tools to its end; its output, or ServerError with what it said."""
