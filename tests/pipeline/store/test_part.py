@@ -5,11 +5,12 @@ from __future__ import annotations
 import pickle
 import sys
 
+from pipeline.records import Scalar
 from pipeline.store.part import SharedFacts
 
 
 def test_facts_of_parts_share_their_names_and_are_equal_to_a_dictionary_s() -> None:
-    facts = {"mpp_y_um": 0.25, "decoder": "".join(["jp", "eg"]), "site": "north"}
+    facts: dict[str, Scalar] = {"mpp_y_um": 0.25, "decoder": "".join(["jp", "eg"]), "site": "north"}
     one, other = SharedFacts(facts), SharedFacts({**facts, "decoder": "".join(["jpe", "g"])})
     assert one == facts
     assert list(one) == list(facts)
