@@ -235,6 +235,9 @@ def write_review(dataset: Dataset) -> tuple[tuple[DuplicateSet, tuple[str, ...]]
 
     Returns:
         The duplicates, each with the `image_id`s.
+
+    Raises:
+        SchemaError: A part that an earlier ingest has made is damaged.
     """
     columns = {name: dataset.column(name) for name in _LOOKED_AT & set(dataset.column_names)}
     duplicates = find_duplicates(

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pipeline.errors import AbsentError, SchemaError
 from pipeline.io import storage
 from pipeline.records import Array, Scalar
-from pipeline.store.sharding import ReadChunk, open_chunks
+from pipeline.store.sharding import REPAIR, ReadChunk, open_chunks
 from pipeline.store.spec import MEASURES, ROOT, DatasetSpec, encode_part
 
 PARTS: Final = "parts"
@@ -284,29 +284,35 @@ class OpenPart:
         """Names of the float32 columns, in their order in the shared array."""
         if "measure" not in self.group:
             return ()
-        return tuple(str(name) for name in np.asarray(self._array("measure")[:]))
+        return tuple(str(name) for name in self._read("measure"))
 
     @cached_property
     def _shared(self) -> NDArray[np.float32]:
         """Values of the float32 columns (image, measure): one array has them all."""
-        return np.asarray(self._array(MEASURES)[:])
+        return self._read(MEASURES)
 
     def column(self, name: str) -> Array:
         """Read a stored column: (n,), or (n, 2) for a name in `_yx`; text as `object`.
 
         Raises:
-            SchemaError: The part has no such column.
+            SchemaError: The part has no such column, or it is damaged.
         """
         if name not in _NOT_COLUMNS and name in self.group:
-            values = np.asarray(self._array(name)[:])
+            values = self._read(name)
             return values.astype(object) if values.dtype.kind == "T" else values
         if name in self.measures:
             return self._shared[:, self.measures.index(name)]
         raise SchemaError(self.url, f"no column {name!r}", f"It has {', '.join(self.column_names)}")
 
     def read_images(self, start: int, stop: int) -> NDArray[np.uint8]:
-        """Read rows `start` to `stop` of the part as (n, H, W, C); unreadable ones are zeros."""
-        return np.asarray(self._array("image")[start:stop], dtype=np.uint8)
+        """Read rows `start` to `stop` of the part as (n, H, W, C), by zarr-python.
+
+        Unreadable ones are zeros, as are those of a shard that is gone; `open_chunks` refuses it.
+
+        Raises:
+            SchemaError: The images are damaged.
+        """
+        return self._read("image", slice(start, stop))
 
     def open_chunks(self) -> ReadChunk:
         """Open the part's chunks, past zarr-python where that is faster."""
@@ -317,10 +323,18 @@ class OpenPart:
         pairs: Any = self.group.attrs.get("unreadable", [])
         return {int(row): str(reason) for row, reason in pairs}
 
+    def _read(self, name: str, rows: slice = slice(None)) -> NDArray[Any]:
+        array = self._array(name)
+        try:
+            return np.asarray(array[rows])
+        except (RuntimeError, ValueError) as error:  # what zarr-python's codecs raise
+            problem = f"cannot be decoded ({error})"
+            raise SchemaError(storage.join(self.url, name), problem, REPAIR) from error
+
     def _array(self, name: str) -> zarr.Array[Any]:
-        array = self.group[name]
+        array = self.group.get(name)
         if not isinstance(array, zarr.Array):
-            raise SchemaError(self.url, f"{name!r} is not an array", "Ingest the dataset again")
+            raise SchemaError(self.url, f"it has no array {name!r}", REPAIR)
         return array
 
 
@@ -332,7 +346,7 @@ def open_part(dataset_url: str, part: Part) -> OpenPart:
         part: Row of its table of parts, with at least one image.
 
     Raises:
-        SchemaError: The part is gone.
+        SchemaError: The part is gone, or its root document is damaged.
     """
     url = storage.join(dataset_url, part.place)
     try:
@@ -348,6 +362,6 @@ def open_part(dataset_url: str, part: Part) -> OpenPart:
         raise SchemaError(
             url,
             f"the root document of part {part.name!r} is damaged",
-            "Run the same ingest again: it makes the part again",
+            REPAIR,
         ) from error
     return OpenPart(url, part, group)

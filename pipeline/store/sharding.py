@@ -23,10 +23,14 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec
 from zarr.core.metadata.v3 import ArrayV3Metadata
 
-from pipeline.errors import SchemaError
+from pipeline.errors import AbsentError, SchemaError
 from pipeline.io.atomic_files import Part
 from pipeline.io.storage import describe, join, read_range
 
+# What mends damage in a part: an ingest alone keeps a part of which the root document is whole.
+REPAIR: Final = (
+    "Run `normscope verify DATASET --repair`, then the same ingest: it makes this part again"
+)
 # Stained tissue and films hardly compress: of tiles all of tissue Zstandard leaves 97 percent, LZ4
 # 99, of tiles half of glass 89 and 92. LZ4 takes a fifth of the time, and reads back ten times as
 # fast. Where a sample shows that it would save little, a chunk is stored as it is, which is valid
@@ -46,7 +50,6 @@ _IS_STORED: Final = 0x02  # among the flags: the bytes follow as they are
 _BY_LZ4: Final = 0x20
 _BLOCK_BYTES: Final = 1 << 17
 _CRC_BYTES: Final = 4
-_REMEDY: Final = "Ingest it again: shards that are whole are kept"
 
 
 def encode_shard(
@@ -168,7 +171,7 @@ class _ShardReader:
         """Read the images (n, H, W, C) of a chunk.
 
         Raises:
-            SchemaError: The shard is damaged.
+            SchemaError: The shard is damaged or gone.
             StorageError: It cannot be reached.
         """
         shard, place = divmod(chunk, self._chunks_a_shard)
@@ -183,12 +186,17 @@ class _ShardReader:
         return _unpack(url, data, math.prod(self._shape)).reshape(self._shape)[:count]
 
     def _read_index(self, url: str) -> NDArray[np.uint64]:
-        size = describe(url).size_bytes
-        data = read_range(url, size - self._chunks_a_shard * _ENTRY_BYTES - _CRC_BYTES, size)
         try:
-            return _decode_index(data)
+            size = describe(url).size_bytes
+        except AbsentError as error:
+            raise SchemaError(url, "the shard is gone", REPAIR) from error
+        start = size - self._chunks_a_shard * _ENTRY_BYTES - _CRC_BYTES
+        if start < 0:
+            raise SchemaError(url, f"the shard is {size} bytes, fewer than its index", REPAIR)
+        try:
+            return _decode_index(read_range(url, start, size))
         except ValueError as error:
-            raise SchemaError(url, str(error), _REMEDY) from error
+            raise SchemaError(url, str(error), REPAIR) from error
 
 
 def _unpack(url: str, data: bytes, expected_size: int) -> NDArray[np.uint8]:
@@ -197,7 +205,7 @@ def _unpack(url: str, data: bytes, expected_size: int) -> NDArray[np.uint8]:
     _, _, flags, _, size, _, packed_size = header
     if (size, packed_size) != (expected_size, len(data)):
         problem = f"a chunk of the shard is {len(data)} bytes of {packed_size}, or of another size"
-        raise SchemaError(url, problem, _REMEDY)
+        raise SchemaError(url, problem, REPAIR)
     if flags & _IS_STORED and packed_size == _BLOSC_HEADER.size + size:  # no copy needed
         return np.frombuffer(data, np.uint8, offset=_BLOSC_HEADER.size)
     unpacked = np.empty(size, np.uint8)
@@ -205,5 +213,5 @@ def _unpack(url: str, data: bytes, expected_size: int) -> NDArray[np.uint8]:
         # One thread each: other threads read other chunks meanwhile.
         _decompress(data, numthreads=1, out=unpacked)
     except imagecodecs.BloscError as error:
-        raise SchemaError(url, f"a chunk of the shard is damaged ({error})", _REMEDY) from error
+        raise SchemaError(url, f"a chunk of the shard is damaged ({error})", REPAIR) from error
     return unpacked

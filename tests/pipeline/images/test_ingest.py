@@ -13,10 +13,11 @@ import pytest
 from PIL import Image
 
 from pipeline.conform import ingest_alike
-from pipeline.errors import SettingsError
+from pipeline.errors import SchemaError, SettingsError
 from pipeline.images.contact_sheet import Strip, choose_strips, draw_contact_sheet
 from pipeline.images.ingest import CONTACT_SHEET, DUPLICATES, ImageIngestReport, ingest_images
 from pipeline.images.plan import ImageSettings
+from pipeline.ingest.verify import verify_dataset
 from pipeline.io.storage import describe, read_bytes
 from pipeline.privacy.key import PseudonymKey
 from pipeline.records import ImageListing, Label, SourceImage
@@ -102,6 +103,19 @@ def test_the_contact_sheet_shows_each_split_and_label(tmp_path: Path) -> None:
     shown = dataset.read_images(strips[-1].rows[0], strips[-1].rows[0] + 1)[0, ..., 0]
     expected = np.asarray(Image.fromarray(shown).resize((96, 96)))
     np.testing.assert_array_equal(seen[top : top + 96, 4:100, 1], expected)
+
+
+@pytest.mark.parametrize("key", ["image/c/0/0/0/0", "label/c/0"])
+def test_an_ingest_over_a_damaged_part_says_how_to_mend_it(tmp_path: Path, key: str) -> None:
+    listing = write_listing(tmp_path / "in")
+    dataset = open_dataset(ingest_made(tmp_path / "out", listing).url)
+    damaged = tmp_path / "out" / dataset.parts[0].place / key
+    damaged.write_bytes(damaged.read_bytes()[:10])
+    with pytest.raises(SchemaError, match=r"verify DATASET --repair`, then the same ingest"):
+        ingest_made(tmp_path / "out", listing)
+    verify_dataset(dataset.url, map_serially, repair=True)
+    assert ingest_made(tmp_path / "out", listing).fingerprint == dataset.fingerprint
+    assert verify_dataset(dataset.url, map_serially).findings == ()
 
 
 def test_a_sheet_holds_twelve_of_many_and_colour_stays() -> None:
