@@ -302,4 +302,4 @@ def write_seal(url: str, attributes: Mapping[str, JSON], before: Mapping[str, An
 
 def _name_seal(root: Mapping[str, Any] | None) -> object:
     is_current = root is not None and root.get("normscope_schema") == SCHEMA_VERSION
-    return root["fingerprint"] if root is not None and is_current else None
+    return str(root["fingerprint"]) if root is not None and is_current else None

@@ -17,7 +17,7 @@ from pipeline.ingest.parts import digest_columns, digest_image, recall_part
 from pipeline.io import storage
 from pipeline.records import Array, Progress, ignore_progress
 from pipeline.runtime.engines import MapWork
-from pipeline.store.dataset import Dataset, open_dataset, read_root
+from pipeline.store.dataset import Dataset, open_dataset
 from pipeline.store.layout import MANIFEST, list_foreign
 from pipeline.store.part import (
     PARTS,
@@ -29,12 +29,12 @@ from pipeline.store.part import (
     open_part,
     read_document,
 )
+from pipeline.store.sharding import REPAIR
 from pipeline.store.spec import ROOT, recall_spec
 from pipeline.store.table import compute_fingerprint
 
 Severity: TypeAlias = Literal["damage", "remark"]
 _RUN_AGAIN: Final = "Run the same ingest again"
-_REPAIR: Final = "Run `normscope verify --repair`, then the same ingest: it makes this part again"
 # What the table says of a part and its own document does not: the dataset alone can tell.
 _OF_TABLE: Final = ("group_id", "split", "source_version", "facts")
 _BROKEN: Final = (NormscopeError, ValueError, KeyError, TypeError, RuntimeError, OSError)
@@ -158,10 +158,11 @@ def verify_dataset(
     try:
         dataset = open_dataset(url)
     except SchemaError as error:
-        if (root := read_root(url)) is None or error.item == url:
+        if error.item == url:
             raise
-        table = Finding(storage.join(url, str(root["parts_table"])), error.problem, _RUN_AGAIN)
-        return VerifyReport(url, 0, 0, 0, (table,), (), time.monotonic() - began)
+        # Of the root document or the table of parts: nothing tells what the parts should be.
+        damage = Finding(error.item, error.problem, error.remedy)
+        return VerifyReport(url, 0, 0, 0, (damage,), (), time.monotonic() - began)
     found = [*_compare_table(dataset), *_verify_parts(dataset, map_work, on_progress)]
     found += _find_others(dataset)
     marked = _mark_damaged(dataset, found) if repair else ()
@@ -321,4 +322,4 @@ def _differs(image: NDArray[np.uint8], columns: Mapping[str, Array], row: int) -
 
 
 def _damage(item: str, problem: str, part: Part) -> Finding:
-    return Finding(item, problem, _REPAIR, "damage", part.name)
+    return Finding(item, problem, REPAIR, "damage", part.name)

@@ -18,7 +18,7 @@ from pipeline.records import Array
 from pipeline.store.part import OpenPart, Part, find_attributes, open_part, read_document
 from pipeline.store.selection import ImageSelection, choose_rows
 from pipeline.store.sharding import ReadChunk
-from pipeline.store.spec import SCHEMA_VERSION
+from pipeline.store.spec import ROOT, SCHEMA_VERSION, check_attributes
 from pipeline.store.table import read_table, tabulate_parts
 
 if TYPE_CHECKING:
@@ -150,17 +150,14 @@ class Dataset:
         return np.repeat(known, np.diff(self.starts))
 
     def read_images(self, start: int, stop: int) -> NDArray[np.uint8]:
-        """Read rows `start` to `stop` as (n, H, W, C); rows that are not `readable` are zeros."""
+        """Read rows `start` to `stop` as (n, H, W, C); rows that are not `readable` are zeros.
+
+        Raises:
+            SchemaError: A part is damaged.
+        """
         start, stop, _ = slice(start, stop).indices(self.image_count)
-        images = np.empty((max(0, stop - start), *self.image_shape), np.uint8)
-        first, last = np.searchsorted(self.starts, [start, stop - 1], side="right") - 1
-        for number in range(int(first), int(last) + 1) if len(images) else ():
-            begin, end = (int(row) for row in self.starts[number : number + 2])
-            rows = max(start, begin), min(stop, end)
-            if rows[0] < rows[1]:
-                found = self.open_part(number).read_images(rows[0] - begin, rows[1] - begin)
-                images[rows[0] - start : rows[1] - start] = found
-        return images
+        # Not by zarr-python, to which a shard that is gone is one of zeros.
+        return ImageSelection(self, np.arange(start, stop))[:]
 
     def images(self, where: str | NDArray[np.bool_] | None = None) -> ImageSelection:
         """Choose images; nothing is read before the selection is indexed or iterated.
@@ -263,8 +260,8 @@ def open_dataset(url: str) -> Dataset:
         url: Path or URL of the dataset.
 
     Raises:
-        SchemaError: There is no dataset, its ingest has not finished, or it is of another schema
-            version.
+        SchemaError: There is no dataset, its ingest has not finished, it is of another schema
+            version, or its root document or table of parts is damaged.
     """
     url = plain_url(url)
     attributes = read_root(url)
@@ -274,6 +271,19 @@ def open_dataset(url: str) -> Dataset:
         )
     if attributes is None:
         raise MissingDatasetError(url, "no dataset here", "Make one with `normscope ingest`")
+    _require_form(url, attributes)
+    try:
+        return Dataset(url, attributes, read_table(url, str(attributes["parts_table"])))
+    except SchemaError:
+        # Sealed anew between the two reads: the root document names another table now.
+        now = read_root(url)
+        if now is None or now.get("parts_table") == attributes["parts_table"]:
+            raise
+        return open_dataset(url)
+
+
+def _require_form(url: str, attributes: Mapping[str, Any]) -> None:
+    """Refuse the attributes of another schema version, and those that no ingest has written."""
     found = attributes.get("normscope_schema")
     if found != SCHEMA_VERSION:
         kind = _COMMANDS.get(str(attributes.get("modality")), "images")
@@ -283,13 +293,10 @@ def open_dataset(url: str) -> Dataset:
             f"Make it again: `normscope ingest {kind} SOURCE {url}`",
         )
     try:
-        return Dataset(url, attributes, read_table(url, str(attributes["parts_table"])))
-    except SchemaError:
-        # Sealed anew between the two reads: the root document names another table now.
-        now = read_root(url)
-        if now is None or now.get("parts_table") == attributes["parts_table"]:
-            raise
-        return open_dataset(url)
+        check_attributes(attributes)
+    except (ValueError, TypeError) as error:
+        remedy = "Run the same ingest again: it writes this document again"
+        raise SchemaError(join(url, ROOT), f"is damaged: {error}", remedy) from error
 
 
 @lru_cache(maxsize=4)

@@ -16,11 +16,20 @@ from hashlib import sha256
 from importlib.metadata import version
 from importlib.resources import files
 from math import prod
-from typing import Any, Final
+from reprlib import repr as shorten
+from typing import Annotated, Any, Final, Literal
 
 import imagecodecs
 import numpy as np
 import zarr
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+)
 from zarr.codecs import ZstdCodec
 from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
@@ -104,6 +113,47 @@ class DatasetSpec:
             "chunk_images": self.chunk_images,
             "columns": {name: str(dtype) for name, dtype in sorted(self.columns.items())},
         }
+
+
+class _Attributes(BaseModel):
+    """Form of the attributes of a root document, as an ingest writes them."""
+
+    model_config = ConfigDict(strict=True)
+
+    sealed: Literal[True]
+    modality: str
+    source: str
+    mpp_um: float | None
+    parameters: dict[str, Any]
+    image_shape: Annotated[list[PositiveInt], Field(min_length=3, max_length=3)]
+    shard_images: PositiveInt
+    chunk_images: PositiveInt
+    columns: dict[str, str]
+    stamp: dict[str, str]
+    fingerprint: str
+    image_count: NonNegativeInt
+    unreadable_count: NonNegativeInt
+    parts_table: str
+
+
+def check_attributes(attributes: Mapping[str, Any]) -> None:
+    """Check that the attributes of a root document are of the form that an ingest writes.
+
+    Args:
+        attributes: Attributes of the root document, of this schema.
+
+    Raises:
+        ValueError: An attribute is missing or of another form.
+        TypeError: A column has no dtype of NumPy.
+    """
+    try:
+        _Attributes.model_validate(attributes)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        given = "" if first["type"] == "missing" else f" {shorten(first['input'])}"
+        raise ValueError(f"{where}{given}: {first['msg']}") from error
+    recall_spec(attributes)
 
 
 def recall_spec(attributes: Mapping[str, Any]) -> DatasetSpec:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import fields
 from hashlib import sha256
@@ -17,9 +18,10 @@ from pipeline.errors import AbsentError, SchemaError
 from pipeline.io import storage
 from pipeline.records import JSON
 from pipeline.store.part import Part, SharedFacts
-from pipeline.store.spec import DatasetSpec
+from pipeline.store.spec import ROOT, DatasetSpec
 
 PREFIX: Final = "parts-"
+_NAME: Final = re.compile(rf"{PREFIX}[0-9a-f]{{16}}\.parquet")
 _NAMES: Final = tuple(field.name for field in fields(Part) if field.name != "facts")
 
 
@@ -91,8 +93,11 @@ def read_table(url: str, name: str) -> tuple[Part, ...]:
         name: Name of the table's file.
 
     Raises:
-        SchemaError: The file is gone or damaged.
+        SchemaError: The file is gone or damaged, or has a name that no table has.
     """
+    if not _NAME.fullmatch(name):  # of a folder, say, which is no fault of the storage
+        problem = f"parts_table {name!r} is not the name of a table of parts"
+        raise SchemaError(storage.join(url, ROOT), problem, _REMEDY)
     place = storage.join(url, name)
     try:
         data = storage.read_bytes(place)

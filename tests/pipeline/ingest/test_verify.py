@@ -100,6 +100,24 @@ def test_one_flipped_bit_is_found_and_repaired(
     assert whole == {path: path.stat().st_mtime_ns for path in place_of(folder, "a").rglob("*")}
 
 
+@pytest.mark.parametrize("size", [0, 19])
+def test_a_shard_shorter_than_its_index_is_one_finding_of_many(
+    folder: Path, made: Path, size: int
+) -> None:
+    before = open_dataset(str(folder / "out"))
+    shard = place_of(folder, "a") / "image/c/0/0/0/0"
+    shard.write_bytes(shard.read_bytes()[:size])
+    flip(place_of(folder, "b") / "label/c/0", 12)
+    report = verify(folder, repair=True)
+    problems = [each.problem for each in report.damages if each.item == str(shard)]
+    assert f"the shard is {size} bytes, fewer than its index" in problems[0]
+    assert report.repaired == ("a", "b")
+    slides = [list_slide(path) for path in sorted(made.glob("*.tif"))]
+    again, dataset = ingest_made(folder / "out", slides)
+    assert (again.parts_made, dataset.fingerprint) == (2, before.fingerprint)
+    assert verify(folder).findings == ()
+
+
 @pytest.mark.parametrize("key", ["image/c/1/0/0/0", "readable/c/0", "measure/zarr.json"])
 def test_an_object_that_is_gone_is_named(folder: Path, key: str) -> None:
     path = place_of(folder, "a") / key
@@ -136,6 +154,20 @@ def test_a_root_document_that_disagrees_with_the_table_is_damage(folder: Path) -
     (finding,) = verify(folder).damages
     assert "says fingerprint" in finding.problem
     assert finding.part == ""
+
+
+@pytest.mark.parametrize(("name", "value"), [("columns", ["a"]), ("parts_table", "parts")])
+def test_a_root_document_that_no_ingest_has_written_is_damage(
+    folder: Path, name: str, value: object
+) -> None:
+    path = folder / "out" / "zarr.json"
+    root = json.loads(path.read_text())
+    root["attributes"][name] = value
+    path.write_text(json.dumps(root))
+    (finding,) = verify(folder).damages
+    assert finding.item == str(path)
+    assert f"{name} {value!r}" in finding.problem
+    assert "Run the same ingest again" in finding.remedy
 
 
 def test_foreign_objects_are_mentioned_and_left(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -128,6 +129,42 @@ def test_a_damaged_root_document_is_written_again(store_url: str, tmp_path: Path
     storage.write_bytes(storage.join(store_url, "zarr.json"), b"{damaged")
     ingest_made(store_url, sources)
     assert content_of(store_url) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("image_shape", "x"),
+        ("image_shape", [5, 3]),
+        ("chunk_images", 0),
+        ("chunk_images", 3),
+        ("columns", ["a"]),
+        ("columns", {"a": "none"}),
+        ("stamp", None),
+        ("sealed", False),
+        ("fingerprint", ["a"]),
+        ("image_count", "many"),
+        ("parts_table", ""),
+        ("parts_table", "parts"),
+        ("schema", "2"),
+    ],
+)
+def test_an_attribute_that_no_ingest_has_written_is_named_and_written_again(
+    tmp_path: Path, name: str, value: object
+) -> None:
+    url, sources = str(tmp_path / "out"), write_sources(tmp_path / "in", CONTENTS)
+    ingest_made(url, sources)
+    before = content_of(url)
+    place = tmp_path / "out" / "zarr.json"
+    root = json.loads(place.read_text())
+    root["attributes"]["normscope_schema" if name == "schema" else name] = value
+    place.write_text(json.dumps(root))
+    shown = "data type 'none'" if value == {"a": "none"} else name
+    with pytest.raises(SchemaError, match=rf"{shown}[^\n]*\. (Run the same|Make it|Run `norm)"):
+        open_dataset(url)
+    report = ingest_made(url, sources)
+    assert (report.parts_made, report.parts_kept) == (0, 2)
+    assert content_of(url) == before
 
 
 @pytest.mark.parametrize("offset", [6, 300, -20])
