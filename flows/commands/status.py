@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import timedelta
 from typing import Annotated, Any, Final
@@ -13,6 +13,7 @@ from cyclopts import Parameter
 
 import flows.shared.environment  # noqa: F401 -- sets variables, before the rest
 from pipeline.ingest.status import DatasetStatus, read_status
+from pipeline.records import ManifestEntry
 
 _NAMED: Final = 20
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
@@ -24,6 +25,7 @@ _IN_WORDS: Final[Mapping[str, str]] = {
     "interrupted": "the last ingest was interrupted",
     "failed": "the last ingest ended in a defect",
 }
+_DAMAGED: Final = "ingest.json is damaged and left out, the next ingest writes it anew"
 
 
 def status(
@@ -31,8 +33,9 @@ def status(
 ) -> int:
     """Say how far a dataset is: sealed, being made, or left halfway by an ingest that was killed.
 
-    Reads only; run it beside an ingest as often as you like. Exit status: 0 nothing has failed;
-    1 some items failed; 2 there is no dataset.
+    Names what failed or was skipped, and parts that `verify --repair` has marked. Reads only;
+    run it beside an ingest as often as you like. Exit status: 0 nothing has failed; 1 some items
+    failed; 2 there is no dataset.
 
     Args:
         dataset: Path or `s3://` URL of the dataset.
@@ -59,11 +62,11 @@ def describe_status(found: DatasetStatus) -> str:
         found: Status of a dataset.
     """
     seal = "sealed" if found.is_sealed else "not sealed"
-    lines = [f"{found.url}: {seal}; {_IN_WORDS[found.state]}."]
+    last = _DAMAGED if found.is_damaged else _IN_WORDS[found.state]
+    lines = [f"{found.url}: {seal}; {last}."]
     if found.reason and found.reason != found.state:
         lines.append(f"  why        {found.reason}")
-    counts = ", ".join(f"{n} {name}" for name, n in found.counts.items() if name != "items")
-    lines.append(f"  items      {found.counts.get('items', 0)} in all: {counts}")
+    lines.append(f"  items      {_describe_counts(found)}")
     lines.append(
         f"  bytes      {format_bytes(found.read_bytes)} read, "
         f"{format_bytes(found.stored_bytes)} of images stored"
@@ -78,12 +81,40 @@ def describe_status(found: DatasetStatus) -> str:
         ]
     disk = format_bytes(found.disk_bytes)
     lines.append(f"  on disk    {disk} in {found.object_count} objects")
-    for entry in found.failures[:_NAMED]:
-        why = entry.reason.removeprefix(f"{entry.item}: ")
-        lines.append(f"  failed     {entry.item}: {why}")
-    if len(found.failures) > _NAMED:
-        lines.append(f"  failed     and {len(found.failures) - _NAMED} more; see manifest.json")
+    lines += _name_parts(found.marked)
+    lines += _name_entries("failed ", found.failures)
+    lines += _name_entries("skipped", found.skips)
     return "\n".join([*lines, *_advise(found)])
+
+
+def _describe_counts(found: DatasetStatus) -> str:
+    counts = ", ".join(f"{n} {name}" for name, n in found.counts.items() if name != "items")
+    said = f"{found.counts.get('items', 0)} in all: {counts}"
+    if found.kept_count is None or "kept" in found.counts:
+        return said
+    return f"{said}; {found.kept_count} kept as an earlier ingest had made them"
+
+
+def _name_entries(title: str, entries: Sequence[ManifestEntry]) -> list[str]:
+    """Name the first entries of the manifest, each with its reason."""
+    lines = []
+    for entry in entries[:_NAMED]:
+        why = entry.reason.removeprefix(f"{entry.item}: ")
+        lines.append(f"  {title}    {entry.item}: {why}")
+    if len(entries) > _NAMED:
+        lines.append(f"  {title}    and {len(entries) - _NAMED} more; see manifest.json")
+    return lines
+
+
+def _name_parts(marked: Sequence[str]) -> list[str]:
+    """Name the first parts that are marked for repair."""
+    if not marked:
+        return []
+    more = f" and {len(marked) - _NAMED} more" if len(marked) > _NAMED else ""
+    parts = "part is" if len(marked) == 1 else "parts are"
+    return [
+        f"  to repair  {len(marked)} {parts} gone or marked: {', '.join(marked[:_NAMED])}{more}"
+    ]
 
 
 def _describe_time(found: DatasetStatus) -> list[str]:
@@ -109,9 +140,14 @@ def _advise(found: DatasetStatus) -> list[str]:
         return ["Follow the reason above, then run the same ingest command again."]
     if found.state == "running" and found.is_sealed:
         return ["The sealed dataset can be read meanwhile; the running ingest replaces it."]
+    advice = []
+    if found.marked:
+        advice.append("Run the same ingest command again: it makes the parts to repair again.")
     if found.state == "sealed" and found.failures:
-        return ["Mend the failed items and run the same ingest command again: it keeps the rest."]
-    return []
+        advice.append(
+            "Mend the failed items and run the same ingest command again: it keeps the rest."
+        )
+    return advice
 
 
 def format_bytes(size_bytes: float) -> str:

@@ -10,7 +10,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from typing import Any, Final, Self
+from typing import Annotated, Any, Final, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, NonNegativeInt
 
 from pipeline.errors import AbsentError, NormscopeError, SettingsError, StorageError
 from pipeline.io import storage
@@ -22,6 +24,46 @@ _INTERVAL_S: Final = 5.0
 HEARTBEAT_S: Final = 30.0
 _NAMED: Final = 100
 _STOPS: Final = (KeyboardInterrupt, SystemExit)
+
+
+def _require_time(text: str) -> str:
+    if datetime.fromisoformat(text).tzinfo is None:
+        raise ValueError("no time zone")
+    return text
+
+
+_Time = Annotated[str, AfterValidator(_require_time)]
+
+
+class _Failure(BaseModel):
+    """A failed item, as the file names it."""
+
+    model_config = ConfigDict(strict=True)
+
+    item: str
+    reason: str
+
+
+class _Known(BaseModel):
+    """What the file says."""
+
+    model_config = ConfigDict(strict=True)
+
+    state: Literal["running", "sealed", "refused", "interrupted", "failed"]
+    host: str
+    pid: NonNegativeInt
+    began_at: _Time
+    updated_at: _Time
+    items: NonNegativeInt
+    made: NonNegativeInt
+    kept: NonNegativeInt
+    skipped: NonNegativeInt
+    failed: NonNegativeInt
+    failure_count: NonNegativeInt
+    failures: list[_Failure]
+    read_bytes: NonNegativeInt
+    stored_bytes: NonNegativeInt
+    reason: str = ""
 
 
 class ProgressFile:
@@ -130,16 +172,18 @@ class ProgressFile:
 
 
 def read_progress(url: str) -> Mapping[str, Any] | None:
-    """Read the progress of a dataset's last ingest; None where there is none.
+    """Read the progress of a dataset's last ingest; None where there is none or it is damaged.
 
     Args:
         url: URL of the dataset.
     """
     try:
         found = json.loads(storage.read_bytes(storage.join(url, PROGRESS)))
-    except (AbsentError, ValueError):
+        _Known.model_validate(found)
+    except (AbsentError, ValueError):  # pydantic's own among them
         return None
-    return found if isinstance(found, dict) else None
+    known: Mapping[str, Any] = found
+    return known
 
 
 def _now() -> str:

@@ -10,12 +10,13 @@ from typing import TypeVar
 
 import pytest
 
-from pipeline.errors import NormscopeError, SourceError
+from pipeline.errors import NormscopeError, SchemaError, SourceError
 from pipeline.ingest import progress
 from pipeline.ingest.progress import ProgressFile, read_progress
 from pipeline.ingest.status import DatasetStatus, read_status
 from pipeline.records import ManifestEntry
 from pipeline.store.dataset import MissingDatasetError
+from pipeline.store.part import mark_damaged
 from tests.support.made.slides import ingest_made, list_slide, write_slide
 
 T = TypeVar("T")
@@ -149,3 +150,80 @@ def test_failures_are_named_up_to_a_hundred(tmp_path: Path) -> None:
 def test_nothing_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(MissingDatasetError, match="no dataset here, and no ingest"):
         read_status(str(tmp_path))
+
+
+def test_skipped_items_have_their_reasons_and_kept_ones_are_counted(tmp_path: Path) -> None:
+    slides = [list_slide(write_slide(tmp_path, name)) for name in "ab"]
+    url, left_out = tmp_path / "out", ManifestEntry("c.tif", "skipped", "excluded by the errata")
+    ingest_made(url, slides[:1])
+    ingest_made(url, slides, rejected=(left_out,))
+    status = read_status(str(url))
+    assert status.counts == {"items": 3, "done": 2, "skipped": 1, "failed": 0}
+    assert (status.skips, status.failures, status.kept_count) == ((left_out,), (), 1)
+
+
+def test_parts_are_marked_until_an_ingest_has_made_them_again(tmp_path: Path) -> None:
+    slides = [list_slide(write_slide(tmp_path, name)) for name in "abc"]
+    url = tmp_path / "out"
+    _, dataset = ingest_made(url, slides)
+    assert read_status(str(url)).marked == ()
+    for part, keeps_rows in zip(dataset.parts[:2], (True, False), strict=True):
+        mark_damaged(f"{url}/{part.place}", keeps_rows=keeps_rows)
+    assert read_status(str(url)).marked == ("a", "b")
+    ingest_made(url, slides)
+    assert read_status(str(url)).marked == ()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"updated_at": "yesterday"},
+        {"updated_at": "2026-01-01T00:00:00"},  # no time zone
+        {"began_at": 5},
+        {"items": "many"},
+        {"kept": -1},
+        {"state": "walking"},
+        {"failures": ["a.tif"]},
+        {"failures": None},
+        {"reason": ["no"]},
+        {"pid": None},
+    ],
+)
+def test_a_damaged_progress_is_left_out(tmp_path: Path, change: dict[str, object]) -> None:
+    url = str(tmp_path / "out")
+    ingest_made(url, [list_slide(write_slide(tmp_path, "a"))])
+    path = tmp_path / "out" / "ingest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    status = read_status(url)
+    assert (status.state, status.is_sealed, status.is_damaged) == ("sealed", True, True)
+    assert status.counts["done"] == 1
+    (tmp_path / "out" / "manifest.json").unlink()
+    assert read_status(url).counts["items"] == 0
+
+
+@pytest.mark.parametrize("content", ['{"state": "running"}', "{}", "[1]", "{", "\xff"])
+def test_what_is_no_progress_is_damaged_and_an_ingest_writes_it_anew(
+    tmp_path: Path, content: str
+) -> None:
+    url, slides = str(tmp_path / "out"), [list_slide(write_slide(tmp_path, "a"))]
+    ingest_made(url, slides)
+    (tmp_path / "out" / "ingest.json").write_text(content, encoding="latin-1")
+    assert read_status(url).is_damaged
+    ingest_made(url, slides)
+    assert not read_status(url).is_damaged
+
+
+def test_a_damaged_progress_without_a_dataset_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "ingest.json").write_text('{"state": "running"}')
+    with pytest.raises(SchemaError, match=r"ingest\.json: is damaged, .*Run the ingest again"):
+        read_status(str(tmp_path))
+
+
+def test_a_sign_of_life_from_the_future_is_none(tmp_path: Path) -> None:
+    url = str(tmp_path / "out")
+    with ProgressFile.begin(url, 4):
+        age_progress(url, began_s=0, updated_s=-100)
+        assert read_status(url).state == "running"  # clocks differ
+        age_progress(url, began_s=0, updated_s=-1000)
+        status = read_status(url)
+    assert (status.state, status.silent_s) == ("stalled", 0)
