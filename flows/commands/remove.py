@@ -56,6 +56,9 @@ def remove(
         raise SettingsError(
             "remove", "takes one patient or one slide", "Give --patient ID or --slide ID"
         )
+    for option, said in (("--name", name), ("--reason", reason)):
+        if not said.strip():
+            raise SettingsError(option, "is empty", "Say who removes and why, for the ledger")
     kind: Kind = "patient" if patient is not None else "slide"
     wanted = str(patient if patient is not None else slide)
     removal = plan_removal(dataset, kind, wanted)
@@ -97,7 +100,7 @@ def remove_recorded(removal: Removal, pending: Entry | None, *, name: str, reaso
         "parts_changed": removal.changed_count,
         "fingerprint_before": removal.fingerprint,
     }
-    if pending is None:
+    if pending is None or (removal.rows and pending.content != content):
         pending = append(ledger, "removing", content)
     fingerprint = apply_removal(removal) if removal.rows else removal.fingerprint
     clean_removal(removal.url, _refresh_review)

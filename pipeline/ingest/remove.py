@@ -9,12 +9,13 @@ and one killed after it is finished by a rerun. The removal reads no source.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import groupby
-from pathlib import PurePosixPath
-from typing import Any, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +36,11 @@ from pipeline.store.spec import DatasetSpec, recall_spec
 from pipeline.store.table import compute_fingerprint, write_table
 
 Kind: TypeAlias = Literal["patient", "slide"]
+# Its images are known by the names of their files, in whatever folder or archive; those of all
+# other sources, like slides, by their paths below it.
+_NAMED_BY_FILE: Final = "chestxray14"
+_SERIES: Final = re.compile(r"\d+(\.\d+)+")  # of a DICOM slide whose folder holds several
+_UNKNOWN_CELL: Final = " is recorded as unknown"
 
 
 @dataclass(frozen=True)
@@ -85,29 +91,23 @@ def plan_removal(url: str, kind: Kind, name: str) -> Removal:
 
     Raises:
         SchemaError: There is no sealed dataset.
-        SettingsError: An ingest is running.
+        SettingsError: The name is empty, an ingest is running, or no image would be left.
     """
+    if not name:
+        raise SettingsError(kind, "its id is empty", "Give the id as the dataset has it")
     url = storage.plain_url(url)
     _require_idle(url)
     dataset = open_dataset(url)
-    by_row = "group_id" in dataset.attributes["columns"]
-    rows: dict[int, NDArray[np.int64]] = {}
-    ids: list[str] = []
-    for number, part in enumerate(dataset.parts):
-        if not by_row and _is_of(part, kind, name):
-            rows[number], found = np.empty(0, np.int64), [part.name]
-        elif by_row and part.image_count:
-            opened = dataset.open_part(number)
-            goes = opened.column("group_id") == name
-            if not goes.any():
-                continue
-            rows[number], found = np.flatnonzero(~goes), opened.column("image_id")[goes].tolist()
-        else:
-            continue
-        ids += found
+    rows, ids = _find_rows(dataset, kind, name)
     gone = sum(dataset.parts[number].image_count - len(stay) for number, stay in rows.items())
     left = dataset.image_count - gone
-    return Removal(url, kind, name, dataset.fingerprint, gone, left, rows, tuple(ids))
+    if rows and not left:
+        raise SettingsError(
+            url,
+            f"{kind} {name!r} has all its {dataset.image_count} images",
+            "Delete the dataset as a whole",
+        )
+    return Removal(url, kind, name, dataset.fingerprint, gone, left, rows, ids)
 
 
 def apply_removal(removal: Removal) -> str:
@@ -120,17 +120,10 @@ def apply_removal(removal: Removal) -> str:
         Fingerprint of the dataset after it.
 
     Raises:
-        SettingsError: No image would be left.
         SchemaError: A part that holds other images too is damaged.
         StorageError: The dataset cannot be written, or an ingest has sealed it meanwhile.
     """
     url, dataset = removal.url, open_dataset(removal.url)
-    if not removal.left_count:
-        raise SettingsError(
-            url,
-            f"{removal.kind} {removal.name!r} has all its {dataset.image_count} images",
-            "Delete the dataset as a whole",
-        )
     spec = recall_spec(dataset.attributes)
     parts = []
     for number, part in enumerate(dataset.parts):
@@ -139,7 +132,7 @@ def apply_removal(removal: Removal) -> str:
             parts.append(part)
         elif len(stay):
             parts.append(_rewrite(url, spec, dataset.open_part(number), stay))
-    _forget_items(url, removal.item_ids)
+    _forget_items(dataset, removal)
     fingerprint = compute_fingerprint(spec, parts)
     attributes = {
         **dataset.attributes,
@@ -175,6 +168,31 @@ def _require_idle(url: str) -> None:
         raise SettingsError(
             url, "an ingest is running", "Wait for its end: `normscope status` says when"
         )
+
+
+def _find_rows(
+    dataset: Dataset, kind: Kind, name: str
+) -> tuple[dict[int, NDArray[np.int64]], tuple[str, ...]]:
+    """Find the rows that stay of each part that changes, and the ids of what goes."""
+    rows: dict[int, NDArray[np.int64]] = {}
+    ids: list[str] = []
+    for number, part in enumerate(dataset.parts):
+        if not _has_groups(dataset):
+            if _is_of(part, kind, name):
+                rows[number] = np.empty(0, np.int64)
+                ids.append(part.name)
+        elif part.image_count:
+            opened = dataset.open_part(number)
+            goes = opened.column("group_id") == name
+            if goes.any():
+                rows[number] = np.flatnonzero(~goes)
+                ids += opened.column("image_id")[goes].tolist()
+    return rows, tuple(ids)
+
+
+def _has_groups(dataset: Dataset) -> bool:
+    """Whether each row has a patient or slide of its own, as in a dataset of images."""
+    return "group_id" in dataset.attributes["columns"]
 
 
 def _is_of(part: Part, kind: Kind, name: str) -> bool:
@@ -223,35 +241,103 @@ def _copy_rows(
         yield SourceRead(tuple(reasons.get(row) for row in own), {})
 
 
-def _forget_items(url: str, item_ids: Sequence[str]) -> None:
+def _forget_items(dataset: Dataset, removal: Removal) -> None:
     """Take items out of the manifest, and out of the failures of the last ingest."""
-    ids = frozenset(item_ids)
-    place = storage.join(url, MANIFEST)
+    place = storage.join(dataset.url, MANIFEST)
     try:
         entries = read_manifest(place)
     except (AbsentError, ValueError, KeyError, TypeError):
         entries = ()
-    gone = {entry.item for entry in entries if _names(entry.item, ids)}
-    if gone:
+    progress: dict[str, Any] = dict(read_progress(dataset.url) or {})
+    failures = [ManifestEntry(each["item"], "failed") for each in progress.get("failures", ())]
+    gone = _find_items(dataset, removal, [*entries, *failures])
+    if gone & {entry.item for entry in entries}:
         left = [_forget_remark(entry, gone) for entry in entries if entry.item not in gone]
         write_manifest(place, left, sealed_at=datetime.now(UTC))
-    progress: dict[str, Any] = dict(read_progress(url) or {})
-    failures = [each for each in progress.get("failures", []) if not _names(each["item"], ids)]
-    if len(failures) != len(progress.get("failures", [])):
-        progress["failures"] = failures
+    if gone & {entry.item for entry in failures}:
+        progress["failures"] = [e for e in progress["failures"] if e["item"] not in gone]
         data = json.dumps(progress, indent=1, ensure_ascii=False)
-        storage.write_bytes(storage.join(url, PROGRESS), f"{data}\n".encode())
+        storage.write_bytes(storage.join(dataset.url, PROGRESS), f"{data}\n".encode())
+    elif not progress:
+        storage.delete(storage.join(dataset.url, PROGRESS))  # damaged: nobody reads whom it names
 
 
-def _names(item: str, ids: frozenset[str]) -> bool:
-    """Whether an item of the manifest, a path or a public name, is one of some slides or images."""
-    segments = item.split("/")
-    below = ("/".join(segments[at:]) for at in range(len(segments)))
-    return any(
-        path in ids or str(PurePosixPath(path).with_suffix("")) in ids for path in below if path
+def _find_items(
+    dataset: Dataset, removal: Removal, entries: Iterable[ManifestEntry]
+) -> frozenset[str]:
+    """Find the items of the manifest that are of the slides or images that go.
+
+    An item is an id, as under privacy, or the URL of a file, which ends in the id; of a DICOM slide
+    in the name of one of its files after it. A file of the same name in another folder stays.
+    """
+    left = _name_places(_name_left(dataset, removal))
+    ids = _name_places(removal.item_ids) - left
+    items = [(_name_item(entry), entry.item) for entry in entries]
+    root = _find_root({name for name, _ in items}, left, ids)
+    urls = ids if root is None else ids | {f"{root}/{each}" for each in ids}
+    is_by_file = dataset.attributes["source"] == _NAMED_BY_FILE
+    return frozenset(
+        item
+        for name, item in items
+        if name in urls
+        or name.rpartition("/")[0] in urls
+        or (is_by_file and storage.name_of(name) in ids)
     )
 
 
-def _forget_remark(entry: ManifestEntry, gone: set[str]) -> ManifestEntry:
+def _name_item(entry: ManifestEntry) -> str:
+    """Name the file or row that an entry is about; one about a cell names its column too."""
+    is_of_cell = entry.reason.endswith(_UNKNOWN_CELL)
+    return entry.item.rpartition(", ")[0] if is_of_cell else entry.item
+
+
+def _name_left(dataset: Dataset, removal: Removal) -> Collection[str]:
+    """Name slides that stay, all of them, or the images that stay of some part."""
+    if not _has_groups(dataset):
+        return [part.name for at, part in enumerate(dataset.parts) if at not in removal.rows]
+    for number, part in enumerate(dataset.parts):
+        stay = removal.rows.get(number)
+        if part.image_count and (stay is None or len(stay)):
+            ids = dataset.open_part(number).column("image_id")
+            return set(ids.tolist() if stay is None else ids[stay].tolist())
+    return ()
+
+
+def _name_places(ids: Collection[str]) -> frozenset[str]:
+    """Name the paths of slides or images below their source.
+
+    Of several DICOM slides in one folder the files cannot be told apart: theirs is the folder.
+    """
+    split = [(each, *each.rpartition("/")[::2]) for each in ids]
+    return frozenset(
+        folder if folder and _SERIES.fullmatch(name) else each for each, folder, name in split
+    )
+
+
+def _find_root(names: Collection[str], left: frozenset[str], gone: frozenset[str]) -> str | None:
+    """Find the source, of which the ids are paths: the folder that has most of what stays.
+
+    Among equals it is the one with most items below it, then with most of what goes, then the
+    upper one: a killed removal has already taken out what goes. None where no item is the URL of
+    anything that stays.
+    """
+    stays, goes = Counter[str](), Counter[str]()
+    for name in {*names, *(name.rpartition("/")[0] for name in names)}:
+        segments = name.split("/")
+        for at in range(1, len(segments)):
+            path = "/".join(segments[at:])
+            if path in left:
+                stays["/".join(segments[:at])] += 1
+            elif path in gone:
+                goes["/".join(segments[:at])] += 1
+    most = max(stays.values(), default=0)
+    best = [root for root, count in stays.items() if count == most]
+    below = {root: sum(name.startswith(f"{root}/") for name in names) for root in best}
+    return max(best, key=lambda root: (below[root], goes[root], -len(root)), default=None)
+
+
+def _forget_remark(entry: ManifestEntry, gone: frozenset[str]) -> ManifestEntry:
     """Drop a remark that names an item which goes, e.g. that both are of the same bytes."""
-    return replace(entry, reason="") if any(item in entry.reason for item in gone) else entry
+    names = (re.escape(item) for item in gone if item in entry.reason)
+    is_named = any(re.search(rf"(?<![\w./-]){name}(?![\w/-]|\.\w)", entry.reason) for name in names)
+    return replace(entry, reason="") if is_named else entry

@@ -24,6 +24,7 @@ from pipeline.ingest.verify import verify_dataset
 from pipeline.io import storage
 from pipeline.records import ImageListing, SourceImage
 from pipeline.runtime.engines import map_serially
+from pipeline.sources.slides import list_slides
 from pipeline.store.dataset import open_dataset
 from tests.support.content import content_of
 from tests.support.made.images import make_image
@@ -32,17 +33,19 @@ from training.registry.ledger import read_entries
 
 
 def remove(url: str, **wanted: Any) -> None:
-    take_out(url, **wanted, name="A. Reader", reason="consent withdrawn")
+    take_out(url, **{"name": "A. Reader", "reason": "consent withdrawn", **wanted})
 
 
 @pytest.fixture(scope="module")
 def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The slides `a`, `b` and its copy `c`, and their dataset `out`."""
+    """The slides `a`, `b`, its copy `c` and a torn `sub/b`, and their dataset `out`."""
     folder = tmp_path_factory.mktemp("slides")
     for name in "ab":
         write_slide(folder, name)
     shutil.copy(folder / "b.tif", folder / "c.tif")
-    ingest_made(folder / "out", [list_slide(path) for path in sorted(folder.glob("*.tif"))])
+    (folder / "sub").mkdir()
+    (folder / "sub" / "b.tif").write_bytes(b"torn")
+    ingest_made(folder / "out", list_slides(str(folder)).slides)
     return folder
 
 
@@ -64,7 +67,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ingest_all(url: Path, folder: Path) -> None:
     listed = tuple(
         SourceImage(
-            path.stem, f"p{int(path.stem) % 3}", str(path), storage.describe(str(path)).version
+            path.name, f"p{int(path.stem) % 3}", str(path), storage.describe(str(path)).version
         )
         for path in sorted(folder.glob("*.png"))
     )
@@ -80,15 +83,17 @@ def copy(made: Path, tmp_path: Path) -> str:
 def test_a_slide_goes_and_no_other_object_is_touched(slides: Path, tmp_path: Path) -> None:
     url = copy(slides, tmp_path)
     before, kept = open_dataset(url), content_of(url)
-    remove(url, slide="b")
+    remove(url, slide="b.tif")
     after, left = open_dataset(url), content_of(url)
-    assert [part.name for part in after.parts] == ["a", "c"]
-    assert after.parts == tuple(part for part in before.parts if part.name != "b")
+    assert [part.name for part in after.parts] == ["a.tif", "c.tif"]
+    assert after.parts == tuple(part for part in before.parts if part.name != "b.tif")
     assert not [key for key in left if key.startswith(("parts/b", "review/b"))]
     same = [key for key in left if key.startswith(("parts/", "review/"))]
     assert {key: left[key] for key in same} == {key: kept[key] for key in same}
     assert len([key for key in same if key.startswith("review/")]) == 2
-    assert not any("b.tif" in str(entry) for entry in read_manifest(f"{url}/manifest.json"))
+    entries = read_manifest(f"{url}/manifest.json")
+    assert not any(f"{slides}/b.tif" in str(entry) for entry in entries)
+    assert [entry.item for entry in entries] == [f"{slides}/{n}.tif" for n in ("a", "c", "sub/b")]
     assert verify_dataset(url, map_serially).findings == ()
 
 
@@ -96,8 +101,10 @@ def test_a_dataset_without_a_slide_is_as_if_it_had_never_been_there(
     slides: Path, tmp_path: Path
 ) -> None:
     url = copy(slides, tmp_path)
-    remove(url, patient="b")  # where no patient is known, the slide is its own group
-    listed = [list_slide(slides / f"{name}.tif") for name in "ac"]
+    remove(url, patient="b.tif")  # where no patient is known, the slide is its own group
+    listed = [
+        each for each in list_slides(str(slides)).slides if each.slide_id in {"a.tif", "c.tif"}
+    ]
     report, dataset = ingest_made(tmp_path / "out", listed)
     assert (report.parts_made, report.parts_kept) == (0, 2)
     assert dataset.fingerprint == ingest_made(tmp_path / "anew", listed)[1].fingerprint
@@ -139,11 +146,11 @@ def before_images(images: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
 def test_the_ledger_says_who_removed_what_and_why(slides: Path, tmp_path: Path) -> None:
     url = copy(slides, tmp_path)
     before = open_dataset(url)
-    remove(url, slide="b")
+    remove(url, slide="b.tif")
     first, last = read_entries(f"{url}/ledger")
     assert (first.kind, last.kind) == ("removing", "removed")
-    count_b = next(part.image_count for part in before.parts if part.name == "b")
-    assert last.summary == f"slide b, {count_b} images, by A. Reader: consent withdrawn"
+    count_b = next(part.image_count for part in before.parts if part.name == "b.tif")
+    assert last.summary == f"slide b.tif, {count_b} images, by A. Reader: consent withdrawn"
     assert last.content["fingerprint_before"] == before.fingerprint
     assert last.content["fingerprint_after"] == open_dataset(url).fingerprint
 
@@ -164,6 +171,10 @@ def test_a_dry_run_changes_nothing(
         ({"slide": "nobody"}, "no slide 'nobody' in this dataset"),
         ({}, "takes one patient or one slide"),
         ({"slide": "a", "patient": "a"}, "takes one patient or one slide"),
+        ({"patient": ""}, "its id is empty"),  # of slides whose patient is unknown
+        ({"slide": ""}, "its id is empty"),
+        ({"slide": "a.tif", "name": " "}, "--name: is empty"),
+        ({"slide": "a.tif", "reason": ""}, "--reason: is empty"),
     ],
 )
 def test_what_is_not_there_is_refused(
@@ -176,13 +187,45 @@ def test_what_is_not_there_is_refused(
     assert content_of(url) == before
 
 
-def test_the_last_slide_and_a_running_ingest_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_the_last_slide_and_a_running_ingest_are_refused_before_anything_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], *, dry_run: bool
+) -> None:
     url = str(tmp_path / "out")
     ingest_made(url, [list_slide(write_slide(tmp_path, "a"))])
     with pytest.raises(SettingsError, match="Delete the dataset as a whole"):
-        remove(url, slide="a")
+        remove(url, slide="a", dry_run=dry_run)
     with ProgressFile.begin(url, 1), pytest.raises(SettingsError, match="an ingest is running"):
-        remove(url, slide="a")
+        remove(url, slide="a", dry_run=dry_run)
+    assert read_entries(f"{url}/ledger") == ()
+    assert capsys.readouterr().out == ""
+
+
+def test_who_removes_after_a_failed_removal_is_recorded_with_their_own_reason(
+    images: Path, tmp_path: Path
+) -> None:
+    url = copy(images, tmp_path)
+    (shard,) = (tmp_path / "out").glob("parts/000000-*/image/c/0/0/0/0")
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-1])
+    with pytest.raises(NormscopeError):
+        remove(url, patient="p1")
+    shard.write_bytes(whole)
+    remove(url, patient="p1", name="B. Reader", reason="wrong patient")
+    entries = read_entries(f"{url}/ledger")
+    assert [entry.kind for entry in entries] == ["removing", "removing", "removed"]
+    assert entries[-1].summary == "patient p1, 3 images, by B. Reader: wrong patient"
+
+
+@pytest.mark.parametrize("content", ['{"state": "running"}', "[]", "{", '{"failures": "p1"}'])
+def test_a_damaged_progress_blocks_no_removal_and_goes(
+    slides: Path, tmp_path: Path, content: str
+) -> None:
+    url = copy(slides, tmp_path)
+    (tmp_path / "out" / "ingest.json").write_text(content)
+    remove(url, slide="b.tif")
+    assert "b.tif" not in {part.name for part in open_dataset(url).parts}
+    assert not (tmp_path / "out" / "ingest.json").exists()
 
 
 def test_damage_is_not_copied_as_if_it_were_whole(images: Path, tmp_path: Path) -> None:
@@ -208,14 +251,14 @@ def test_killed_between_any_two_writes_a_rerun_ends_alike(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     made: Path = request.getfixturevalue(kind)
-    name = {wanted: "b" if kind == "slides" else "p1"}
+    name = {wanted: "b.tif" if kind == "slides" else "p1"}
     for folder in ("whole", "killed"):
         (tmp_path / folder).mkdir()
     whole = copy(made, tmp_path / "whole")
     old = open_dataset(whole).fingerprint
     remove(whole, **name)
     new = open_dataset(whole).fingerprint
-    expected = without_ledger(whole)
+    expected, entries = without_ledger(whole), read_manifest(f"{whole}/manifest.json")
     for kills_at in count():
         url = copy(made, tmp_path / "killed")
         with monkeypatch.context() as patch:
@@ -233,6 +276,7 @@ def test_killed_between_any_two_writes_a_rerun_ends_alike(
         except SettingsError:  # killed after its last write
             assert read_entries(f"{url}/ledger")[-1].kind == "removed"
         assert without_ledger(url) == expected
+        assert read_manifest(f"{url}/manifest.json") == entries
         assert [entry.kind for entry in read_entries(f"{url}/ledger")] == ["removing", "removed"]
         shutil.rmtree(url)
     assert kills_at > 6
