@@ -297,8 +297,10 @@ def _run_flow(flow: Any, bound: Any, settings: Settings) -> int:
 app.meta.version_flags = []  # `app` has the flag; a command's own `--version` must get through
 
 
-def _explain(error: CycloptsError) -> str:
-    """Say in one line what is wrong with a command line."""
+def _explain(error: CycloptsError | ValidationError) -> str:
+    """Say in one line what is wrong with a command line, or with settings made of it."""
+    if isinstance(error, ValidationError):
+        return str(SettingsError.of(error, error.title))
     cause = error.__cause__ or error.__context__
     if isinstance(cause, ValidationError):
         first = cause.errors()[0]
@@ -339,7 +341,7 @@ def launch(*tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=Tr
         if hasattr(command, "with_options"):  # a flow
             return _run_flow(command, bound, Settings())
         return command(*bound.args, **bound.kwargs) or 0
-    except CycloptsError as error:
+    except (CycloptsError, ValidationError) as error:
         print(f"normscope: {_explain(error)}", file=sys.stderr)
         return 2
     except NormscopeError as error:
@@ -356,7 +358,11 @@ def launch(*tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=Tr
 
 def main() -> None:
     """The console script."""
-    settings = Settings()
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        print(f"normscope: environment variables: {_explain(error)}", file=sys.stderr)
+        sys.exit(2)
     stack = find_stack(settings)
     if stack is not None:
         adopt_environment(stack.environment())

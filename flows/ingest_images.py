@@ -6,7 +6,7 @@ from functools import partial
 from typing import Annotated, Literal, TypeAlias, cast
 
 from prefect import flow
-from pydantic import Field
+from pydantic import Field, NonNegativeInt
 
 import flows.shared.environment  # noqa: F401 -- sets variables, before the rest
 from flows.shared.engine import open_engine, open_key
@@ -15,7 +15,7 @@ from flows.shared.progress import progress
 from flows.shared.reports import EstimateReport, publish
 from flows.shared.settings import load_settings
 from pipeline.images.ingest import ImageIngestReport
-from pipeline.images.plan import Colour, ImageSettings, SizesPx
+from pipeline.images.plan import Colour, CropPx, SizesPx, make_image_settings
 from pipeline.io.storage import name_of
 from pipeline.records import Split
 from pipeline.sources.images import list_images
@@ -32,11 +32,11 @@ def ingest_images(
     labels: str | None = None,
     modality: Literal["image", "radiograph", "histology"] = "image",
     size_px: SizesPx = (64,),
-    crop_px: int | None = None,
+    crop_px: CropPx | None = None,
     colour: Colour = "auto",
     equalize: bool = False,
     split_map: list[SplitWord] | None = None,
-    seed: int = 0,
+    seed: NonNegativeInt = 0,
     trust_times: bool = False,
     dry_run: bool = False,
 ) -> ImageIngestReport | EstimateReport:
@@ -66,7 +66,7 @@ def ingest_images(
         dry_run: Say what would be made and at what cost, from a sample of the images, and write
             nothing at the destination.
     """
-    settings = ImageSettings(
+    settings = make_image_settings(
         modality=modality, crop_px=crop_px, colour=colour, equalize=equalize, seed=seed
     )
     surroundings = load_settings()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 from prefect import flow
-from pydantic import Field
+from pydantic import NonNegativeInt, PositiveInt
 
 import flows.shared.environment  # noqa: F401 -- sets variables, before the rest
 from flows.shared.engine import open_engine
@@ -16,9 +16,20 @@ from flows.shared.reports import EstimateReport, publish
 from flows.shared.settings import load_settings
 from flows.shared.tasks import resumable
 from pipeline.ingest.run import IngestReport
-from pipeline.io.scratch import DEFAULT_FOLDER, GIB, Scratch
+from pipeline.io.scratch import DEFAULT_FOLDER, GIB, Scratch, SizeGib
 from pipeline.slides import ingest as slide_ingest
-from pipeline.slides.settings import IccSetting, StainSetting, load_slide_preset
+from pipeline.slides.settings import (
+    AreaUm2,
+    Fraction,
+    IccSetting,
+    MppUm,
+    ShardImages,
+    SlideMppUm,
+    StainSetting,
+    StridePx,
+    TileSizePx,
+    load_slide_preset,
+)
 from pipeline.slides.survey.estimate import estimate_slides
 from pipeline.slides.survey.tissue import TissueMethod
 from pipeline.sources.slides import list_slides
@@ -35,26 +46,26 @@ def ingest_slides(
     labels: str | None = None,
     errata: str | None = None,
     mpp_table: str | None = None,
-    tile_size_px: Annotated[int, Field(ge=8)] | None = None,
-    mpp_um: Annotated[float, Field(gt=0)] | None = None,
-    stride_px: Annotated[int, Field(ge=1)] | None = None,
-    min_tissue_fraction: Annotated[float, Field(ge=0, le=1)] | None = None,
-    mask_mpp_um: Annotated[float, Field(gt=0)] | None = None,
+    tile_size_px: TileSizePx | None = None,
+    mpp_um: MppUm | None = None,
+    stride_px: StridePx | None = None,
+    min_tissue_fraction: Fraction | None = None,
+    mask_mpp_um: MppUm | None = None,
     tissue_method: TissueMethod | None = None,
-    min_tissue_area_um2: Annotated[float, Field(ge=0)] | None = None,
-    max_hole_area_um2: Annotated[float, Field(ge=0)] | None = None,
-    max_tiles_per_slide: int | None = None,
+    min_tissue_area_um2: AreaUm2 | None = None,
+    max_hole_area_um2: AreaUm2 | None = None,
+    max_tiles_per_slide: PositiveInt | None = None,
     lesion_groups: list[str] | None = None,
-    lesion_threshold: Annotated[float, Field(ge=0, le=1)] | None = None,
+    lesion_threshold: Fraction | None = None,
     stain: StainSetting | None = None,
     icc: IccSetting | None = None,
-    mpp_override_um: float | None = None,
-    mpp_fallback_um: float | None = None,
-    shard_images: Annotated[int, Field(ge=1)] | None = None,
-    seed: int = 0,
+    mpp_override_um: SlideMppUm | None = None,
+    mpp_fallback_um: SlideMppUm | None = None,
+    shard_images: ShardImages | None = None,
+    seed: NonNegativeInt = 0,
     trust_times: bool = False,
     scratch: str | None = None,
-    scratch_gib: Annotated[float, Field(gt=0)] = 100.0,
+    scratch_gib: SizeGib = 100.0,
     dry_run: bool = False,
 ) -> IngestReport | EstimateReport:
     """Tile whole-slide images into a sealed dataset.

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 from prefect import flow
-from pydantic import Field
+from pydantic import NonNegativeInt
 
 import flows.shared.environment  # noqa: F401 -- sets variables, before the rest
 from flows.shared.engine import open_engine, open_key
@@ -15,9 +15,9 @@ from flows.shared.progress import progress
 from flows.shared.reports import EstimateReport, publish
 from flows.shared.settings import load_settings
 from pipeline.images.decode import Resampling
-from pipeline.images.plan import ImageSettings, SizesPx
+from pipeline.images.plan import CropPx, SizesPx, make_image_settings
 from pipeline.ingest.run import IngestReport
-from pipeline.io.scratch import DEFAULT_FOLDER, GIB, Scratch
+from pipeline.io.scratch import DEFAULT_FOLDER, GIB, Scratch, SizeGib
 from pipeline.sources.chestxray14.experiments import Experiment
 from pipeline.sources.chestxray14.table import Views
 from pipeline.sources.xrays import SourceFormat, list_xrays
@@ -36,13 +36,13 @@ def ingest_xrays(
     findings: list[str] | None = None,
     voi: int | str = 0,
     size_px: SizesPx = (64,),
-    crop_px: int | None = None,
+    crop_px: CropPx | None = None,
     equalize: bool = False,
     resampling: Resampling = "antialiased",
-    seed: int = 0,
+    seed: NonNegativeInt = 0,
     trust_times: bool = False,
     scratch: str | None = None,
-    scratch_gib: Annotated[float, Field(gt=0)] = 100.0,
+    scratch_gib: SizeGib = 100.0,
     dry_run: bool = False,
 ) -> IngestReport | EstimateReport:
     """Preprocess ChestX-ray14 or DICOM radiographs into a sealed dataset.
@@ -83,7 +83,7 @@ def ingest_xrays(
         dry_run: Say what would be made and at what cost, from a sample of the images, and write
             nothing at the destination.
     """
-    settings = ImageSettings(
+    settings = make_image_settings(
         modality="radiograph",
         crop_px=crop_px,
         colour="grey",

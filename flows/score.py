@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Annotated, Any
 
 from prefect import flow
-from pydantic import Field
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 import flows.shared.environment  # noqa: F401 -- sets variables, before the rest
 from flows.shared.driver import drive
@@ -43,9 +43,9 @@ def score(
     labels: str | None = None,
     mpp_table: str | None = None,
     splits: list[Split] | None = None,
-    top_heatmaps: int = 200,
+    top_heatmaps: NonNegativeInt = 200,
     reduced_precision: bool = False,
-    workers: Annotated[int, Field(ge=1)] = 1,
+    workers: PositiveInt = 1,
     gpus_per_worker: Annotated[float, Field(ge=0, le=1)] = 0,
     since: datetime | None = None,
     until: datetime | None = None,

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 
 class NormscopeError(Exception):
     """Something that the user can correct, said in one line.
@@ -51,6 +56,21 @@ class UnreachableError(NormscopeError):
 
 class SettingsError(NormscopeError):
     """Settings that contradict each other or the data."""
+
+    @classmethod
+    def of(cls, error: ValidationError, whole: str) -> SettingsError:
+        """Say in one line what a model of settings refuses; of several faults the first.
+
+        Args:
+            error: Refusal of the model.
+            whole: Name of the settings, where no single one is at fault.
+        """
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        problem = first["msg"].removeprefix("Value error, ")
+        if where:
+            problem = f"{first['input']!r} is not allowed ({problem})"
+        return cls(where or whole, problem, "Correct the setting")
 
 
 class WeightsError(NormscopeError):

@@ -9,7 +9,15 @@ from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal, NamedTuple, Self, TypeAlias
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    ValidationError,
+    model_validator,
+)
 
 from pipeline.dicom.grey import Voi
 from pipeline.dicom.parse import MAX_FILE_BYTES
@@ -25,6 +33,7 @@ from pipeline.store.stamp import make_stamp
 
 Colour: TypeAlias = Literal["auto", "grey", "rgb"]
 Fraction: TypeAlias = Annotated[float, Field(ge=0.0, le=1.0)]
+CropPx: TypeAlias = Annotated[int, Field(ge=MIN_SIDE_PX)]
 SizePx: TypeAlias = Annotated[int, Field(ge=8, le=4096)]
 # One number will do: deployments and callers that want one size say it so.
 SizesPx: TypeAlias = Annotated[
@@ -79,14 +88,14 @@ class ImageSettings(BaseModel):
 
     modality: Literal["image", "radiograph", "histology"] = "image"
     size_px: SizePx = 64
-    crop_px: int | None = Field(None, ge=MIN_SIDE_PX)
+    crop_px: CropPx | None = None
     colour: Colour = "auto"
     equalize: bool = False
     resampling: Resampling = "antialiased"
     voi: Voi = 0
     validation_fraction: Fraction = 0.1
     test_fraction: Fraction = 0.2
-    seed: int = Field(0, ge=0)
+    seed: NonNegativeInt = 0
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
@@ -98,6 +107,25 @@ class ImageSettings(BaseModel):
         if self.equalize and self.colour == "rgb":
             raise ValueError("equalize with colour `rgb`: only grey images can be equalised")
         return self
+
+
+def make_image_settings(**choices: Any) -> ImageSettings:
+    """Make settings, or say in one line what is wrong with them.
+
+    Args:
+        **choices: Settings that differ from the defaults.
+
+    Raises:
+        SettingsError: There is no such setting or value, or they contradict each other.
+
+    Examples:
+        >>> make_image_settings(size_px=32, crop_px=None).size_px
+        32
+    """
+    try:
+        return ImageSettings.model_validate(choices)
+    except ValidationError as error:
+        raise SettingsError.of(error, "settings") from error
 
 
 class ImagePart(NamedTuple):

@@ -18,11 +18,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final, TypeAlias
+
+from pydantic import Field
 
 from pipeline.errors import DeniedError, SettingsError, StorageError
 
 GIB: Final = 1 << 30
+SizeGib: TypeAlias = Annotated[float, Field(gt=0.0, le=float(GIB))]  # one EiB at most
 _POLL_S: Final = 0.2
 DEFAULT_FOLDER: Final = Path(tempfile.gettempdir(), f"normscope-scratch-{os.getuid()}")
 """A folder for each user of the machine: patients' images lie in it."""

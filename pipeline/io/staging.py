@@ -76,8 +76,11 @@ def require_reachable(url: str) -> None:
 
 def _require_writable(url: str, folder: Path) -> None:
     """Whether a folder can be written, or made: the first that there is on the way up tells."""
-    while not folder.exists():
-        folder = folder.parent
+    try:
+        while not folder.exists():
+            folder = folder.parent
+    except OSError as error:  # a name that the disk cannot hold, a folder that may not be read
+        raise DeniedError(url, f"cannot be made ({error.strerror})", "Choose another") from error
     if not folder.is_dir():
         raise StorageError(url, f"{folder} is a file", "Choose a folder")
     if not os.access(folder, os.W_OK | os.X_OK):

@@ -13,7 +13,7 @@ MppSource: TypeAlias = Literal[
 ]
 
 # Outside of these no microscope scans: 72 dots per inch, a writer's default, is 352.8 um/px.
-_MPP_LIMITS_UM: Final = (0.01, 100.0)
+MPP_LIMITS_UM: Final = (0.01, 100.0)
 _UM_PER_RESOLUTION_UNIT: Final[Mapping[str, float]] = {"inch": 25_400.0, "centimeter": 10_000.0}
 _MPP_REMEDY: Final = (
     "Give the slide's um/px in a table (`mpp_table`), in `mpp_override_um` that of every slide, or "
@@ -139,5 +139,5 @@ def require_possible_mpp(
 
 
 def _is_possible(mpp_yx: tuple[float, float]) -> bool:
-    low, high = _MPP_LIMITS_UM
+    low, high = MPP_LIMITS_UM
     return all(low <= mpp <= high for mpp in mpp_yx)

@@ -22,12 +22,20 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from pipeline.errors import SettingsError
 from pipeline.slides.annotations import EXCLUDED_GROUPS, LESION_GROUPS
+from pipeline.slides.resolution import MPP_LIMITS_UM
 from pipeline.slides.stain.normalise import StainMethod
 from pipeline.slides.survey.tissue import TissueMethod
 
 StainSetting: TypeAlias = Literal["none"] | StainMethod
 IccSetting: TypeAlias = Literal["keep", "srgb"]
 Fraction: TypeAlias = Annotated[float, Field(ge=0.0, le=1.0)]
+# Of tiles and thumbnails: at 1 mm/px a slide is 75 px long.
+MppUm: TypeAlias = Annotated[float, Field(ge=MPP_LIMITS_UM[0], le=1000.0)]
+SlideMppUm: TypeAlias = Annotated[float, Field(ge=MPP_LIMITS_UM[0], le=MPP_LIMITS_UM[1])]
+AreaUm2: TypeAlias = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+TileSizePx: TypeAlias = Annotated[int, Field(ge=8, le=4096)]
+ShardImages: TypeAlias = Annotated[int, Field(ge=1, le=1_048_576)]
+StridePx: TypeAlias = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
 class SlideSettings(BaseModel):
@@ -69,27 +77,27 @@ class SlideSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    tile_size_px: int = Field(64, ge=8, le=4096)
-    mpp_um: float = Field(1.0, gt=0.0)
-    stride_px: int | None = Field(None, ge=1)
+    tile_size_px: TileSizePx = 64
+    mpp_um: MppUm = 1.0
+    stride_px: StridePx | None = None
     min_tissue_fraction: Fraction = 0.5
-    mask_mpp_um: float = Field(8.0, gt=0.0)
+    mask_mpp_um: MppUm = 8.0
     tissue_method: TissueMethod = "chroma"
-    min_tissue_area_um2: float | None = Field(None, ge=0.0)
-    max_hole_area_um2: float | None = Field(None, ge=0.0)
+    min_tissue_area_um2: AreaUm2 | None = None
+    max_hole_area_um2: AreaUm2 | None = None
     max_tiles_per_slide: int | None = Field(None, ge=1)
     lesion_tiles_only: bool = False
     lesion_threshold: Fraction = 0.1
     lesion_groups: tuple[str, ...] = Field(LESION_GROUPS, min_length=1)
     excluded_groups: tuple[str, ...] = EXCLUDED_GROUPS
-    mpp_override_um: float | None = Field(None, gt=0.0)
-    mpp_fallback_um: float | None = Field(None, gt=0.0)
+    mpp_override_um: SlideMppUm | None = None
+    mpp_fallback_um: SlideMppUm | None = None
     stain: StainSetting = "none"
     icc: IccSetting = "keep"
     validation_fraction: Fraction = 0.2
     test_fraction: Fraction = 0.2
     seed: int = Field(0, ge=0)
-    shard_images: int = Field(1024, ge=1)
+    shard_images: ShardImages = 1024
     chunk_images: int = Field(64, ge=1)
 
     @model_validator(mode="after")
@@ -155,6 +163,4 @@ def load_slide_preset(name: str, **changes: Any) -> SlideSettings:
     try:
         return SlideSettings.model_validate({**_PRESETS[name], **given})
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or f"preset {name}"
-        raise SettingsError(where, first["msg"], "Correct the setting") from error
+        raise SettingsError.of(error, f"preset {name}") from error

@@ -20,7 +20,13 @@ from pydantic import ValidationError
 from pipeline.dicom.parse import MAX_FILE_BYTES
 from pipeline.errors import SettingsError, SourceError
 from pipeline.images.ingest import ImageIngestReport, ingest_images
-from pipeline.images.plan import ImageSettings, choose_part, make_reader, plan_images
+from pipeline.images.plan import (
+    ImageSettings,
+    choose_part,
+    make_image_settings,
+    make_reader,
+    plan_images,
+)
 from pipeline.images.reader import ImageReader, read_source
 from pipeline.io.storage import describe, read_bytes, write_bytes
 from pipeline.records import Array, ImageListing, Label, Scalar, SourceImage
@@ -251,6 +257,10 @@ def test_contradictions_are_refused(tmp_path: Path) -> None:
         ImageSettings(validation_fraction=0.5, test_fraction=0.5)
     with pytest.raises(ValidationError, match="colr"):
         ImageSettings(colr="grey")  # type: ignore[call-arg]  # on purpose
+    with pytest.raises(SettingsError, match="settings: equalize with colour `rgb`: only grey"):
+        make_image_settings(equalize=True, colour="rgb")
+    with pytest.raises(SettingsError, match=r"crop_px: 0 is not allowed \(Input should be"):
+        make_image_settings(crop_px=0)
     images = write_images(tmp_path, 3, colour=True)
     with pytest.raises(SettingsError, match="3 of 3 sampled images have colour"):
         plan_images(images, ImageSettings(equalize=True), source="made")

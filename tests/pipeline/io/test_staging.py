@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from boto3.s3.transfer import TransferConfig
 
-from pipeline.errors import SettingsError, StorageError
+from pipeline.errors import DeniedError, SettingsError, StorageError
 from pipeline.io import storage
 from pipeline.io.scratch import Scratch
-from pipeline.io.staging import stage
+from pipeline.io.staging import require_reachable, stage
 from pipeline.sources.slides import list_slides
 from tests.conftest import S3Server
 from tests.support.flaky_s3 import FlakyS3, flaky_s3
@@ -124,3 +124,8 @@ def test_a_slide_larger_than_the_scratch_folder_is_listed_and_the_rest_goes_on(
     (big,) = (s for s in list_slides(f"{moto_url}/in").slides if s.slide_id == "large.tif")
     with pytest.raises(SettingsError), stage(big.url, big.version, scratch=scratch):
         pass
+
+
+def test_a_name_that_the_disk_cannot_hold_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DeniedError, match=r"aa: cannot be made \(File name too long\)"):
+        require_reachable(str(tmp_path / ("a" * 300)))

@@ -22,5 +22,14 @@ def test_paper_takes_what_the_reference_took() -> None:
 def test_refuses_what_there_is_not() -> None:
     with pytest.raises(SettingsError, match="all-tissue or paper or ihc or fluorescence"):
         load_slide_preset("published")
-    with pytest.raises(SettingsError, match="tile_size_px"):
+    with pytest.raises(SettingsError, match="tile_size_px: 2 is not allowed"):
         load_slide_preset("paper", tile_size_px=2)
+    with pytest.raises(SettingsError, match="preset paper: shard_images 100 is not a multiple"):
+        load_slide_preset("paper", shard_images=100)
+
+
+@pytest.mark.parametrize("name", ["mpp_um", "mask_mpp_um", "mpp_override_um", "mpp_fallback_um"])
+@pytest.mark.parametrize("value", [0.0, float("inf"), float("nan"), 1e300])
+def test_refuses_um_per_pixel_that_no_slide_has(name: str, value: float) -> None:
+    with pytest.raises(SettingsError, match=f"{name}: .* is not allowed"):
+        load_slide_preset("all-tissue", **{name: value})
