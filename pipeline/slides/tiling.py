@@ -55,7 +55,7 @@ def measure_tile_extent_yx(
     if max(mpp_yx) > tile_mpp_um * (1 + _ENLARGEMENT_TOLERANCE):
         raise ValueError(
             f"the slide has {max(mpp_yx):g} um/px, too coarse for tiles of {tile_mpp_um:g} um/px: "
-            f"set mpp_um to {max(mpp_yx):g} or more"
+            f"tile with `--mpp-um {max(mpp_yx):g}` or more (it holds for all slides)"
         )
     height, width = (max(1, round(tile_size_px * tile_mpp_um / mpp)) for mpp in mpp_yx)
     return height, width

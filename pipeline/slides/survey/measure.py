@@ -153,7 +153,7 @@ def _measure_grid(
             measure_tile_extent_yx(mpp_yx, settings.mpp_um, stride_px),
         )
     except ValueError as error:
-        raise SourceError(slide.url, str(error), "Or leave the slide out") from error
+        raise SourceError(slide.url, str(error), "Or leave this slide out") from error
 
 
 def _read_lesions(slide: Slide, shape_yx: PairYX, settings: SlideSettings) -> BaseGeometry | None:

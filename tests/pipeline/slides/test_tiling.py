@@ -66,7 +66,7 @@ def test_extent_follows_each_axis_own_mpp() -> None:
 
 def test_nominal_mpp_may_be_missed_but_nothing_is_enlarged() -> None:
     assert measure_tile_extent_yx((0.2527, 0.2527), 0.25, 256) == (253, 253)
-    with pytest.raises(ValueError, match=r"0\.5 um/px.*0\.25 um/px.*mpp_um"):
+    with pytest.raises(ValueError, match=r"0\.5 um/px.*0\.25 um/px: tile with `--mpp-um 0\.5`"):
         measure_tile_extent_yx((0.25, 0.5), 0.25, 256)
 
 
