@@ -23,8 +23,9 @@ from tests.conftest import HOME, ROOT
 from tests.support.called import Doubled, break_down, double, refuse, wait
 from training.cluster import jobs
 from training.cluster.calls import decode_outcome
-from training.cluster.connection import WorkersError, is_node_of
+from training.cluster.connection import Share, WorkersError, is_node_of, running_ray
 from training.cluster.jobs import CALL, OUTCOME, JobPlace, run_as_job
+from training.cluster.map import ray_engine
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")]
 
@@ -219,6 +220,25 @@ def test_only_a_node_can_drive(head: tuple[str, str]) -> None:
     assert is_node_of("auto")
     assert not is_node_of(f"{host}:1")
     assert not is_node_of(f"no-such-host.invalid:{port}")
+
+
+def test_gpus_that_a_cluster_never_gets_are_not_waited_for_without_end(
+    head: tuple[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with (
+        caplog.at_level(logging.WARNING),
+        pytest.raises(WorkersError, match=r"1 GPU needed, 0 available after 2 s\. Ask for less"),
+        running_ray(head[0], 1, Share(gpus=1, wait_s=2)),
+    ):
+        pass
+    assert "waiting up to 2 s for nodes to join" in caplog.text
+
+
+def test_a_worker_without_gpus_sees_none(head: tuple[str, str]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUDA_VISIBLE_DEVICES", "0")
+        with ray_engine(head[0], workers=1) as map_work:
+            assert list(map_work(os.getenv, ["CUDA_VISIBLE_DEVICES"])) == [""]
 
 
 def test_an_outcome_cannot_name_a_class_that_is_no_error_of_ours() -> None:
