@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+import ast
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
 import xarray
 from numpy.typing import NDArray
+from pandas.api.types import is_numeric_dtype, is_string_dtype
 
 from pipeline.errors import SettingsError
 from pipeline.io.storage import join, open_zarr_store
 from pipeline.store.dataset import Dataset, read_fact
 from pipeline.store.part import Part
 from pipeline.store.spec import MEASURES
+
+_LABELS: Final = "label is 0 (normal), 1 (anomalous) or -1 (unknown)"
 
 
 def make_frame(dataset: Dataset) -> pd.DataFrame:
@@ -57,14 +63,48 @@ def query_part(dataset: Dataset, number: int, where: str) -> NDArray[np.int64]:
         int64 (n,), rows of the dataset.
 
     Raises:
-        SettingsError: The condition cannot be evaluated.
+        SettingsError: The condition cannot be evaluated, or compares a number with a text, which
+            pandas takes for unequal.
     """
     frame = make_part_frame(dataset, number)
+    _require_comparable(frame, where)
     try:
         return frame.query(where, engine="python").index.to_numpy(np.int64)
     except Exception as error:  # pandas raises what its parser and the columns raise
-        names = ", ".join(frame.columns)
-        raise SettingsError("where", f"{where!r} ({error})", f"Columns: {names}") from error
+        remedy = f"Columns: {', '.join(frame.columns)}"
+        if "cannot assign" in str(error):
+            remedy = f"Say `==` for equal. {remedy}"
+        raise SettingsError("where", f"{where!r} ({error})", remedy) from error
+
+
+def _require_comparable(frame: pd.DataFrame, where: str) -> None:
+    """Refuse to compare a column of numbers with a text, or of texts with a number."""
+    for name, value in _list_comparisons(where):
+        if name not in frame or value is None:
+            continue
+        is_text, shown = isinstance(value, str), f"{where!r} compares"
+        if is_text and is_numeric_dtype(frame[name]):
+            remedy = _LABELS if name == "label" else "Give its value without quotes"
+            raise SettingsError("where", f"{shown} {name}, no text, with {value!r}", remedy)
+        if not is_text and is_string_dtype(frame[name]):
+            problem = f"{shown} {name}, a text, with {value!r}"
+            raise SettingsError("where", problem, "Give its value in quotes")
+
+
+def _list_comparisons(where: str) -> Iterator[tuple[str, Any]]:
+    """List what a condition compares: a name, and a value that is written out."""
+    try:
+        tree = ast.parse(where.strip(), mode="eval")
+    except (SyntaxError, ValueError):  # pandas says why, or knows more than Python, as `@name`
+        return
+    compared = [node for node in ast.walk(tree) if isinstance(node, ast.Compare)]
+    for node in compared:
+        for pair in pairwise([node.left, *node.comparators]):
+            for column, other in (pair, pair[::-1]):
+                values = other.elts if isinstance(other, ast.List | ast.Tuple) else [other]
+                for value in values:
+                    if isinstance(column, ast.Name) and isinstance(value, ast.Constant):
+                        yield column.id, value.value
 
 
 def open_xarray(dataset: Dataset) -> xarray.Dataset:

@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.store.dataset import Dataset
+from pipeline.errors import SettingsError
+from pipeline.store.dataset import Dataset, open_dataset
 from pipeline.store.sharding import ReadChunk
 
 _CACHED_CHUNKS: Final = 16
@@ -25,27 +26,37 @@ class TileDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
     the store for itself.
 
     Args:
-        dataset: The sealed dataset.
+        dataset: The sealed dataset, or its path or URL.
         where: Condition on its columns, as `Dataset.images` takes it; None for all readable
             images.
         transform: Function of each image, uint8 (C, H, W) on the CPU; None leaves it as it is.
+
+    Raises:
+        SchemaError: There is no sealed dataset of this name.
+        SettingsError: The condition cannot be evaluated, or no image meets it.
 
     Examples:
         >>> from torch.utils.data import DataLoader
         >>> def load(url: str) -> DataLoader[Any]:
         ...     normals = "split == 'train' and label == 0 and readable"
-        ...     return DataLoader(TileDataset(open_dataset(url), normals), batch_size=64)
+        ...     return DataLoader(TileDataset(url, normals), batch_size=64)
     """
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: Dataset | str,
         where: str | NDArray[np.bool_] | None = None,
         transform: Callable[[Tensor], Any] | None = None,
     ) -> None:
-        self.dataset, self.transform = dataset, transform
-        self.rows = dataset.images("readable" if where is None else where).rows
-        self.labels: NDArray[np.int8] = dataset.column("label")[self.rows]
+        opened = open_dataset(dataset) if isinstance(dataset, str) else dataset
+        self.dataset, self.transform = opened, transform
+        where = "readable" if where is None else where
+        self.rows = opened.images(where).rows
+        if not len(self.rows):
+            asked = repr(where) if isinstance(where, str) else "the given mask"
+            problem = f"{asked} holds for none of the {opened.image_count} images of {opened.url}"
+            raise SettingsError("where", problem, "Choose another condition")
+        self.labels: NDArray[np.int8] = opened.column("label")[self.rows]
         self._read: ReadChunk | None = None
         self._chunks: OrderedDict[int, NDArray[np.uint8]] = OrderedDict()
 

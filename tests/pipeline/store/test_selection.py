@@ -72,6 +72,29 @@ def test_a_condition_that_cannot_be_evaluated_is_refused(dataset: Dataset, where
         dataset.images(where)
 
 
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("label == 'normal'", r"compares label, no text, with 'normal'\. label is 0 \(normal\)"),
+        ("split == 'train' and '0' != label", "compares label, no text, with '0'"),
+        ("label in [0, 'anomalous']", "compares label, no text, with 'anomalous'"),
+        ("readable == 'True'", r"compares readable, .*\. Give its value without quotes"),
+        ("site == 3", r"compares site, a text, with 3\. Give its value in quotes"),
+        ("label = 0", r"\. Say `==` for equal\. Columns: .*label"),
+    ],
+)
+def test_what_would_choose_no_row_in_silence_is_refused(
+    dataset: Dataset, where: str, said: str
+) -> None:
+    with pytest.raises(SettingsError, match=said):
+        dataset.images(where)
+
+
+def test_conditions_that_python_does_not_know_are_left_to_pandas(dataset: Dataset) -> None:
+    assert len(dataset.images("`label` == 0 and site == 'north' and split in ['train']")) > 0
+    assert len(dataset.images("site.str.startswith('n') and label == True")) == 8
+
+
 def test_a_mask_of_another_length_is_refused(dataset: Dataset) -> None:
     with pytest.raises(SettingsError, match=r"bool \(3,\), the dataset has 56 rows"):
         dataset.images(np.ones(3, bool))

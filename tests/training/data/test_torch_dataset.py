@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from pipeline.errors import SettingsError
 from tests.support.toys import HEIGHT, WIDTH, make_dataset
 from training.data.torch_dataset import TileDataset
 
@@ -36,3 +37,18 @@ def test_a_transform_sees_each_image(tmp_path: Path) -> None:
     plain = TileDataset(dataset)
     halved = TileDataset(dataset, transform=lambda image: image[:, : HEIGHT // 2])
     assert torch.equal(halved[3][0], plain[3][0][:, : HEIGHT // 2])
+
+
+def test_a_path_will_do(tmp_path: Path) -> None:
+    dataset = make_dataset(str(tmp_path / "a.zarr"))
+    chosen = TileDataset(dataset.url, "label == 1")
+    assert chosen.rows.tolist() == dataset.images("label == 1").rows.tolist()
+    assert torch.equal(chosen[2][0], TileDataset(dataset, "label == 1")[2][0])
+
+
+def test_a_choice_of_no_image_is_refused(tmp_path: Path) -> None:
+    dataset = make_dataset(str(tmp_path / "a.zarr"))
+    with pytest.raises(SettingsError, match="'label == 7' holds for none of the 56 images"):
+        TileDataset(dataset, "label == 7")
+    with pytest.raises(SettingsError, match="the given mask holds for none"):
+        TileDataset(dataset, np.zeros(56, np.bool_))
