@@ -28,7 +28,7 @@ class Deployed:
     Args:
         deployments: Names of the deployments, as `flow/deployment`.
         automations: Names of the automations.
-        notes: What was left out, and how to have it; one line each.
+        notes: One line for each thing that was left out, and how to have it.
     """
 
     deployments: tuple[str, ...]

@@ -40,7 +40,8 @@ def drive(function: Callable[P, R], settings: Settings, *, subject: str) -> Call
     Args:
         function: Function of `training`, with a parameter `ray_address`; it is called by keywords.
         settings: Settings that name the cluster and the state.
-        subject: What the call works on, e.g. a run; of two jobs on it the second is refused.
+        subject: Name of the run or output that the call works on; of two jobs on it the second is
+            refused.
     """
 
     @wraps(function)

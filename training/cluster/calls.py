@@ -29,8 +29,8 @@ class Call:
     Args:
         function: Module and name of the function, `training.train:train_and_register`.
         arguments: Arguments by name, as JSON.
-        subject: What the call works on, e.g. a training run; one job at a time may do so.
-        owner: Who asks, e.g. a flow run, which gets the result of its own earlier call.
+        subject: Name of the run or output that the call works on, by one job at a time.
+        owner: Identifier of the flow run that asks; it gets the result of its own earlier call.
         version: Version of Normscope that asks.
     """
 
@@ -103,7 +103,7 @@ def decode_outcome(function: Callable[..., R], data: bytes) -> R:
 
     Args:
         function: Function that was called.
-        data: What `encode_result` or `encode_error` has written.
+        data: Outcome as `encode_result` or `encode_error` has written it.
 
     Raises:
         NormscopeError: The error that the function raised, of its own class.

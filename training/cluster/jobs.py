@@ -54,7 +54,7 @@ class JobPlace:
     """Where jobs run, and what they get.
 
     Args:
-        address: Where the cluster takes jobs, e.g. `http://ray-head:8265`.
+        address: URL at which the cluster takes jobs, e.g. `http://ray-head:8265`.
         jobs_url: Folder of calls and outcomes that this machine and the cluster share.
         variables: Environment variables of the job; no secrets, as Ray's pages show them.
         working_dir: Folder of code to run instead of the code installed on the cluster.
@@ -90,10 +90,10 @@ def run_as_job(
     Args:
         function: Function of ours. The job adds `ray_address`, and `on_progress` where the
             function takes it.
-        arguments: Its other arguments by name, which types can be encoded as JSON.
-        place: Where jobs run, and what they get.
-        subject: What the call works on; one job at a time may do so.
-        owner: Who asks, e.g. a flow run, which gets the result of its own earlier call.
+        arguments: The other arguments of the function by name; their types go into JSON.
+        place: Cluster that runs the job, and folder of its call.
+        subject: Name of the run or output that the call works on, by one job at a time.
+        owner: Identifier of the flow run that asks; it gets the result of its own earlier call.
         on_progress: Called with what is done and what there is in all.
         should_stop: Whether what interrupts this process is to end the job too.
 

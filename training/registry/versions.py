@@ -144,7 +144,7 @@ def record_files(
     """Keep the digests of a version's files in the model's ledger, unless they are there already.
 
     Args:
-        found: The version.
+        found: Version whose files are meant.
         ledgers_url: Folder in which the ledger is made if the model has none yet.
         answer: `name` and `reason` of a person who vouches for the files; None for those that
             this process has just registered.
@@ -174,7 +174,7 @@ def verified_files(found: VersionInfo) -> Iterator[Path]:
     """Download the files of a version and compare them with the ledger, for as long as a block.
 
     Args:
-        found: The version.
+        found: Version whose files are meant.
 
     Yields:
         Folder of the files, exactly as they were registered.
