@@ -58,7 +58,8 @@ def find_planted(lan: Lan) -> list[str]:
             found += _search(name, _read_blocks(path))
     for bucket in _BUCKETS:
         for info in storage.list_objects(bucket):
-            found += _search(info.url, iter([storage.read_bytes(info.url)]))
+            if info.size_bytes:  # else a marker of a folder, which Ray makes
+                found += _search(info.url, iter([storage.read_bytes(info.url)]))
     return found
 
 

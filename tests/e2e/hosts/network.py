@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Final
 
 REPOSITORY: Final = Path(__file__).parents[3]
-NETWORK: Final = "10.77.0"
+NETWORK: Final = f"10.77.{os.getpid() % 250}"  # several may run side by side
 _OWN: Final = 254  # last number of this process's own address
 _PROGRAMS: Final = ("ip", "unshare", "nsenter", "mount")
 
