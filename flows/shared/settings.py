@@ -249,6 +249,7 @@ def job_environment(settings: Settings) -> dict[str, str]:
     here = ("NORMSCOPE_HOME", "PREFECT_HOME", "RAY_AUTH_", "_MLFLOW_")
     variables = {k: v for k, v in library_environment(settings).items() if not k.startswith(here)}
     variables["NORMSCOPE_STATE"] = settings.state_url
+    variables["RAY_COLOR_PREFIX"] = "0"  # its log is read by Prefect's page, not by a terminal
     if settings.aws_endpoint_url is not None:
         variables["AWS_ENDPOINT_URL"] = settings.aws_endpoint_url
     return variables

@@ -17,6 +17,8 @@ from pipeline.records import Progress
 _LAST_S: Final = 10.0  # for the rest of the log of a job that has ended
 
 logger: Final = logging.getLogger(__name__)
+# It tells of each connection that a job's end closes.
+logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
 
 
 @dataclass
