@@ -19,6 +19,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
+from pathlib import PurePosixPath
 from typing import Final, Literal, TypeAlias, get_args
 
 from pipeline.errors import SettingsError, SourceError
@@ -31,6 +32,7 @@ NO_ERRATA: Final = "none"
 REFERENCE_NAME: Final = "reference.csv"
 _STATES: Final = get_args(ErratumState)
 _OFFICIAL_NAME: Final = re.compile(r"(normal|tumor|test)_\d+", re.IGNORECASE)
+_OFFICIAL_FOLDERS: Final = frozenset({"normal", "tumor", "images"})
 _MEANINGS: Final[Mapping[str, tuple[Label | None, Split]]] = {
     "normal": (Label.NORMAL, "train"),
     "tumor": (Label.ANOMALOUS, "train"),
@@ -57,6 +59,11 @@ def parse_name(stem: str) -> tuple[Label | None, Split] | None:
     """Read label and official split from a slide's name without suffix; None for other names."""
     official = _OFFICIAL_NAME.fullmatch(stem)
     return _MEANINGS[official[1].lower()] if official else None
+
+
+def lies_as_published(url: str) -> bool:
+    """Whether a slide's own folder is called as one that the data set is published in."""
+    return PurePosixPath(url).parent.name.lower() in _OFFICIAL_FOLDERS
 
 
 def make_row(stem: str, path: str) -> SheetRow:

@@ -20,6 +20,7 @@ from pipeline.sources.camelyon16 import (
     REFERENCE_NAME,
     Erratum,
     find_erratum,
+    lies_as_published,
     make_row,
     parse_name,
     read_errata,
@@ -126,9 +127,9 @@ def list_slides(
     slides = [outcome for outcome in outcomes if isinstance(outcome, Slide)]
     rejected = [outcome for outcome in outcomes if isinstance(outcome, ManifestEntry)]
     _require_undivided(slides, sheet or url)
-    is_camelyon16 = any(parse_name(file.stem) for file in found)
+    _warn_of_names(found, tables)
     return SlideListing(
-        source="camelyon16" if is_camelyon16 else PurePosixPath(name_of(url)).stem or "slides",
+        source=_name_source(url, found),
         slides=tuple(sorted(slides, key=lambda slide: slide.slide_id)),
         rejected=(*rejected, *others, *_list_unmatched(tables)),
         notes=_take_notes(slides, tables, sheet) if sheet else (),
@@ -139,6 +140,12 @@ def _find_root(files: Sequence[ListedFile]) -> str:
     """Find the folder that paths below the source begin at."""
     first = files[0]
     return plain_url(first.info.url).removesuffix(f"/{first.path.as_posix()}")
+
+
+def _name_source(url: str, found: Sequence[ListedFile]) -> str:
+    if any(parse_name(file.stem) for file in found):
+        return "camelyon16"
+    return PurePosixPath(name_of(url)).stem or "slides"
 
 
 def _is_annotation(file: ListedFile) -> bool:
@@ -225,6 +232,32 @@ def _list_unmatched(tables: _Tables) -> Iterator[ManifestEntry]:
             paths = sorted(row.path for row in matches.unmatched)
             entries = [ManifestEntry(path, "skipped", reason) for path in paths]
             yield from shorten(entries, matches.unmatched[0].table_url, reason)
+
+
+def _warn_of_names(found: Sequence[ListedFile], tables: _Tables) -> None:
+    """Warn of slides outside the official layout that are taken for Camelyon16's by name alone."""
+    named = [
+        file.slide_id
+        for file in found
+        if parse_name(file.stem)
+        and not lies_as_published(file.info.url)
+        and not _is_told(file, tables)
+    ]
+    if named:
+        logger.warning(
+            "%d of %d slides have names of Camelyon16's, as %r, and take its labels, splits and "
+            "errata. If they are others, give label (or `unknown`) and split of each in a sheet "
+            "(`--sheet`), and no errata (`--errata none`)",
+            len(named),
+            len(found),
+            named[0],
+        )
+
+
+def _is_told(file: ListedFile, tables: _Tables) -> bool:
+    """Whether the user's own tables say both label and split of a slide."""
+    rows = [row for matches in tables.users.values() for row in matches.rows.get(file.path, ())]
+    return any(row.label is not None for row in rows) and any(row.split for row in rows)
 
 
 def _take_notes(slides: Sequence[Slide], tables: _Tables, sheet: str) -> tuple[str, ...]:

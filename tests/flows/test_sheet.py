@@ -36,6 +36,12 @@ def test_a_sheet_of_slides_is_filled_in_and_ingested(
     ]
 
 
+def test_a_sheet_says_whose_labels_it_has(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = touch(tmp_path / "own", "tumor_7.tif", "case.tif")
+    assert launch("sheet", source, str(tmp_path / "s.csv")) == 0
+    assert "1 of 2 slides have names of Camelyon16's, as 'tumor_7.tif'" in caplog.text
+
+
 def test_an_existing_sheet_is_kept_unless_told_otherwise(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
