@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray
 
 from pipeline.errors import SchemaError, SettingsError
+from pipeline.io.storage import join
 from pipeline.store.dataset import Dataset
 from tests.support.toys import HEIGHT, WIDTH, make_dataset
 
@@ -114,6 +116,16 @@ def test_xarray_sees_all_parts_as_one_and_reads_lazily(dataset: Dataset) -> None
     assert np.array_equal(whole["pixels"][8:13].to_numpy(), dataset.read_images(8, 13))
     assert whole["blur"].to_numpy().tolist() == dataset.column("blur").tolist()
     assert whole["label"].dims == ("image",)
+
+
+def test_a_part_opened_alone_is_chosen_by_label(dataset: Dataset) -> None:
+    start, part = 40, dataset.parts[4]
+    opened = xarray.open_zarr(join(dataset.url, part.place))
+    anomalies = opened.isel(image=(opened["label"] == 1).compute())
+    rows = dataset.images("label == 1").rows
+    expected = dataset.read_images(start, start + 10)[rows[rows < start + 10] - start]
+    assert 0 < len(expected) < 10
+    assert np.array_equal(anomalies["image"].to_numpy(), expected)
 
 
 def test_its_repr_says_what_it_is(dataset: Dataset) -> None:
