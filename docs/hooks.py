@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_type_hints
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -54,7 +54,7 @@ def write_settings() -> str:
 
 
 def _list_fields(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    meanings = _read_attributes(model)
+    meanings, types = _read_attributes(model), get_type_hints(model)  # bare, without bounds
     for name, field in model.model_fields.items():
         inner = field.annotation
         if isinstance(inner, type) and issubclass(inner, BaseModel):
@@ -65,12 +65,11 @@ def _list_fields(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
         if isinstance(field.validation_alias, str):
             shown = field.validation_alias
         meaning = field.description or meanings.get(name, "")
-        cells = [f"`{shown}`", f"`{_name_type(field)}`", _show_default(field), meaning]
+        cells = [f"`{shown}`", f"`{_name_type(types[name])}`", _show_default(field), meaning]
         yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def _name_type(field: FieldInfo) -> str:
-    annotation: Any = field.annotation
+def _name_type(annotation: Any) -> str:
     if isinstance(annotation, type) and not hasattr(annotation, "__args__"):
         return annotation.__name__
     text = str(annotation)
