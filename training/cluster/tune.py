@@ -9,6 +9,7 @@ from typing import Any, Final, TypeAlias
 import ray.tune
 import torch
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
+from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from pipeline.store.dataset import open_dataset
@@ -23,6 +24,12 @@ from training.networks.vgg import LAYERS
 from training.settings import TrainSettings
 
 CHOSEN_BY: Final = "validation_auroc"
+
+# Tune would hand the driver's S3 keys to its trials by a runtime environment, which Ray logs. The
+# nodes have keys of their own.
+ENV_VARS_TO_PROPAGATE.difference_update(
+    name for name in tuple(ENV_VARS_TO_PROPAGATE) if name.startswith("AWS_")
+)
 
 Choice: TypeAlias = Mapping[str, Any]
 

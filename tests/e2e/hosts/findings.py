@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Final
 
@@ -13,8 +14,15 @@ from tests.e2e.hosts.network import Lan
 from tests.e2e.hosts.servers import SECRETS
 from training.learning.checkpoint import Checkpoint, Checkpoints
 
-# What is configuration, and read by its server alone: no product of a run.
-_CONFIGURATION: Final = ("control/tmp/auth.ini", "s3/tmp/s3/state.json")
+# What is configuration, and read by its server alone: no product of a run. S3's store holds its
+# users' keys; its objects are read through it. Prefect hands a run's process its environment in a
+# file of mode 0600, and deletes it unless the host is killed.
+_CONFIGURATION: Final = (
+    "control/tmp/auth.ini",
+    "s3/tmp/s3/state.json",
+    "s3/tmp/s3/osd/block",
+    "worker/tmp/prefect-workspace-attempt-*/workspace.json",
+)
 _BUCKETS: Final = ("s3://lake/", "s3://mlflow/")
 _BLOCK_BYTES: Final = 1 << 24
 
@@ -54,7 +62,8 @@ def find_planted(lan: Lan) -> list[str]:
     found: list[str] = []
     for path in sorted(lan.folder.rglob("*")):
         name = path.relative_to(lan.folder).as_posix()
-        if path.is_file() and not path.is_symlink() and name not in _CONFIGURATION:
+        is_known = any(fnmatch(name, pattern) for pattern in _CONFIGURATION)
+        if path.is_file() and not path.is_symlink() and not is_known:
             found += _search(name, _read_blocks(path))
     for bucket in _BUCKETS:
         for info in storage.list_objects(bucket):

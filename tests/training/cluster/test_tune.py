@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
 
 from tests.support.toys import make_settings
+from training.cluster import tune
 from training.cluster.tune import SearchSpace, apply_choice
 
 # Ray warns of its own settings while it is imported.
@@ -27,3 +29,8 @@ def test_a_choice_changes_three_settings_alone() -> None:
     assert after.loss.layers == {**before.loss.layers, 32: {"relu1_2": 1.0}}
     unchanged = {"learning_rate": 1e-3, "latent_channels": 6, "final_layer": "relu2_1"}
     assert apply_choice(before, unchanged) == before
+
+
+def test_trials_get_no_keys_of_s3_by_what_ray_logs() -> None:
+    assert tune.CHOSEN_BY
+    assert not [name for name in ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")]
