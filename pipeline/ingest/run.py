@@ -39,9 +39,10 @@ from pipeline.store.table import compute_fingerprint, write_table
 
 T = TypeVar("T")
 _CHECKERS: Final = 16
+_CHECKED_AT_ONCE: Final = 256  # a waiting check takes a kilobyte
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """What a visit of one item gave.
 
@@ -246,10 +247,12 @@ def _require_whole(url: str, outcomes: Sequence[Outcome]) -> None:
     found = list_places(url)
     placed = [(each.part, each.is_kept) for each in outcomes if each.part and each.part.place]
     made = [part for part, is_kept in placed if not is_kept]
+    damaged: list[Part] = []
     with ThreadPoolExecutor(_CHECKERS, thread_name_prefix="parts") as threads:
-        places = [storage.join(url, part.place) for part in made]
-        wholes = zip(made, threads.map(read_whole, places), strict=True)
-        damaged = [part for part, whole in wholes if whole is None]
+        for first in range(0, len(made), _CHECKED_AT_ONCE):
+            some = made[first : first + _CHECKED_AT_ONCE]
+            wholes = threads.map(read_whole, [storage.join(url, part.place) for part in some])
+            damaged += [part for part, whole in zip(some, wholes, strict=True) if whole is None]
     gone = [part for part, _ in placed if part.place not in found]
     for part in (*gone, *damaged):
         raise StorageError(
