@@ -14,14 +14,14 @@ from __future__ import annotations
 import logging
 import shlex
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, Final, TypeVar
 
 import ray
 from ray.exceptions import AuthenticationError
-from ray.job_submission import JobStatus, JobSubmissionClient
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from pipeline.errors import AbsentError, UnreachableError
 from pipeline.io import storage
@@ -139,18 +139,9 @@ class _Client(JobSubmissionClient):
         """Version of Ray on the cluster's head."""
         return str(self._do_request("GET", "/api/version").json()["ray_version"])
 
-    def list_names(self, prefix: str) -> set[str]:
-        """Names of the jobs that begin so, those that have ended too."""
-        names = (str(job.submission_id) for job in self.list_jobs())
-        return {name for name in names if name.startswith(prefix)}
-
 
 def _connect(address: str) -> _Client:
-    try:
-        client = _Client(address)
-    except ConnectionError as error:
-        problem, remedy = "no Ray cluster takes jobs there", "Start it, or correct the address"
-        raise UnreachableError(address, problem, remedy) from error
+    client = _Client(address)
     theirs = client.read_ray_version()
     if theirs != ray.__version__:
         problem = f"runs Ray {theirs}, this is Ray {ray.__version__}"
@@ -162,14 +153,16 @@ def _find_or_submit(client: _Client, place: JobPlace, call: Call) -> str:
     """The job of a call: one that runs, one of this owner that has ended well, or a new one."""
     prefix = _name_attempts(place, call)
     while True:
-        running = _find_running(client, call)
+        jobs = client.list_jobs()
+        running = _find_running(jobs, call)
         if running is not None:
             return running
         earlier = _list_attempts(place, prefix)
         for name in reversed(earlier):
             if _is_own_result(place, name, call):
                 return name
-        names = {*earlier, *client.list_names(prefix)}
+        known = (str(job.submission_id) for job in jobs)
+        names = {*earlier, *(name for name in known if name.startswith(prefix))}
         last = max((int(name.removeprefix(prefix)) for name in names), default=0)
         name = f"{prefix}{last + 1}"
         if not storage.create_bytes(storage.join(place.jobs_url, name, CALL), call.to_bytes()):
@@ -181,13 +174,13 @@ def _find_or_submit(client: _Client, place: JobPlace, call: Call) -> str:
         return name
 
 
-def _find_running(client: _Client, call: Call) -> str | None:
+def _find_running(jobs: Iterable[JobDetails], call: Call) -> str | None:
     """The job that works on the subject of a call now.
 
     Raises:
         WorkersError: It belongs to another call.
     """
-    for job in client.list_jobs():
+    for job in jobs:
         known = job.metadata or {}
         if known.get("subject") != call.subject or job.status.is_terminal():
             continue
@@ -227,9 +220,10 @@ def _appears(client: _Client, name: str, call: Call) -> bool:
     """Whether the job of an earlier attempt comes up, whose submitter may be at it right now."""
     deadline = time.monotonic() + _APPEAR_S
     while True:
-        is_known = bool(client.list_names(name))
-        if _find_running(client, call) is not None:
+        jobs = client.list_jobs()
+        if _find_running(jobs, call) is not None:
             return True
+        is_known = any(job.submission_id == name for job in jobs)
         if is_known or time.monotonic() > deadline:
             return False
         time.sleep(_LOOK_EVERY_S)
