@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from hashlib import sha256
 from pathlib import Path
 
 from flows.shared.settings import Settings
 from pipeline.errors import WeightsError
 from pipeline.io import storage
 from training.networks.vgg_weights import DOWNLOAD, RANDOM
+from training.scoring.outputs import digest_file
 from training.settings import TrainSettings
 
 
@@ -25,15 +25,15 @@ def share_weights(chosen: TrainSettings, settings: Settings) -> TrainSettings:
     weights = chosen.loss.vgg_weights
     if weights in {RANDOM, DOWNLOAD} or "://" in weights or settings.remote_engine is None:
         return chosen
+    path = Path(weights)
     try:
-        data = Path(weights).read_bytes()
+        name = f"{digest_file(path)[:16]}{path.suffix}"
     except OSError as error:
         raise WeightsError(
             weights, f"cannot be read ({error.strerror})", "Check the path"
         ) from error
-    name = f"{sha256(data).hexdigest()[:16]}{Path(weights).suffix}"
     url = storage.join(settings.place("weights"), name)
     if not storage.exists(url):
-        storage.write_bytes(url, data)
+        storage.write_bytes(url, path.read_bytes())
     loss = chosen.loss.model_copy(update={"vgg_weights": url})
     return chosen.model_copy(update={"loss": loss})

@@ -15,11 +15,10 @@ from typing import Final
 from pipeline.errors import RegistryError
 from pipeline.io import storage
 from pipeline.records import JSON
-from training.registry.ledger import Entry, Kind, append, append_after, read_entries, require_known
+from training.registry.ledger import Entry, Kind, append, append_after, read_entries
 from training.registry.versions import (
     CHAMPION,
     ENTRY_TAG,
-    HEAD_TAG,
     LEDGER_TAG,
     PREVIOUS,
     aliases,
@@ -28,6 +27,7 @@ from training.registry.versions import (
     load_version,
     model_tags,
     read_verified,
+    require_tagged,
     set_alias,
     tag_model,
 )
@@ -135,8 +135,7 @@ def move_ledger(name: str, ledgers_url: str) -> LedgerReport:
         copy = storage.join(target, storage.name_of(entry.url))
         storage.create_bytes(copy, storage.read_bytes(entry.url))
     entries = read_entries(target)
-    for tag in (ENTRY_TAG, HEAD_TAG):
-        require_known(target, entries, tags.get(tag, ""))
+    require_tagged(target, entries, tags)
     tag_model(name, LEDGER_TAG, target)
     return read_ledger(name, ledgers_url)
 

@@ -8,7 +8,6 @@ file, and nothing of a version is read before all of its files were compared wit
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from hashlib import file_digest
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +15,7 @@ from pydantic import TypeAdapter
 
 from pipeline.errors import RegistryError
 from training.registry.ledger import Entry
+from training.scoring.outputs import digest_file
 
 _NOTE: Final = "registered_model_meta"  # MLflow writes it beside the files of each download
 _NAMED: Final = 3  # files that an error names at most
@@ -34,8 +34,7 @@ def digest_folder(folder: Path) -> dict[str, str]:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_file() and name != _NOTE:
-            with path.open("rb") as file:
-                digests[name] = file_digest(file, "sha256").hexdigest()
+            digests[name] = digest_file(path)
     return digests
 
 

@@ -6,7 +6,7 @@ import json
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version as installed_version
@@ -356,9 +356,23 @@ def read_verified(name: str, ledgers_url: str | None = None) -> tuple[str, tuple
     tags = model_tags(name)
     url = tags.get(LEDGER_TAG) or (storage.join(ledgers_url, name) if ledgers_url else "")
     entries = read_entries(url) if url else ()
+    require_tagged(url, entries, tags)
+    return url, entries
+
+
+def require_tagged(url: str, entries: Sequence[Entry], tags: Mapping[str, str]) -> None:
+    """Check that a ledger has every entry that the registry's tags of its model refer to.
+
+    Args:
+        url: Folder or prefix of the ledger.
+        entries: All entries of the ledger.
+        tags: Tags of the registered model.
+
+    Raises:
+        RegistryError: An entry is missing or differs.
+    """
     for tag in (ENTRY_TAG, HEAD_TAG):
         require_known(url, entries, tags.get(tag, ""))
-    return url, entries
 
 
 def claim_ledger(name: str, ledgers_url: str) -> tuple[str, tuple[Entry, ...]]:
