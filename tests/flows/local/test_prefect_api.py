@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
-from threading import Thread
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.local.prefect_api import require_prefect_server
 from pipeline.errors import SettingsError
+from tests.support.served import serving
 
 
 class OldServer(BaseHTTPRequestHandler):
@@ -31,10 +31,8 @@ class OldServer(BaseHTTPRequestHandler):
 
 @contextmanager
 def old_server() -> Iterator[str]:
-    with HTTPServer(("127.0.0.1", 0), OldServer) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/api"
-        server.shutdown()
+    with serving(OldServer) as port:
+        yield f"http://127.0.0.1:{port}/api"
 
 
 def test_a_server_of_another_version_is_named() -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
-from threading import Thread
+from http.server import BaseHTTPRequestHandler
 
 import mlflow
 import pytest
@@ -15,6 +14,7 @@ from flows.local.access import USER, Access, read_password
 from flows.shared.settings import Settings
 from pipeline.errors import RegistryError
 from pipeline.store.dataset import Dataset
+from tests.support.served import serving
 from tests.support.toys import make_dataset, make_settings
 from training.registry.runs import tracked_run
 from training.registry.versions import aliases, load_version, recover_version, resolve
@@ -122,10 +122,8 @@ class OldServer(BaseHTTPRequestHandler):
 
 @contextmanager
 def old_server() -> Iterator[str]:
-    with HTTPServer(("127.0.0.1", 0), OldServer) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+    with serving(OldServer) as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 def test_a_server_of_another_version_is_named(dataset: Dataset) -> None:
