@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, Literal
@@ -296,8 +297,11 @@ def child_environment(settings: Settings, **variables: str) -> dict[str, str]:
 
     Returns:
         The libraries' defaults, over them this process's own variables, over them `variables`.
+        This Python's folder comes first in `PATH`: a Ray node runs a job's driver by the `python`
+        that it finds there.
     """
-    return {**library_environment(settings), **os.environ, **variables}
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    return {**library_environment(settings), **os.environ, "PATH": path, **variables}
 
 
 def _has_own_ray_token(settings: Settings) -> bool:

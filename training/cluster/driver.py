@@ -19,7 +19,7 @@ from typing import Final
 from pipeline.errors import NormscopeError, SettingsError, StorageError
 from pipeline.io import storage
 from training.cluster.calls import Call, encode_error, encode_result
-from training.cluster.jobs import CALL, OUTCOME
+from training.cluster.jobs import CALL, DEFECT, OUTCOME
 
 _PROGRESS_EVERY_S: Final = 1.0
 
@@ -85,4 +85,8 @@ def _log_as_json() -> None:
 
 if __name__ == "__main__":
     _log_as_json()
-    drive(*sys.argv[1:])
+    try:
+        drive(*sys.argv[1:])
+    except Exception:
+        logging.getLogger("training.cluster.driver").exception("The driver has failed")
+        sys.exit(DEFECT)

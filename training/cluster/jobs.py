@@ -38,8 +38,10 @@ _APPEAR_S: Final = 30.0  # between the record of a call and its job
 _LOOK_EVERY_S: Final = 1.0
 _STOP_S: Final = 30.0
 _JOBS_PORT: Final = 8265
+_NEVER_STARTED: Final = (1, 126, 127)  # exit statuses of an import that fails, and of a shell
 CALL: Final = "call.json"
 OUTCOME: Final = "outcome.json"
+DEFECT: Final = 3  # exit status of a driver that fails by a defect
 
 logger: Final = logging.getLogger(__name__)
 
@@ -281,9 +283,15 @@ def _conclude(
     if status is None:
         problem, remedy = "is lost: the cluster has restarted", "Run it again: it goes on"
         raise UnreachableError(f"job {name}", problem, remedy)
-    message = (client.get_job_info(name).message or "").strip()
-    if status is JobStatus.FAILED and "exit code 1" in message:  # an exception, in its log
+    details = client.get_job_info(name)
+    if details.driver_exit_code == DEFECT:
         raise RuntimeError(f"the driver of job {name} failed; its log above says why")
+    message = (details.message or "").strip()
+    last = "".join(message.splitlines()[-1:])[-200:]
+    if details.driver_exit_code in _NEVER_STARTED:
+        problem = f"the head's `python` cannot run Normscope ({last})"
+        remedy = "Start Ray there with Normscope's environment first in PATH"
+        raise WorkersError(f"job {name}", problem, remedy)
     problem = f"its driver has died ({message[:200]})"
     raise UnreachableError(f"job {name}", problem, "Give the head more memory; see its logs")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import math
@@ -199,6 +200,14 @@ def test_a_call_that_was_changed_on_its_way_is_not_run(place: JobPlace, tmp_path
         patch.setattr(jobs, "_Client", ChangingClient)
         with pytest.raises(StorageError, match="is not the call that was submitted"):
             run_as_job(refuse, {"dataset": "lake"}, place, subject="changed")
+
+
+def test_a_head_whose_python_lacks_normscope_says_so(place: JobPlace, tmp_path: Path) -> None:
+    (tmp_path / "code/training").mkdir(parents=True)
+    (tmp_path / "code/training/__init__.py").write_text("import no_such_module\n")
+    lacking = dataclasses.replace(place, working_dir=str(tmp_path / "code"))
+    with pytest.raises(WorkersError, match=r"`python` cannot run Normscope .*Start Ray there"):
+        run_as_job(refuse, {"dataset": "lake"}, lacking, subject="no python")
 
 
 def test_no_cluster_a_wrong_token_and_no_secret_on_the_page(
