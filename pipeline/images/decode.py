@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from io import BytesIO
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 import imagecodecs
 import numpy as np
@@ -38,7 +38,19 @@ _PLAIN_CHUNKS: Final = frozenset(
 )
 
 
-def decode_image(data: bytes, name: str) -> NDArray[np.uint8]:
+class Decoded(NamedTuple):
+    """A file's image.
+
+    Args:
+        pixels: uint8 (H, W, C), one channel (grey) or three (red, green, blue).
+        remark: Words for the manifest where the file is odd and was taken all the same; else "".
+    """
+
+    pixels: NDArray[np.uint8]
+    remark: str = ""
+
+
+def decode_image(data: bytes, name: str) -> Decoded:
     """Decode a PNG, JPEG or TIFF.
 
     16-bit grey is scaled from the format's whole range (65535 -> 255). A palette is looked up,
@@ -49,7 +61,7 @@ def decode_image(data: bytes, name: str) -> NDArray[np.uint8]:
         name: Public name of the file, for errors.
 
     Returns:
-        uint8 (H, W, C): one channel where the file is grey, three (red, green, blue) otherwise.
+        One channel where the file is grey, three otherwise.
 
     Raises:
         SourceError: The bytes are no such image, are cut off or damaged, hold several frames or
@@ -59,7 +71,7 @@ def decode_image(data: bytes, name: str) -> NDArray[np.uint8]:
         raise SourceError(name, "the file is empty", _REMEDY)
     plain = _decode_plain_png(data)
     if plain is not None:
-        return plain
+        return Decoded(plain)
     try:
         with Image.open(BytesIO(data), formats=FORMATS) as image:
             _check(image, name)
@@ -74,7 +86,7 @@ def decode_image(data: bytes, name: str) -> NDArray[np.uint8]:
     except Exception as error:  # a parser of foreign bytes may raise anything
         problem = f"cut off or damaged ({withhold_quotes(str(error))})"
         raise SourceError(name, problem, _REMEDY) from error
-    return pixels
+    return Decoded(pixels)
 
 
 def prepare_image(

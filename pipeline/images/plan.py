@@ -292,7 +292,8 @@ def _decide_channels(images: Sequence[SourceImage], settings: ImageSettings) -> 
 def _looks_grey(image: SourceImage, max_bytes: int) -> bool | None:
     """Whether an image has no colour; None where it cannot be read, which the ingest reports."""
     try:
-        return is_grey(decode_source(read_source(image, max_bytes=max_bytes), image.public_name))
+        data = read_source(image, max_bytes=max_bytes)
+        return is_grey(decode_source(data, image.public_name).pixels)
     except (SourceError, AbsentError):
         return None
 

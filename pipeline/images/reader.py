@@ -15,7 +15,7 @@ from pipeline.dicom.grey import Voi
 from pipeline.dicom.parse import MAX_FILE_BYTES, is_dicom
 from pipeline.dicom.pixels import decode_dicom
 from pipeline.errors import SourceError
-from pipeline.images.decode import Resampling, decode_image, prepare_image
+from pipeline.images.decode import Decoded, Resampling, decode_image, prepare_image
 from pipeline.images.duplicates import hash_images, write_hashes
 from pipeline.ingest.sources import SourceRead
 from pipeline.io.archives import read_member
@@ -30,6 +30,8 @@ MEASURED_COLUMNS: Final[Mapping[str, np.dtype[Any]]] = {
     # BLAKE3 of the file's bytes.
     "source_digest": np.dtypes.StringDType(),
     "perceptual_hash": np.dtypes.StringDType(),
+    # What the manifest says of an odd file that was taken all the same.
+    "remark": np.dtypes.StringDType(),
 }
 
 
@@ -70,7 +72,7 @@ class ImageReader:
                 was planned.
         """
         data = read_source(source, self.scratch)
-        pixels = decode_source(data, source.public_name, voi=self.voi)
+        pixels, remark = decode_source(data, source.public_name, voi=self.voi)
         images[0] = prepare_image(
             pixels,
             source.public_name,
@@ -84,6 +86,7 @@ class ImageReader:
             "file_shape_yx": np.array([pixels.shape[:2]], np.int32),
             "source_digest": np.array([blake3(data).hexdigest()], object),
             "perceptual_hash": np.array(write_hashes(hash_images(images)), object),
+            "remark": np.array([remark], object),
         }
         yield SourceRead((None,), measured)
 
@@ -124,7 +127,7 @@ def read_source(
     return data
 
 
-def decode_source(data: bytes, name: str, *, voi: Voi = 0) -> NDArray[np.uint8]:
+def decode_source(data: bytes, name: str, *, voi: Voi = 0) -> Decoded:
     """Decode a DICOM, PNG, JPEG or TIFF, whichever the bytes are.
 
     Args:
@@ -132,12 +135,9 @@ def decode_source(data: bytes, name: str, *, voi: Voi = 0) -> NDArray[np.uint8]:
         name: Public name of the file, for errors.
         voi: Position or explanation of a VOI LUT or window, for DICOM files.
 
-    Returns:
-        uint8 (H, W, C), one channel or three.
-
     Raises:
         SourceError: It is none of them, or cannot be decoded.
     """
     if is_dicom(data):
-        return decode_dicom(data, name, voi=voi)[..., None]
+        return Decoded(decode_dicom(data, name, voi=voi)[..., None])
     return decode_image(data, name)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pipeline.errors import NormscopeError
 from pipeline.images.plan import ImagePart, collect_columns
 from pipeline.images.reader import read_source as read_file
-from pipeline.ingest.manifest import describe_rows
+from pipeline.ingest.manifest import add_remark, describe_rows
 from pipeline.ingest.parts import Draft, digest_columns, find_part, make_part, read_source
 from pipeline.ingest.quarantine import leave_out_killers
 from pipeline.ingest.run import Outcome
@@ -117,11 +117,12 @@ class ImageVisit:
 
     def _describe(self, item: ImagePart, part: Part) -> tuple[ManifestEntry, ...]:
         """State what became of each file; the part tells."""
-        known = open_part(self.url, part).read_reasons() if part.unreadable_count else {}
-        return tuple(
-            describe_rows(image.public_name, [known.get(row)])
-            for row, image in enumerate(item.images)
-        )
+        opened = open_part(self.url, part)
+        known = opened.read_reasons() if part.unreadable_count else {}
+        names = [image.public_name for image in item.images]
+        remarks = dict(zip(names, opened.column("remark"), strict=True))
+        entries = (describe_rows(name, [known.get(row)]) for row, name in enumerate(names))
+        return tuple(add_remark(entry, remarks) for entry in entries)
 
 
 def join_versions(images: Sequence[SourceImage]) -> str:

@@ -13,12 +13,20 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.errors import SourceError
-from pipeline.images.decode import _decode_plain_png, decode_image, is_grey, prepare_image
+from pipeline.images.decode import _decode_plain_png, is_grey, prepare_image
+from pipeline.images.decode import decode_image as decode
 from tests.support.made.images import claim_png
 
 # Wider than high, a gradient along x and one bright spot off the diagonal.
 GREY: NDArray[np.uint8] = np.tile(np.arange(0, 160, 4, dtype=np.uint8), (24, 1))
 GREY[3, 30] = 255
+
+
+def decode_pixels(data: bytes, name: str) -> NDArray[np.uint8]:
+    """Decode an image that nothing is to be said of."""
+    pixels, remark = decode(data, name)
+    assert not remark
+    return pixels
 
 
 def encode(image: Image.Image, format: str = "PNG", **options: object) -> bytes:  # noqa: A002 - Pillow's own keyword
@@ -33,10 +41,10 @@ def colour() -> NDArray[np.uint8]:
 
 @pytest.mark.parametrize("container", ["PNG", "TIFF"])
 def test_eight_bits_come_back_as_they_are(container: str) -> None:
-    pixels = decode_image(encode(Image.fromarray(GREY), container), "a.png")
+    pixels = decode_pixels(encode(Image.fromarray(GREY), container), "a.png")
     assert pixels.shape == (24, 40, 1)
     np.testing.assert_array_equal(pixels[..., 0], GREY)
-    rgb = decode_image(encode(Image.fromarray(colour()), container), "a.png")
+    rgb = decode_pixels(encode(Image.fromarray(colour()), container), "a.png")
     np.testing.assert_array_equal(rgb, colour())
 
 
@@ -53,7 +61,7 @@ def test_plain_grey_pngs_are_decoded_as_pillow_does(level: int) -> None:
         plain = _decode_plain_png(data)
         assert plain is not None
         np.testing.assert_array_equal(plain[..., 0], pixels)
-        np.testing.assert_array_equal(decode_image(data, "a.png"), plain)
+        np.testing.assert_array_equal(decode_pixels(data, "a.png"), plain)
 
 
 def test_real_radiographs_are_decoded_as_pillow_does(shared_data: Path) -> None:
@@ -80,9 +88,9 @@ def test_what_is_not_plain_is_left_to_pillow() -> None:
     for kind, data in others.items():
         assert _decode_plain_png(data) is None, kind
     commented = plain[:33] + chunk(b"tEXt", b"Software\0x") + plain[33:]
-    np.testing.assert_array_equal(decode_image(commented, "a.png")[..., 0], GREY)
+    np.testing.assert_array_equal(decode_pixels(commented, "a.png")[..., 0], GREY)
     # tRNS makes level 28, which is in the image, transparent: black.
-    seen = decode_image(encode(Image.fromarray(GREY), transparency=28), "a.png")
+    seen = decode_pixels(encode(Image.fromarray(GREY), transparency=28), "a.png")
     assert GREY[0, 7] == 28
     assert seen[0, 7, 0] == 0
 
@@ -97,7 +105,7 @@ def test_area_resizing_takes_the_mean() -> None:
 
 
 def test_jpeg_is_read() -> None:
-    pixels = decode_image(encode(Image.fromarray(GREY), "JPEG", quality=95), "a.jpg")
+    pixels = decode_pixels(encode(Image.fromarray(GREY), "JPEG", quality=95), "a.jpg")
     assert pixels.shape == (24, 40, 1)
     assert np.abs(pixels[10:, :, 0].astype(int) - GREY[10:]).max() < 8
 
@@ -106,7 +114,7 @@ def test_jpeg_is_read() -> None:
 def test_sixteen_bits_are_scaled_from_their_whole_range(container: str) -> None:
     deep = GREY.astype(np.uint16) * 257
     deep[0, :3] = [65535, 128, 129]
-    pixels = decode_image(encode(Image.fromarray(deep), container), "a.png")[..., 0]
+    pixels = decode_pixels(encode(Image.fromarray(deep), container), "a.png")[..., 0]
     assert pixels[0, :3].tolist() == [255, 0, 1]
     np.testing.assert_array_equal(pixels[1:], GREY[1:])
 
@@ -114,14 +122,14 @@ def test_sixteen_bits_are_scaled_from_their_whole_range(container: str) -> None:
 def test_a_palette_is_looked_up() -> None:
     indexed = Image.fromarray(GREY // 64)
     indexed.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90, 1, 2, 3])
-    pixels = decode_image(encode(indexed), "a.png")
+    pixels = decode_pixels(encode(indexed), "a.png")
     assert pixels.shape == (24, 40, 3)
     assert pixels[3, 30].tolist() == [1, 2, 3]
     assert pixels[0, 16].tolist() == [40, 50, 60]
 
 
 def test_one_bit_is_black_and_white() -> None:
-    pixels = decode_image(encode(Image.fromarray(GREY > 100)), "a.png")
+    pixels = decode_pixels(encode(Image.fromarray(GREY > 100)), "a.png")
     assert sorted(np.unique(pixels)) == [0, 255]
     assert pixels[3, 30, 0] == 255
 
@@ -129,9 +137,9 @@ def test_one_bit_is_black_and_white() -> None:
 def test_alpha_is_dropped_where_opaque_and_black_where_not() -> None:
     alpha = np.full_like(GREY, 255)
     opaque = Image.fromarray(np.dstack([colour(), alpha]))
-    np.testing.assert_array_equal(decode_image(encode(opaque), "a.png"), colour())
+    np.testing.assert_array_equal(decode_pixels(encode(opaque), "a.png"), colour())
     alpha[5, 33] = 0
-    grey = decode_image(encode(Image.fromarray(np.dstack([GREY, alpha]))), "a.png")
+    grey = decode_pixels(encode(Image.fromarray(np.dstack([GREY, alpha]))), "a.png")
     assert grey.shape == (24, 40, 1)
     assert GREY[5, 33] != 0
     assert grey[5, 33, 0] == 0
@@ -141,7 +149,7 @@ def test_alpha_is_dropped_where_opaque_and_black_where_not() -> None:
 def test_exif_orientation_is_applied() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # the first row is the right-hand side
-    turned = decode_image(encode(Image.fromarray(GREY), exif=exif), "a.png")
+    turned = decode_pixels(encode(Image.fromarray(GREY), exif=exif), "a.png")
     assert turned.shape == (40, 24, 1)
     assert turned[30, 24 - 1 - 3, 0] == 255
 
@@ -169,7 +177,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
 def test_what_cannot_be_read_is_refused_with_its_reason(kind: str) -> None:
     data, reason = REFUSED[kind]
     with pytest.raises(SourceError, match=reason) as caught:
-        decode_image(data, "folder/bad.png")
+        decode_pixels(data, "folder/bad.png")
     assert caught.value.item == "folder/bad.png"
 
 
@@ -184,7 +192,7 @@ def test_whatever_byte_is_damaged_the_file_alone_is_refused(container: str) -> N
         for place in chance.integers(0, min(len(data), 200), 2):
             data[place] = chance.integers(256)
         try:
-            outcomes.append(decode_image(bytes(data), "bad.png").ndim)
+            outcomes.append(decode_pixels(bytes(data), "bad.png").ndim)
         except SourceError as error:
             outcomes.append(error.item)
     assert {"bad.png"} <= set(outcomes) <= {3, "bad.png"}
@@ -236,7 +244,7 @@ def test_original_radiographs_are_read(shared_data: Path) -> None:
     files = sorted((shared_data / "nih" / "images_1024").glob("*.png"))
     assert files
     for path in files:
-        pixels = decode_image(path.read_bytes(), path.name)
+        pixels = decode_pixels(path.read_bytes(), path.name)
         assert pixels.shape in {(512, 512, 1), (1024, 1024, 1)}
         small = prepare_image(pixels, path.name, size_px=64, channels=1)
         assert abs(float(small.mean()) - float(pixels.mean())) < 1

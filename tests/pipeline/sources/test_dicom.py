@@ -70,7 +70,7 @@ def make_named(uid: str, **attributes: Any) -> Dataset:
 
 
 def read_radiograph(image: SourceImage) -> NDArray[np.uint8]:
-    return decode_source(read_source(image), image.public_name)[..., 0]
+    return decode_source(read_source(image), image.public_name).pixels[..., 0]
 
 
 def test_every_real_file_ends_in_its_state(shared_data: Path) -> None:
