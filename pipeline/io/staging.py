@@ -14,18 +14,18 @@ from hashlib import file_digest, md5, sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import boto3
 import botocore.exceptions
 from boto3.s3.transfer import TransferConfig
-from botocore.config import Config
 from s3transfer.exceptions import RetriesExceededError, S3DownloadFailedError
 
 from pipeline.errors import AbsentError, ChangedError, DeniedError, SourceError, StorageError
 from pipeline.io.refusals import BUCKET_REMEDY, CREDENTIALS_REMEDY, find_refusal
+from pipeline.io.s3_client import connect_s3
 from pipeline.io.scratch import Copy, Scratch
 from pipeline.io.storage import (
     ObjectInfo,
     Place,
+    choose_version,
     describe,
     join_versions,
     name_of,
@@ -59,7 +59,7 @@ def require_reachable(url: str) -> None:
         return
     try:
         # The answer to HEAD would not say why it is no.
-        _s3_client().list_objects_v2(Bucket=place.root, MaxKeys=1)
+        connect_s3().list_objects_v2(Bucket=place.root, MaxKeys=1)
     except botocore.exceptions.ClientError as error:
         code = error.response.get("Error", {}).get("Code", "")
         if code in {"404", "NoSuchBucket"}:
@@ -87,16 +87,6 @@ def _require_writable(url: str, folder: Path) -> None:
         raise DeniedError(
             url, f"{folder} cannot be written to", "Choose another, or ask for rights"
         )
-
-
-def _s3_client(attempts: int = 3) -> S3Client:
-    patience = Config(
-        connect_timeout=5,
-        read_timeout=60,
-        retries={"mode": "standard", "total_max_attempts": attempts},
-    )
-    # A session of its own: the default one remembers the first credentials it has seen.
-    return boto3.Session().client("s3", config=patience)
 
 
 @contextmanager
@@ -130,7 +120,7 @@ def stage(
         return
     key = sha256(f"{url}\n{version}".encode()).hexdigest()[:24]
     folder = url[: -len(name_of(url))]
-    connect = cache(partial(_s3_client, attempts=_DOWNLOAD_ATTEMPTS))
+    connect = cache(partial(connect_s3, attempts=_DOWNLOAD_ATTEMPTS))
     copies = [
         Copy(info.url.removeprefix(folder), info.size_bytes, partial(_fetch, info, connect))
         for info in files
@@ -188,9 +178,11 @@ def _fetch(info: ObjectInfo, connect: Callable[[], S3Client], path: Path) -> Non
         with path.open("r+b") as file:
             client.download_fileobj(place.root, place.key, file, Config=_PARALLEL)
         head = client.head_object(Bucket=place.root, Key=place.key)
-        if head["ETag"] != info.version:
-            raise _changed(info.url, info.version, head["ETag"])
-        found = _measure_etag(client, place, head["ETag"], path)
+        etag = head.get("ETag")
+        now = choose_version(etag, head["ContentLength"], head["LastModified"])
+        if now != info.version:
+            raise _changed(info.url, info.version, now)
+        found = _measure_etag(client, place, etag or "", path)
     except botocore.exceptions.ClientError as error:
         raise _translate(info.url, error) from error
     except (botocore.exceptions.BotoCoreError, *_TRANSFER_ERRORS) as error:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -22,13 +22,14 @@ from typing import TYPE_CHECKING, Final, Literal
 from urllib.parse import unquote, urlsplit
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.exceptions import AlreadyExistsError, BaseError, InvalidPathError
 from obstore.store import LocalStore, MemoryStore, S3Store
 from zarr.storage import ObjectStore, StorePath
 
 from pipeline.errors import AbsentError, DeniedError, SourceError, StorageError
 from pipeline.io.atomic_files import Part, written_beside
 from pipeline.io.refusals import CREDENTIALS_REMEDY, find_refusal
+from pipeline.io.s3_client import list_keys
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
@@ -162,34 +163,80 @@ def _local_info(url: str, status: os.stat_result) -> ObjectInfo:
 
 
 def _object_info(url: str, meta: ObjectMeta) -> ObjectInfo:
-    return ObjectInfo(url, meta["size"], meta["e_tag"] or "", meta["last_modified"])
+    size_bytes, modified_at = meta["size"], meta["last_modified"]
+    version = choose_version(meta["e_tag"], size_bytes, modified_at)
+    return ObjectInfo(url, size_bytes, version, modified_at)
 
 
-def list_objects(url: str) -> list[ObjectInfo]:
+def choose_version(etag: str | None, size_bytes: int, modified_at: datetime) -> str:
+    """Choose what tells an object from one that replaces it.
+
+    Args:
+        etag: ETag of the object; None or empty where the server gives none.
+        size_bytes: Size of the object in bytes.
+        modified_at: Time of the last write, of which whole seconds count: an answer to HEAD has
+            no more.
+    """
+    return etag or f"{size_bytes}-{int(modified_at.timestamp())}"
+
+
+def raise_refusal(refusal: StorageError) -> None:
+    """Raise what a listing cannot list."""
+    raise refusal
+
+
+def list_objects(
+    url: str, on_refusal: Callable[[StorageError], None] = raise_refusal
+) -> list[ObjectInfo]:
     """List every file below a folder or prefix, sorted by URL; empty if there are none.
+
+    Empty objects whose key ends in `/`, which consoles make for folders, are left out.
 
     Args:
         url: A folder, a prefix ending at a `/`, or one file, which is then the only entry.
+        on_refusal: Called with the error on each folder below the URL that cannot be read, and on
+            each key that is no path; the others are listed if it returns.
 
     Raises:
-        StorageError: The bucket, the credentials or the folder cannot be read.
+        StorageError: The bucket, the credentials or the folder itself cannot be read.
     """
     place = parse(url)
     with translated(url):
         if place.scheme == "file":
             base = plain_url(url) if url.startswith("file:") else url
-            return sorted(_walk(base, Path(place.key)), key=lambda info: info.url)
-        store = _objects(place.scheme, place.root)
-        base = f"{place.scheme}://{place.root}"
+            found = list(_walk(base, Path(place.key), on_refusal))
+        else:
+            found = _list_store(place, on_refusal)
+            if not found and place.key:
+                with suppress(FileNotFoundError):
+                    found = [_head(url, place)]
+    return sorted(found, key=lambda info: info.url)
+
+
+def _list_store(place: Place, on_refusal: Callable[[StorageError], None]) -> list[ObjectInfo]:
+    store = _objects(place.scheme, place.root)
+    base = f"{place.scheme}://{place.root}"
+    try:
         found = [
             _object_info(f"{base}/{meta['path']}", meta)
             for batch in obstore.list(store, prefix=place.key or None)
             for meta in batch
         ]
-        if not found and place.key:
-            with suppress(FileNotFoundError):
-                found = [_head(url, place)]
-    return sorted(found, key=lambda info: info.url)
+    except InvalidPathError:  # one such key, and obstore lists none
+        found = list(_list_keys(place, on_refusal))
+    # obstore drops the final slash of a key: only an object of the bare name can be asked for.
+    return [info for info in found if info.size_bytes or exists(info.url)]
+
+
+def _list_keys(place: Place, on_refusal: Callable[[StorageError], None]) -> Iterator[ObjectInfo]:
+    for key, size_bytes, etag, modified_at in list_keys(place.root, place.key):
+        url = f"{place.scheme}://{place.root}/{key}"
+        if {"", ".", ".."} & set(key.removesuffix("/").split("/")):
+            problem = "its key has an empty segment, `.` or `..`, so that it is no path"
+            on_refusal(DeniedError(url, problem, "Copy the object to another key"))
+        elif not key.endswith("/"):
+            version = choose_version(etag, size_bytes, modified_at)
+            yield ObjectInfo(url, size_bytes, version, modified_at)
 
 
 def list_folder(url: str) -> tuple[list[str], list[str]]:
@@ -225,12 +272,23 @@ def _scan(folder: Path) -> tuple[list[str], list[str]]:
     return [n for n, is_dir in found if not is_dir], [n for n, is_dir in found if is_dir]
 
 
-def _walk(url: str, root: Path) -> Iterator[ObjectInfo]:
+def _walk(url: str, root: Path, on_refusal: Callable[[StorageError], None]) -> Iterator[ObjectInfo]:
     if root.is_file():
         yield _local_info(url, root.stat())
         return
+
+    def refuse(error: OSError) -> None:
+        path = Path(error.filename or root)
+        if error.errno in _NO_FILE:
+            return
+        if path == root:
+            raise error
+        below = join(url, path.relative_to(root).as_posix())
+        problem = f"cannot be read ({error.strerror})"
+        on_refusal(DeniedError(below, problem, "Give the right to read it, or leave it out"))
+
     real: dict[Path, str] = {}
-    for name, folders, files in os.walk(root, onerror=_raise_unless_gone, followlinks=True):
+    for name, folders, files in os.walk(root, onerror=refuse, followlinks=True):
         folder = Path(name)
         real[folder] = os.path.realpath(folder)
         if any(real.get(above) == real[folder] for above in folder.parents):
@@ -240,12 +298,7 @@ def _walk(url: str, root: Path) -> Iterator[ObjectInfo]:
             try:
                 yield _local_info(join(url, path.relative_to(root).as_posix()), path.stat())
             except OSError as error:
-                _raise_unless_gone(error)
-
-
-def _raise_unless_gone(error: OSError) -> None:
-    if error.errno not in _NO_FILE:
-        raise error
+                refuse(error)
 
 
 def _head(url: str, place: Place) -> ObjectInfo:

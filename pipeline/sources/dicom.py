@@ -114,7 +114,10 @@ def list_radiographs(
     files = [file for file in everything if period.covers(file.info.modified_at)]
     outcomes = dict(map_work(partial(_examine, key=key), files))
     images: dict[str, SourceImage] = {}
-    rejected = list(period.leave_out(len(everything) - len(files)))
+    rejected = [
+        replace(entry, item=_name_refused(entry, folder.url, key)) for entry in folder.refused
+    ]
+    rejected += period.leave_out(len(everything) - len(files))
     counts = Counter(
         outcome.image_id for outcome in outcomes.values() if isinstance(outcome, SourceImage)
     )
@@ -189,6 +192,11 @@ def _tell_apart(file: _File, image: SourceImage, key: PseudonymKey) -> SourceIma
         return ManifestEntry(file.name, "failed", error.problem)
     image_id = f"{image.image_id}-{key.pseudonym('content', digest)[:12]}"
     return replace(image, image_id=image_id, name=image_id)
+
+
+def _name_refused(entry: ManifestEntry, folder: str, key: PseudonymKey) -> str:
+    """Public name of a folder or key that could not be listed."""
+    return f"folder-{_digest(entry.item, folder, key)}"
 
 
 def _digest(url: str, folder: str, key: PseudonymKey) -> str:

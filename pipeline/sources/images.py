@@ -93,7 +93,8 @@ def list_images(
     if not found or found == NO_TABLE:
         base = parent_of(folder.url) if folder.is_single_file else folder.url
         unlabelled = [_unlabelled(info, base or "") for info in files]
-        return ImageListing(in_order(unlabelled), (), ("no label table: labels are unknown",))
+        note = "no label table: labels are unknown"
+        return ImageListing(in_order(unlabelled), folder.refused, (note,))
     table = _read_labels(found, columns or {})
     words = {key.lower(): Label(value) for key, value in (label_map or {}).items()}
     rows = _LabelRows(
@@ -112,7 +113,7 @@ def list_images(
     if not images or (not matched.images and labels_url):
         raise _match_nothing(table, matched, folder)
     left_out = () if keeps_unlisted else list_unlisted(info.url for info in unlisted.values())
-    rejected = (*matched.rejected, *matched.list_absent(), *left_out)
+    rejected = (*folder.refused, *matched.rejected, *matched.list_absent(), *left_out)
     return ImageListing(images, rejected, rows.explain())
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Final
 
-from pipeline.errors import AbsentError
+from pipeline.errors import AbsentError, StorageError
 from pipeline.io.storage import (
     ObjectInfo,
     decode_file_url,
@@ -32,10 +32,12 @@ class Folder:
     Args:
         url: A plain absolute path or an `s3://` URL, without a final slash.
         files: Files at any depth below it, in order of their URLs.
+        refused: Entries of the manifest on folders that cannot be read and keys that are no path.
     """
 
     url: str
     files: tuple[ObjectInfo, ...]
+    refused: tuple[ManifestEntry, ...] = ()
 
     @property
     def is_single_file(self) -> bool:
@@ -129,25 +131,34 @@ def shorten(entries: Sequence[ManifestEntry], item: str, reason: str) -> tuple[M
 def list_folder(url: str) -> Folder:
     """List a folder, a prefix or a single file; raises as `list_source`."""
     plain = plain_url(url)
-    return Folder(plain, tuple(list_source(plain)))
+    files, refused = list_source(plain)
+    return Folder(plain, tuple(files), refused)
 
 
-def list_source(url: str) -> list[ObjectInfo]:
+def list_source(url: str) -> tuple[list[ObjectInfo], tuple[ManifestEntry, ...]]:
     """List the files at a URL that a user has named as a source.
 
     Files of Zarr groups and arrays below it are left out, such as those of a dataset that an
     earlier ingest has written there.
+
+    Returns:
+        The files in order of their URLs, and entries of the manifest on folders below the URL that
+        cannot be read and on keys of objects that are no path.
 
     Raises:
         AbsentError: There is no file.
         StorageError: The URL cannot be read.
     """
     url = decode_file_url(url)
-    if found := list_objects(url):
+    refusals: list[StorageError] = []
+    if found := list_objects(url, refusals.append):
         zarrs = {parent_of(info.url) for info in found if name_of(info.url) == "zarr.json"}
-        if not zarrs:
-            return found
-        return [info for info in found if zarrs.isdisjoint(_folders_of(info.url, url))]
+        if zarrs:
+            found = [info for info in found if zarrs.isdisjoint(_folders_of(info.url, url))]
+        reasons = [(error.item, f"{error.problem}. {error.remedy}") for error in refusals]
+        return found, tuple(ManifestEntry(item, "failed", said) for item, said in reasons)
+    if refusals:
+        raise refusals[0]
     raise AbsentError(
         url, "no such folder or file, or nothing in it", "Check the spelling of the path or URL"
     )

@@ -116,9 +116,10 @@ def list_files(url: str) -> SlideFiles:
         StorageError: The URL cannot be read.
     """
     url = decode_file_url(url)
-    infos = list_source(url)
+    infos, refused = list_source(url)
     if [info.url for info in infos] != [url]:
-        return _find_slides([_name(info, url.rstrip("/")) for info in infos])
+        found = _find_slides([_name(info, url.rstrip("/")) for info in infos])
+        return found._replace(rejected=(*refused, *found.rejected))
     plain = plain_url(url)
     root = plain.rpartition("/")[0]
     slide = _name(replace(infos[0], url=plain), root)

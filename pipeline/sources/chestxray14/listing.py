@@ -108,7 +108,14 @@ def list_chestxray14(
     )
     return ImageListing(
         in_order(matched.images.values()),
-        (*matched.rejected, *matched.list_absent(), *unlisted, *unusable, *not_boxes),
+        (
+            *folder.refused,
+            *matched.rejected,
+            *matched.list_absent(),
+            *unlisted,
+            *unusable,
+            *not_boxes,
+        ),
         (
             f"{len(matched.images)} of {len(table.rows)} rows of {table.url!r} give an image",
             f"splits: {_name_origin(experiment, lists)}",

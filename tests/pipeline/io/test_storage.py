@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.errors import AbsentError, SourceError, StorageError
+from pipeline.errors import AbsentError, DeniedError, SourceError, StorageError
 from pipeline.io import storage
 from pipeline.io.staging import require_reachable, stage
 
@@ -245,8 +245,14 @@ def test_a_folder_that_cannot_be_listed_is_an_error(
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    with pytest.raises(StorageError, match="access denied"):
+    with pytest.raises(DeniedError, match=r"closed: cannot be read \(Permission denied\)"):
         storage.list_objects(str(tmp_path))
+    refused: list[StorageError] = []
+    found = storage.list_objects(str(tmp_path), refused.append)
+    assert [info.url for info in found] == [str(tmp_path / "open/a.png")]
+    assert [error.item for error in refused] == [str(tmp_path / "closed")]
+    with pytest.raises(StorageError, match="access denied"):  # there is nothing else
+        storage.list_objects(str(tmp_path / "closed"), refused.append)
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
