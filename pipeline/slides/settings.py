@@ -21,7 +21,7 @@ from typing import Annotated, Any, Final, Literal, Self, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.errors import SettingsError
-from pipeline.slides.annotations import EXCLUDED_GROUPS, LESION_GROUPS
+from pipeline.slides.outlines.groups import EXCLUDED_GROUPS, LESION_GROUPS
 from pipeline.slides.resolution import MPP_LIMITS_UM
 from pipeline.slides.stain.normalise import StainMethod
 from pipeline.slides.survey.tissue import TissueMethod

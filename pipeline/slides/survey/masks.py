@@ -24,7 +24,8 @@ from pipeline.io.scratch import Scratch
 from pipeline.io.staging import stage
 from pipeline.io.storage import describe, join_versions
 from pipeline.records import Slide
-from pipeline.slides.annotations import EXCLUDED_GROUPS, parse_annotations
+from pipeline.slides.annotations import parse_annotations
+from pipeline.slides.outlines.groups import EXCLUDED_GROUPS
 from pipeline.slides.settings import SlideSettings
 from pipeline.slides.survey.thumbnail import Thumbnail
 from pipeline.slides.survey.tissue import LARGEST_HOLE_PX, LEAST_ISLAND_PX, find_tissue
