@@ -43,6 +43,7 @@ ORDER: Final[Mapping[str, tuple[str, ...]]] = {
         "conform",
     ),
     "training": (
+        "names",
         "networks",
         "settings",
         "presets",

@@ -11,6 +11,7 @@ from pipeline.store.dataset import Dataset, open_dataset
 from training.cluster.connection import ONE_CORE, Share
 from training.cluster.tune import CHOSEN_BY, SearchSpace, Trial, run_trials
 from training.data.batches import check_trainable, choose_rows
+from training.names import check_run_name, choose_model_name
 from training.registry.runs import tracked_run
 from training.settings import TrainSettings
 
@@ -60,10 +61,13 @@ def search(
     Raises:
         SchemaError: The dataset cannot be trained on, has no labelled anomaly in its validation
             split, or every trial failed.
+        SettingsError: The name of the model or of the search cannot be used.
     """
     dataset = open_dataset(dataset_url)
     check_trainable(dataset, settings)
     _require_labels(dataset)
+    name = choose_model_name(str(dataset.attributes["source"]), model_name)
+    check_run_name(run_name)
     found = run_trials(
         settings,
         space or SearchSpace.around(settings),
@@ -77,7 +81,6 @@ def search(
     ranked = rank_trials(found)
     if ranked[0].auroc is None:
         raise SchemaError(dataset_url, f"every trial failed ({ranked[0].problem})", "Mend that")
-    name = model_name or f"{dataset.attributes['source']}-anomaly"
     run_id = _record(ranked, tracking_uri, name, run_name, dataset)
     return SearchResult(ranked[0].settings, ranked, run_id)
 

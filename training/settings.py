@@ -7,7 +7,6 @@ the reference pages.
 from __future__ import annotations
 
 import math
-import re
 from typing import Annotated, Final, Literal, Self, TypeAlias
 
 from pydantic import (
@@ -21,7 +20,6 @@ from pydantic import (
     model_validator,
 )
 
-from pipeline.errors import SettingsError
 from training.networks.autoencoder import Form, channels_by_resolution
 from training.networks.growth import Stage, plan_stages, resolutions_between
 from training.networks.vgg import IMAGE, convolutions_needed
@@ -289,18 +287,6 @@ class TrainSettings(_Frozen):
                 f"{self.growth.final_resolution} px: crop more or grow less"
             )
         return self
-
-
-def check_run_name(name: str) -> None:
-    """Refuse a name that cannot be a folder's and a key's everywhere.
-
-    Raises:
-        SettingsError: Other characters than letters, digits, `.`, `_` and `-`, or none.
-    """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise SettingsError(
-            "run name", f"{name!r} cannot name a folder", "Use letters, digits, `.`, `_` and `-`"
-        )
 
 
 def flatten(settings: BaseModel) -> dict[str, str]:

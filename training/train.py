@@ -25,6 +25,7 @@ from training.learning.loop import Report
 from training.learning.perceptual_features import read_features
 from training.learning.run_folder import FitResult, claim_run
 from training.learning.validation import summarise
+from training.names import check_run_name, choose_model_name
 from training.registry.node_metrics import NodeMonitor
 from training.registry.runs import RUN_NAME, TrackedRun, tracked_run, training_version
 from training.registry.versions import VersionInfo, log_and_register, recover_version
@@ -166,6 +167,9 @@ def name_training(
         dataset_url: Path or URL of a sealed dataset.
         model_name: Name of the model; None for the default.
         run_name: Name of the run; None for the default.
+
+    Raises:
+        SettingsError: One of the names cannot be used.
     """
     return _choose_names(settings, open_dataset(dataset_url), model_name, run_name)
 
@@ -173,15 +177,17 @@ def name_training(
 def _choose_names(
     settings: TrainSettings, dataset: Dataset, model_name: str | None, run_name: str | None
 ) -> tuple[str, str]:
-    name = model_name or f"{dataset.attributes['source']}-anomaly"
-    return name, run_name or name_run(name, settings, dataset)
+    name = choose_model_name(str(dataset.attributes["source"]), model_name)
+    run_name = run_name or name_run(name, settings, dataset)
+    check_run_name(run_name)
+    return name, run_name
 
 
 def name_run(model_name: str, settings: TrainSettings, dataset: Dataset) -> str:
     """Name a run by what it trains: equal settings, data and code give the same name."""
     facts = [settings.model_dump(mode="json"), dataset.fingerprint, training_version()]
     digest = sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-    return f"{model_name}-{digest[:12]}"
+    return f"{model_name.replace(' ', '-')}-{digest[:12]}"
 
 
 def _register(

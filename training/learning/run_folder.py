@@ -16,7 +16,8 @@ from pipeline.store.dataset import Dataset
 from training.learning.checkpoint import Checkpoint, Checkpoints, choose_best
 from training.learning.loop import Report
 from training.learning.perceptual_features import FEATURES
-from training.settings import TrainSettings, check_run_name
+from training.names import check_run_name
+from training.settings import TrainSettings
 
 RUN: Final = "run.json"
 CHECKPOINTS: Final = "checkpoints"

@@ -23,8 +23,9 @@ from pydantic import BaseModel
 from pipeline.store.dataset import Dataset
 from training.learning.figures import CURVES, draw_curves, draw_distribution, draw_gallery
 from training.learning.loop import Report
+from training.names import check_run_name
 from training.registry.mlflow_errors import require_same_version, translated
-from training.settings import check_run_name, flatten
+from training.settings import flatten
 
 RUN_NAME: Final = "normscope.run_name"
 FINGERPRINT: Final = "normscope.dataset_fingerprint"
