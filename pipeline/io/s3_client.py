@@ -49,7 +49,7 @@ def list_keys(bucket: str, prefix: str) -> Iterator[Key]:
 
     Args:
         bucket: Name of the bucket.
-        prefix: What the keys begin with, up to a whole segment; empty for the whole bucket.
+        prefix: Whole segments that the keys begin with; empty for the whole bucket.
 
     Raises:
         botocore.exceptions.ClientError: S3 refuses.

@@ -108,14 +108,7 @@ def list_chestxray14(
     )
     return ImageListing(
         in_order(matched.images.values()),
-        (
-            *folder.refused,
-            *matched.rejected,
-            *matched.list_absent(),
-            *unlisted,
-            *unusable,
-            *not_boxes,
-        ),
+        (*matched.rejected, *matched.list_absent(), *unlisted, *unusable, *not_boxes),
         (
             f"{len(matched.images)} of {len(table.rows)} rows of {table.url!r} give an image",
             f"splits: {_name_origin(experiment, lists)}",
@@ -148,7 +141,7 @@ def _name_files(
 ) -> tuple[dict[str, ImageFile], list[ManifestEntry]]:
     """Images by file name, and what cannot be taken. What lies unpacked goes before archives."""
     files: dict[str, ImageFile] = {}
-    unusable = []
+    unusable = list(folder.refused)
     for info in folder.files:
         if not is_image(info.url):
             continue
