@@ -5,25 +5,27 @@ The order is that of the paper's public code: grey, crop, equalise, resize.
 
 from __future__ import annotations
 
+import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from io import BytesIO
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from pipeline.errors import NormscopeError, SourceError
+from pipeline.images.tiff import TIFF_MAGICS, open_tiff, require_size, scale_to_bytes
+from pipeline.io.stand_ins import require_content
 from pipeline.privacy.redaction import withhold_quotes
 from pipeline.records import MAX_PIXELS, MIN_SIDE_PX
 
 Resampling: TypeAlias = Literal["antialiased", "area"]
 
-FORMATS: Final = ("PNG", "JPEG", "TIFF")
 _REMEDY: Final = "Replace or remove the file, or leave it out"
-_WITH_ALPHA: Final = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
+_WITH_ALPHA: Final = frozenset({"LA", "PA", "RGBA", "RGBa"})
 _DEEP_GREY: Final = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
 _RESAMPLINGS: Final[Mapping[Resampling, Image.Resampling]] = {
     "antialiased": Image.Resampling.BILINEAR,
@@ -32,10 +34,15 @@ _RESAMPLINGS: Final[Mapping[Resampling, Image.Resampling]] = {
 _PNG_MAGIC: Final = b"\x89PNG\r\n\x1a\n"
 # The end of an IHDR (PNG 11.2.1): 8 bits, grey, deflate, adaptive filters, not interlaced.
 _PLAIN_GREY: Final = bytes([8, 0, 0, 0, 0])
-# What says nothing of the pixels. Transparency, orientation and animation are Pillow's business.
-_PLAIN_CHUNKS: Final = frozenset(
-    {b"IHDR", b"IDAT", b"IEND", b"gAMA", b"cHRM", b"sRGB", b"sBIT", b"bKGD", b"pHYs", b"tIME"}
-)
+_PLAIN_CHUNKS: Final = frozenset({b"IHDR", b"IDAT", b"IEND"})
+# Beside the critical chunks: transparency, orientation, animation.
+_SPEAKING_CHUNKS: Final = frozenset({b"tRNS", b"eXIf", b"acTL", b"fcTL", b"fdAT"})
+_TEXT_CHUNKS: Final = frozenset({b"tEXt", b"zTXt", b"iTXt"})
+_ORIENTED_TEXT: Final = re.compile(rb"Raw profile type|XML:com\.adobe\.xmp|xmp")
+# Editors' histories make an XMP of megabytes; the sum of all texts stays bounded.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
+# A deep image that uses no more greys than this, of 256, is one that was not scaled.
+_NARROW_GREYS: Final = 64
 
 
 class Decoded(NamedTuple):
@@ -53,8 +60,8 @@ class Decoded(NamedTuple):
 def decode_image(data: bytes, name: str) -> Decoded:
     """Decode a PNG, JPEG or TIFF.
 
-    16-bit grey is scaled from the format's whole range (65535 -> 255). A palette is looked up,
-    transparency is laid on black, an EXIF orientation is applied.
+    Grey and colour are scaled from the whole range of a sample's bits (65535 of 16 -> 255), with 0
+    as black. A palette is looked up, transparency is laid on black, an EXIF orientation is applied.
 
     Args:
         data: The file's bytes.
@@ -65,18 +72,22 @@ def decode_image(data: bytes, name: str) -> Decoded:
 
     Raises:
         SourceError: The bytes are no such image, are cut off or damaged, hold several frames or
-            values that are not 8 or 16 bits, or are smaller or larger than any radiograph.
+            values without an agreed range, or are smaller or larger than any radiograph.
     """
     if not data:
         raise SourceError(name, "the file is empty", _REMEDY)
-    plain = _decode_plain_png(data)
+    require_content(data, name)
+    is_png = data.startswith(_PNG_MAGIC)
+    data = _drop_comments(data) if is_png else data
+    plain = _decode_plain_png(data) if is_png else None
     if plain is not None:
         return Decoded(plain)
     try:
-        with Image.open(BytesIO(data), formats=FORMATS) as image:
-            _check(image, name)
+        image, bits = _open(data, name)
+        with image:
+            remark = _check(image, name)
             image.load()
-            pixels = _to_pixels(ImageOps.exif_transpose(image), name)
+            pixels = _to_pixels(ImageOps.exif_transpose(image))
     except UnidentifiedImageError as error:
         raise SourceError(name, "not a PNG, JPEG or TIFF image", _REMEDY) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -86,7 +97,7 @@ def decode_image(data: bytes, name: str) -> Decoded:
     except Exception as error:  # a parser of foreign bytes may raise anything
         problem = f"cut off or damaged ({withhold_quotes(str(error))})"
         raise SourceError(name, problem, _REMEDY) from error
-    return Decoded(pixels)
+    return Decoded(pixels, remark or _describe_range(pixels, bits))
 
 
 def prepare_image(
@@ -136,25 +147,52 @@ def is_grey(pixels: NDArray[np.uint8]) -> bool:
     return bool((pixels == pixels[..., :1]).all())
 
 
+def _open(data: bytes, name: str) -> tuple[Image.Image, int]:
+    """Open an image, and tell its bits a sample; of several pictures in a JPEG the first."""
+    if data.startswith(TIFF_MAGICS):
+        return open_tiff(data, name)
+    bits = data[24] if data.startswith(_PNG_MAGIC) else 8
+    return Image.open(BytesIO(data), formats=("PNG", "JPEG")), bits
+
+
+def _list_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Yield kind, start and stop of each whole chunk of a PNG."""
+    at = len(_PNG_MAGIC)
+    while at + 12 <= len(data):
+        length, kind = struct.unpack(">I4s", data[at : at + 8])
+        if at + 12 + length > len(data):
+            return
+        yield kind, at, at + 12 + length
+        at += 12 + length
+
+
+def _drop_comments(data: bytes) -> bytes:
+    """A PNG without the chunks that say nothing of its pixels: text, colour profile, time.
+
+    They may be of any size. What states an orientation stays: EXIF, and texts that hold it or XMP.
+    """
+    kept, end = [data[: len(_PNG_MAGIC)]], len(_PNG_MAGIC)
+    for kind, start, end in _list_chunks(data):
+        is_oriented = kind in _TEXT_CHUNKS and _ORIENTED_TEXT.match(data, start + 8)
+        is_critical = not kind[0] & 0x20  # PNG 5.4
+        if is_critical or kind in _SPEAKING_CHUNKS or is_oriented:
+            kept.append(data[start:end])
+    return b"".join([*kept, data[end:]])
+
+
 def _decode_plain_png(data: bytes) -> NDArray[np.uint8] | None:
     """A PNG of 8-bit grey and nothing unusual, by libpng in half of Pillow's time.
 
     Returns:
         uint8 (H, W, 1) as Pillow gives it, or None where Pillow is to decode or to refuse.
     """
-    if not data.startswith(_PNG_MAGIC) or data[24:29] != _PLAIN_GREY:
+    if data[24:29] != _PLAIN_GREY:
         return None
     width, height = struct.unpack(">II", data[16:24])
     if min(width, height) < MIN_SIDE_PX or width * height > MAX_PIXELS:
         return None
-    at = len(_PNG_MAGIC)
-    while at + 12 <= len(data):
-        length, kind = struct.unpack(">I4s", data[at : at + 8])
-        # Text may hold an orientation too (`Raw profile type exif`, XMP).
-        is_comment = kind == b"tEXt" and not data.startswith(b"Raw profile", at + 8)
-        if kind not in _PLAIN_CHUNKS and not is_comment:
-            return None
-        at += 12 + length
+    if any(kind not in _PLAIN_CHUNKS for kind, _, _ in _list_chunks(data)):
+        return None
     try:
         pixels: NDArray[np.uint8] = imagecodecs.png_decode(data)
     except (imagecodecs.PngError, UnicodeDecodeError):  # the latter from the former's own words
@@ -162,31 +200,35 @@ def _decode_plain_png(data: bytes) -> NDArray[np.uint8] | None:
     return pixels[..., None] if pixels.shape == (height, width) else None
 
 
-def _check(image: Image.Image, name: str) -> None:
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise SourceError(
-            name, f"{width} x {height} pixels, at most {MAX_PIXELS} are read", _REMEDY
-        )
-    if min(width, height) < MIN_SIDE_PX:
-        raise SourceError(
-            name, f"{width} x {height} pixels, a side needs at least {MIN_SIDE_PX}", _REMEDY
-        )
+def _check(image: Image.Image, name: str) -> str:
+    """Refuse an image by its shape, and return a remark on one that is taken in part."""
+    require_size(*image.size, name)
+    if image.format in {"TIFF", None}:  # its picture has been chosen
+        return ""
     frames = getattr(image, "n_frames", 1)
+    if image.format == "MPO":  # CIPA DC-007: further views, or data of a phone's own
+        return f"holds {frames} pictures, of which the first is taken"
     if frames > 1:
         raise SourceError(name, f"holds {frames} frames", "Give one file a frame")
+    return ""
 
 
-def _to_pixels(image: Image.Image, name: str) -> NDArray[np.uint8]:
+def _describe_range(pixels: NDArray[np.uint8], bits: int) -> str:
+    """Remark on a deep image that fills little of its range, as values of 12 bits in 16 do."""
+    low, high = int(pixels.min()), int(pixels.max())
+    if bits <= 8 or not 0 < high - low <= _NARROW_GREYS:
+        return ""
+    share = round(255 / (high - low))
+    return f"uses 1/{share} of the range of its {bits} bits: greys {low} to {high} of 255"
+
+
+def _to_pixels(image: Image.Image) -> NDArray[np.uint8]:
     if image.mode in _DEEP_GREY or (image.mode == "I" and image.format == "PNG"):
-        deep = np.asarray(image).astype(np.uint32)
-        return ((deep + 128) // 257).astype(np.uint8)[..., None]
-    if image.mode in {"I", "F"}:
-        raise SourceError(
-            name, f"32-bit values (mode {image.mode}) have no agreed range", "Save 8 or 16 bits"
-        )
+        return scale_to_bytes(np.asarray(image), 16)[..., None]
+    if image.mode == "La":  # alpha has been multiplied in, so it lies on black already
+        image = image.getchannel("L")
     if image.mode in _WITH_ALPHA or "transparency" in image.info:
-        grey = image.mode in {"L", "LA", "La"}
+        grey = image.mode in {"L", "LA"}
         image = _lay_on_black(image.convert("RGBA"))
         image = image.convert("L") if grey else image
     if image.mode not in {"L", "RGB"}:
