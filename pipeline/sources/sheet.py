@@ -25,6 +25,7 @@ from pipeline.sources.tables import (
     EMPTY_WORDS,
     LABEL_WORDS,
     SPLIT_WORDS,
+    parse_label,
     parse_name,
     read_table,
 )
@@ -147,7 +148,7 @@ def read_labels(url: str) -> tuple[SheetRow, ...]:
         {"slide": ("slide", "path"), "label": ("label",)},
         needed=("slide", "label"),
         remedy="Give a CSV table with the columns slide and label",
-        is_row=lambda cells: len(cells) > 1 and cells[1].strip().lower() in _LABEL_WORDS,
+        is_row=lambda cells: len(cells) > 1 and _find_label(cells[1]) is not None,
     )
     rows = []
     for number, cells in table.number_rows():
@@ -307,10 +308,14 @@ def _parse_row(url: str, number: int, cells: Mapping[str, str]) -> SheetRow:
 
 
 def _parse_label(row: SheetRow, cell: str) -> Label:
-    label = _LABEL_WORDS.get(cell.lower())
+    label = _find_label(cell)
     if label is None:
         raise row.refuse(f"label {cell!r}", f"Use one of {', '.join(sorted(_LABEL_WORDS))}")
     return label
+
+
+def _find_label(cell: str) -> Label | None:
+    return parse_label(cell, _LABEL_WORDS)
 
 
 def _parse_split(row: SheetRow, cell: str) -> Split:

@@ -13,6 +13,7 @@ from io import StringIO
 from typing import Final
 
 from pipeline.errors import SourceError
+from pipeline.io.stand_ins import require_content
 from pipeline.io.storage import read_bytes
 from pipeline.records import Label, Split
 
@@ -38,6 +39,9 @@ LABEL_WORDS: Final[Mapping[str, Label]] = {
     **dict.fromkeys(("", "-1", "unknown"), Label.UNKNOWN),
 }
 """Words for a label, of slides, images and radiographs alike; case does not matter."""
+_LABEL_NUMBERS: Final[Mapping[float, Label]] = {
+    0.0: Label.NORMAL, 1.0: Label.ANOMALOUS, -1.0: Label.UNKNOWN
+}  # fmt: skip
 
 # PatchCamelyon's copies name the labelled tumours for tuning `train_tumor_for_cv`.
 TUNING_WORDS: Final = frozenset({"tuning", "tune", "cv", "train_tumor_for_cv"})
@@ -53,6 +57,12 @@ EMPTY_WORDS: Final = frozenset({"na", "n/a", "nan", "null", "-", "?"})
 _NOBODY: Final = frozenset({"unknown", "anonymous", "anon", "none"})
 _GZIP_MAGIC: Final = b"\x1f\x8b"
 _NEAR: Final = 0.75  # similarity from which on a name may be a misspelt one
+_ZIP_MAGIC: Final = b"PK\x03\x04"
+_DELIMITERS: Final = ",;\t|"
+_HINT: Final = re.compile(r"sep=(.)\s*", re.I)  # Excel's first line, which names the separator
+# Blanks of any width, of none, and marks of byte order or of the direction of writing.
+_INVISIBLE: Final = r"[\s\ufeff\u00ad\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069]+"
+_EDGES: Final = re.compile(rf"^{_INVISIBLE}|{_INVISIBLE}$")
 _SAVE_REMEDY: Final = "Save the table as CSV in UTF-8"
 _Line = tuple[int, list[str]]  # number in the file, cells
 
@@ -89,8 +99,9 @@ def read_table(
 ) -> Table:
     """Read a CSV table in UTF-8, gzipped or not.
 
-    Cells are separated by commas or, where the first line has none, by semicolons or tabs. A
-    column of empty cells counts as absent. Cells are text: a formula is not evaluated.
+    Cells are separated by commas, semicolons, tabs or vertical bars, whichever makes most columns
+    of known names of the first line. Blanks and invisible marks around a cell are no part of it.
+    A column of empty cells counts as absent. Cells are text: a formula is not evaluated.
 
     Args:
         url: URL of the file.
@@ -104,17 +115,18 @@ def read_table(
             of one meaning, cells beyond the header's.
 
     Raises:
-        SourceError: The file is not a CSV table in UTF-8, has no rows, or lacks a needed column.
+        SourceError: The file is not a CSV table in UTF-8, has no rows, lacks a needed column, or
+            has two of one name that contradict each other.
         StorageError: The file cannot be read.
     """
-    lines = _read_lines(url)
+    lines = _read_lines(url, names)
     header = lines[0][1] if lines else []
     has_header = is_row is None or not is_row(header)
     titles = header if has_header else list(names)
     body = [line for line in (lines[1:] if has_header else lines) if any(line[1])]
     if is_closed:
         _require_closed(url, titles, body, names, remedy)
-    found = _find_columns(titles, names, body)
+    found = _find_columns(url, titles, names, body)
     missing = [name for name in needed if name not in found]
     if missing:
         # Quoted, as every cell is: a table without a header begins with persons.
@@ -125,7 +137,7 @@ def read_table(
         raise SourceError(url, "the table has no rows", "Give one row an image")
     filled = {at for _, row in body for at, cell in enumerate(row) if cell}
     used = {name: at for name, at in found.items() if at in filled or name in needed}
-    rows = ({name: "".join(row[at : at + 1]) for name, at in used.items()} for _, row in body)
+    rows = ({name: _cell(row, at) for name, at in used.items()} for _, row in body)
     return Table(
         url,
         {name: header[at] for name, at in used.items() if has_header},
@@ -134,55 +146,107 @@ def read_table(
     )
 
 
-def _read_lines(url: str) -> list[_Line]:
-    """Read the stripped cells of every line that is not blank."""
-    text = _decode(url, read_bytes(url))
-    first = re.sub('"[^"]*"', "", re.split("[\r\n]", text, maxsplit=1)[0])
-    delimiter = next((mark for mark in ",;\t" if mark in first), ",")
+def _read_lines(url: str, names: Mapping[str, Collection[str]]) -> list[_Line]:
+    """Read the cells of every line that is not blank, without what is invisible around them."""
+    text = decode_text(url, read_bytes(url))
     lines: list[_Line] = []
-    number = 0
+    number, line = 0, 1
     try:
-        reader = csv.reader(StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        delimiter, is_hint = _find_delimiter(re.split("[\r\n]", text, maxsplit=1)[0], names)
+        reader = csv.reader(
+            StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True
+        )
         for number, row in enumerate(reader, 1):
-            if row:
-                lines.append((number, [cell.strip() for cell in row]))
+            line = reader.line_num + 1
+            if row and not (is_hint and number == 1):
+                lines.append((number, [_EDGES.sub("", cell) for cell in row]))
     except csv.Error as error:
         said = str(error)
         if said == "unexpected end of data":
-            said = "the last quote is not closed"
-        problem = f"not a CSV table ({said}, in row {number + 1})"
+            said = "the quotation mark there is never closed"
+        where = f"in row {number + 1}" + (f", line {line}" if line != number + 1 else "")
+        problem = f"not a CSV table ({said}, {where})"
         raise SourceError(url, problem, "Close every quote, and save as CSV") from error
     return lines
 
 
-def _decode(url: str, data: bytes) -> str:
+def _find_delimiter(first: str, names: Mapping[str, Collection[str]]) -> tuple[str, bool]:
+    """Find what separates cells from the first line, and whether that line says nothing else."""
+    if hint := _HINT.fullmatch(first):
+        return hint[1], True
+    known = {_fold(other) for others in names.values() for other in others}
+    unquoted = re.sub('"[^"]*"', "", first)
+
+    def rank(mark: str) -> tuple[int, bool]:
+        cells = next(csv.reader([first], delimiter=mark, skipinitialspace=True), [])
+        return len({_fold(cell) for cell in cells} & known), mark in unquoted
+
+    return max(_DELIMITERS, key=rank), False
+
+
+def decode_text(url: str, data: bytes) -> str:
+    """Decode a text file in UTF-8, gzipped or not, without its byte order mark.
+
+    Args:
+        url: URL of the file, for errors.
+        data: Bytes of the file.
+
+    Raises:
+        SourceError: It is none, or stands in the place of a file that was not fetched.
+    """
+    require_content(data, url)
     try:
         plain = gzip.decompress(data) if data.startswith(_GZIP_MAGIC) else data
     except (OSError, EOFError, zlib.error) as error:
         raise SourceError(url, f"damaged gzip ({error})", "Fetch the table again") from error
+    if plain.startswith(_ZIP_MAGIC):
+        raise SourceError(url, "a workbook or another zip archive", _SAVE_REMEDY)
     try:
-        return plain.decode("utf-8-sig")
+        text = plain.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = plain.count(b"\n", 0, error.start) + 1
         found = plain[error.start : error.start + 1].hex()
         problem = f"not text in UTF-8 (byte {found} in line {line})"
         raise SourceError(url, problem, _SAVE_REMEDY) from error
+    if "\0" in text:  # as in UTF-16 without its mark
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise SourceError(url, f"not text in UTF-8 (byte 00 in line {line})", _SAVE_REMEDY)
+    return text
 
 
 def _find_columns(
-    titles: Collection[str], names: Mapping[str, Collection[str]], lines: Collection[_Line]
+    url: str,
+    titles: Sequence[str],
+    names: Mapping[str, Collection[str]],
+    lines: Collection[_Line],
 ) -> dict[str, int]:
     """Our name -> index of the first column of one of its names, if possible one with content."""
-    positions: dict[str, int] = {}
+    positions: dict[str, list[int]] = {}
     for at, title in enumerate(titles):
-        positions.setdefault(_fold(title), at)
+        positions.setdefault(_fold(title), []).append(at)
     found = {}
     for name, candidates in names.items():
-        places = [positions[_fold(other)] for other in candidates if _fold(other) in positions]
+        places = [at for other in candidates for at in positions.get(_fold(other), ())]
         if places:
-            filled = (at for at in places if any(len(row) > at and row[at] for _, row in lines))
+            filled = (at for at in places if any(_cell(row, at) for _, row in lines))
             found[name] = next(filled, places[0])
+            title = titles[found[name]]
+            _require_agreement(url, title, positions[_fold(title)], lines)
     return found
+
+
+def _require_agreement(
+    url: str, title: str, places: Collection[int], lines: Collection[_Line]
+) -> None:
+    """Refuse columns of one name that say different things."""
+    for number, row in lines:
+        if len({_cell(row, at) for at in places} - {""}) > 1:
+            problem = f"{len(places)} columns are called {title!r}, and differ in row {number}"
+            raise SourceError(url, problem, "Leave the one that is right")
+
+
+def _cell(row: Sequence[str], at: int) -> str:
+    return row[at] if at < len(row) else ""
 
 
 def _require_closed(
@@ -215,6 +279,26 @@ def _require_closed(
 
 def _fold(title: str) -> str:
     return re.sub(r"[\s_-]+", "_", title.strip().lower())
+
+
+def parse_label(cell: str, words: Mapping[str, Label] = LABEL_WORDS) -> Label | None:
+    """Return the label that a cell means; None for a word that is not known.
+
+    0, 1 and -1 may be written as any program writes numbers: `1.0`, `1,00`, `+1`.
+
+    Args:
+        cell: Cell of a table.
+        words: Word in lower case -> label.
+    """
+    word = cell.lower()
+    if word in words:
+        return words[word]
+    if word in EMPTY_WORDS:
+        return Label.UNKNOWN
+    try:
+        return _LABEL_NUMBERS.get(float(word.replace(",", ".")))
+    except ValueError:
+        return None
 
 
 def parse_name(cell: str) -> str:

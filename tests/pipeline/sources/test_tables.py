@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import AbsentError, SourceError
-from pipeline.sources.tables import Table, parse_sex, read_table
+from pipeline.records import Label
+from pipeline.sources.tables import LABEL_WORDS, Table, parse_label, parse_sex, read_table
 
 NAMES = {"path": ("path", "file_name"), "label": ("label", "class"), "sex": ("sex",)}
 
@@ -41,18 +42,32 @@ def test_the_preferred_name_wins(tmp_path: Path) -> None:
     ("data", "problem"),
     [
         (b"image_url,truth\na.png,1\n", "no column for path and label; the table has: 'image_url'"),
-        (b"path|label\na.png|1\n", r"no column for path and label; the table has: 'path\|label'"),
+        (b"path:label\na.png:1\n", "no column for path and label; the table has: 'path:label'"),
         (b"", "no column for path and label; the table has: none"),
         (b"path,label\n", "no rows"),
         (b"path,label\nb,1\n\xff\xfe,1\n", r"not text in UTF-8 \(byte ff in line 3\)\. Save"),
-        ("path,label\na,1\n".encode("utf-16"), "not text in UTF-8"),
+        ("path,label\na,1\n".encode("utf-16"), "not text in UTF-8 .* Save the table as CSV in UTF"),
+        ("path,label\na,1\n".encode("utf-16-le"), r"not text in UTF-8 \(byte 00 in line 1\)"),
+        ("path,label\nGröße,1\n".encode("latin-1"), r"not text in UTF-8 \(byte f6 in line 2\)"),
+        (b"PK\x03\x04\x14\0\x06\0", "a workbook or another zip archive. Save the table as CSV"),
+        (b"version https://git-lfs.github.com/spec/v1\nsize 9\n", "a pointer of Git LFS"),
+        (b"<!DOCTYPE html><html>Log in", "a web page"),
         (b'path,label\n"a"b,1\n', r"not a CSV table \(',' expected after '\"', in row 2\)"),
         (b"\x1f\x8bnot really", "damaged gzip"),
         (gzip.compress(b"path,label\na.png,1\n" * 99, mtime=0)[:-20], "damaged gzip"),
         (b"path,label\n" + b"x" * 200_000, r"not a CSV table \(field larger .*, in row 2\)"),
         (
             b'path,label\na.png,1\n"b.png,1\n',
-            r"not a CSV table \(the last quote is not closed, in row 3\)\. Close",
+            r"not a CSV table \(the quotation mark there is never closed, in row 3\)\. Close",
+        ),
+        (
+            b'path,label\n"a\nb.png",1\n\nc.png,"1\nd.png,0\n',
+            r"the quotation mark there is never closed, in row 4, line 5\)\. Close",
+        ),
+        (b'path,label\na.png,"5 cm,0\nb.png,"3 cm,1\n', "not a CSV table .* in row 2"),
+        (
+            b"path,label,Label\na.png,1,1\nb.png,0,\nc.png,0,1\n",
+            "2 columns are called 'label', and differ in row 4. Leave the one that is right",
         ),
     ],
 )
@@ -74,6 +89,14 @@ def test_an_unusable_table_is_refused_by_name(tmp_path: Path, data: bytes, probl
         'path,label\r"a,b.png",1\r',
         '"path","label"\n\n"a,b.png","1"\n,\n',
         '"pa;th",path,label\n,"a,b.png",1\n',
+        'path|label\n"a,b.png"|1\n',
+        'path;label;"length, cm"\n"a,b.png";1;5,2\n',
+        "path;label;length, cm\na,b.png;1;5,2\n",
+        "sep=|\npath|label\na,b.png|1\n",
+        'path, label\n"a,b.png", "1"\n',
+        'path,\u200blabel\u00a0\n"a,b.png",\u00a01\u2060\n',
+        "path;label\n\ufeff\u200b a,b.png\u00a0;\u20681\u2069\n \u00a0\n\u200b;\u2003\n",
+        'label,path,Label\n1,"a,b.png",\n',
     ],
 )
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
@@ -136,3 +159,23 @@ def test_an_absent_table_is_said_to_be_absent(tmp_path: Path) -> None:
 
 def test_sexes_are_letters_or_unknown() -> None:
     assert [parse_sex(text) for text in ("M", "female", " f", "?", "")] == ["M", "F", "F", "", ""]
+
+
+@pytest.mark.parametrize(
+    ("cells", "label"),
+    [
+        (("0", "0.0", "0,0", "-0.0", "0.000", "Normal", "FALSE"), Label.NORMAL),
+        (("1", "1.0", "1,0", "+1", "1.00", "1e0", "Tumour", "true"), Label.ANOMALOUS),
+        (("", "-1", "-1.0", "-1,0", "NaN", "n/a", "?", "unknown"), Label.UNKNOWN),
+        (("2", "0.5", "-2", "1.1", "007", "yes", "no", "inf", "1,0,0", "0x1"), None),
+    ],
+)
+def test_a_label_is_what_any_program_writes_for_it(
+    cells: tuple[str, ...], label: Label | None
+) -> None:
+    assert {cell: parse_label(cell) for cell in cells} == dict.fromkeys(cells, label)
+
+
+def test_given_words_for_labels_outweigh_numbers() -> None:
+    words = {**LABEL_WORDS, "1.0": Label.NORMAL, "yes": Label.ANOMALOUS}
+    assert [parse_label(cell, words) for cell in ("1.0", "1", "YES")] == [0, 1, 1]
