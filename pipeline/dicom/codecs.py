@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from functools import cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import imagecodecs
 import numpy as np
@@ -35,6 +35,9 @@ _SIZE_MARKER: Final = re.compile(rb"\xff\x4f\xff\x51")  # SOC, SIZ (ISO 15444-1,
 _FRAME_MARKERS: Final = frozenset({*range(0xC0, 0xD0), 0xF7}) - {0xC4, 0xC8, 0xCC}
 _SEQUENTIAL_DCT: Final = frozenset({0xC0, 0xC1})
 _SCAN_MARKER: Final = 0xDA
+_END_MARKER: Final = b"\xff\xd9"  # EOI or EOC
+_PADDING: Final = b"\x00\xff "
+_MAX_TAIL_BYTES: Final = 6  # of whatever else some writers leave behind the end marker
 
 # What pydicom asks a plug-in for.
 DECODER_DEPENDENCIES: Final = dict.fromkeys((uid.JPEGExtended12Bit, *_JPEG_2000), ("imagecodecs",))
@@ -76,43 +79,73 @@ def find_decoder(syntax: UID) -> Decoder:
     return decoder
 
 
-def check_codestream(frame: bytes, syntax: UID, rows: int, columns: int, name: str) -> None:
+class Codestream(NamedTuple):
+    """What a compressed frame says of itself.
+
+    Args:
+        shape_yx: Rows and columns of the image.
+        components: Samples a pixel.
+        bits: Bits of a sample.
+    """
+
+    shape_yx: tuple[int, int]
+    components: int
+    bits: int
+
+
+def check_codestream(
+    frame: bytes, syntax: UID, shape_yx: tuple[int, int], name: str
+) -> Codestream | None:
     """Check that a compressed frame is whole and as large as the header says.
 
     Args:
         frame: The compressed frame.
         syntax: Transfer syntax of the frame.
-        rows: Height by the DICOM header.
-        columns: Width by the DICOM header.
+        shape_yx: Rows and columns by the DICOM header.
         name: Public name of the file, for errors.
 
+    Returns:
+        What the frame says of itself; None where its syntax says nothing (run lengths).
+
     Raises:
-        SourceError: It is cut off, of another size (a small header may hide a large image), or
-            its scan header breaks the standard.
+        SourceError: It is cut off, in colour, of another size (a small header may hide a large
+            image), or its scan header breaks the standard.
     """
     if syntax in _JPEG:
-        size = _read_jpeg_size(frame, name)
+        stream = _read_jpeg(frame, name)
     elif syntax in _JPEG_2000:
-        size = _read_jpeg_2000_size(frame, name)
+        stream = _read_jpeg_2000(frame, name)
     else:
-        return
-    if b"\xff\xd9" not in frame[-8:]:  # EOI or EOC, and at most some padding
+        return None
+    if not _is_whole(frame):
         raise SourceError(name, "the compressed image is cut off: no end marker", _REMEDY)
-    if size != (rows, columns):
+    if stream.shape_yx != shape_yx:
+        height, width = stream.shape_yx
         raise SourceError(
             name,
-            f"the compressed image is {size[1]} x {size[0]} pixels, the header says "
-            f"{columns} x {rows}",
+            f"the compressed image is {width} x {height} pixels, the header says "
+            f"{shape_yx[1]} x {shape_yx[0]}",
             _REMEDY,
         )
+    if stream.components != 1:
+        problem = f"the compressed image has {stream.components} samples a pixel, not 1"
+        raise SourceError(name, problem, _REMEDY)
+    return stream
 
 
-def _read_jpeg_size(frame: bytes, name: str) -> tuple[int, int]:
-    """(height, width) of a JPEG or JPEG-LS stream, whose scan header must be lawful."""
-    size, is_sequential = None, False
+def _is_whole(frame: bytes) -> bool:
+    """Whether nothing but padding follows the end marker, which occurs nowhere inside a scan."""
+    tail = frame[frame.rfind(_END_MARKER) + 2 :]
+    return _END_MARKER in frame and (len(tail) <= _MAX_TAIL_BYTES or not tail.strip(_PADDING))
+
+
+def _read_jpeg(frame: bytes, name: str) -> Codestream:
+    """Size and depth of a JPEG or JPEG-LS stream, whose scan header must be lawful."""
+    stream, is_sequential = None, False
     for marker, body in _segments(frame, name):
         if marker in _FRAME_MARKERS and len(body) >= 6:
-            size = int.from_bytes(body[1:3], "big"), int.from_bytes(body[3:5], "big")
+            height, width = (int.from_bytes(body[at : at + 2], "big") for at in (1, 3))
+            stream = Codestream((height, width), components=body[5], bits=body[0])
             is_sequential = marker in _SEQUENTIAL_DCT
         if marker == _SCAN_MARKER:
             # T.81, table B.3: a sequential scan holds all 64 coefficients, 0 to 63.
@@ -125,9 +158,9 @@ def _read_jpeg_size(frame: bytes, name: str) -> tuple[int, int]:
                     _REMEDY,
                 )
             break
-    if size is None:
+    if stream is None:
         raise SourceError(name, "damaged JPEG: no frame header", _REMEDY)
-    return size
+    return stream
 
 
 def _segments(frame: bytes, name: str) -> Iterator[tuple[int, bytes]]:
@@ -146,13 +179,15 @@ def _segments(frame: bytes, name: str) -> Iterator[tuple[int, bytes]]:
         at += 2 + max(length, 2)
 
 
-def _read_jpeg_2000_size(frame: bytes, name: str) -> tuple[int, int]:
-    """(height, width) of a JPEG 2000 stream, with or without the JP2 boxes before it."""
+def _read_jpeg_2000(frame: bytes, name: str) -> Codestream:
+    """Size and depth of a JPEG 2000 stream, with or without the JP2 boxes before it."""
     found = _SIZE_MARKER.search(frame, 0, 4096)
-    if not found or len(frame) < found.end() + 20:
+    if not found or len(frame) < found.end() + 39:
         raise SourceError(name, "damaged JPEG 2000: no size marker", _REMEDY)
     at = found.end() + 4
     width, height, left, top = (
         int.from_bytes(frame[at + 4 * i : at + 4 * i + 4], "big") for i in range(4)
     )
-    return height - top, width - left
+    components = int.from_bytes(frame[at + 32 : at + 34], "big")
+    bits = (frame[at + 34] & 0x7F) + 1  # the highest bit is the sign's
+    return Codestream((height - top, width - left), components, bits)

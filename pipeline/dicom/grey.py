@@ -3,12 +3,14 @@
 Three stages in this order, each once:
 
 1. modality: the modality LUT, else rescale slope and intercept, else nothing;
-2. VOI: a VOI LUT or window, the first (LUTs count before windows) unless another is named; a file
-   without any shows the whole range of its stored bits;
+2. VOI: a VOI LUT or window, as `voi.choose_voi` chooses; a file without any shows the whole range
+   of its stored bits, or a part of it as `_choose_limits` says;
 3. presentation: inverted where the photometric interpretation is MONOCHROME1 or the presentation
    LUT shape is INVERSE; both together say the same thing and invert once (PS3.3 C.8.11.3.1.2).
    MONOCHROME1 with the shape IDENTITY contradicts itself; it is inverted, as PS3.3 C.7.6.3.1.2
    says of MONOCHROME1 without any condition.
+
+Padding takes no part in them (PS3.3 C.7.5.1.1.2): it is black, inverted or not.
 
 They are applied to every value that can be stored, not to every pixel: the result is a table.
 pydicom applies the windows. The LUTs are applied here: docs/adr/0015-grey-lookup-tables.md.
@@ -16,171 +18,160 @@ pydicom applies the windows. The LUTs are applied here: docs/adr/0015-grey-looku
 
 from __future__ import annotations
 
-from typing import Any, Final, TypeAlias
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
-from pydicom.multival import MultiValue
-from pydicom.pixels.processing import apply_windowing
-from pydicom.uid import ExplicitVRBigEndian
 
+from pipeline.dicom.luts import Values, read_lut
+from pipeline.dicom.voi import Voi, choose_voi, read_floats
 from pipeline.errors import SourceError
 
-Voi: TypeAlias = int | str
-Values: TypeAlias = NDArray[np.float64]
 _REMEDY: Final = "Export it again, or leave it out"
+# A picture whose values span less than this share of what they could looks nearly black.
+_NARROW: Final = 0.25
 
 
-def storable_range(bits_stored: int, *, is_signed: bool) -> tuple[int, int]:
-    """Return the least and the greatest value that the stored bits can hold."""
-    half = 2 ** (bits_stored - 1)
-    return (-half, half - 1) if is_signed else (0, 2 * half - 1)
+@dataclass(frozen=True, slots=True)
+class StoredForm:
+    """How values are stored.
+
+    Args:
+        bits: Bits that hold a pixel's value, 1 to 16.
+        is_signed: Whether stored values are two's complement.
+    """
+
+    bits: int
+    is_signed: bool
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """The least and the greatest value that the bits can hold."""
+        half = 2 ** (self.bits - 1)
+        return (-half, half - 1) if self.is_signed else (0, 2 * half - 1)
+
+    def list_values(self) -> NDArray[np.int64]:
+        """Every value that the bits can hold, each at its index in NumPy, negative ones last."""
+        low, high = self.limits
+        return np.concatenate([np.arange(high + 1), np.arange(low, 0)])
+
+    def read(self, number: int) -> int | None:
+        """Read a stored value that a header gives, of either sign whatever it means.
+
+        Returns:
+            The value, or None where the bits cannot hold it.
+        """
+        low, high = self.limits
+        readings = (number, number - 2**16, number + 2**16, number - 2**self.bits)
+        allowed = readings if self.is_signed else readings[:3]
+        return next((value for value in allowed if low <= value <= high), None)
+
+
+class GreyTable(NamedTuple):
+    """The grey of every storable value.
+
+    Args:
+        greys: uint8 (2 ** bits,): entry for 0 to the greatest value, then for the negative ones in
+            ascending order, so that a stored value, negative or not, is its index in NumPy.
+        remark: Words for the manifest where the header is odd; else "".
+    """
+
+    greys: NDArray[np.uint8]
+    remark: str
+
+
+class _Limits(NamedTuple):
+    """Values after the modality stage that are black and white, and a remark."""
+
+    low: float
+    high: float
+    remark: str = ""
 
 
 def make_grey_table(
     dataset: Dataset,
     name: str,
+    form: StoredForm,
+    counted: NDArray[np.integer[Any]],
     *,
-    bits_stored: int,
-    is_signed: bool,
     is_inverted: bool,
+    padding: tuple[int, int] | None = None,
     voi: Voi = 0,
-) -> NDArray[np.uint8]:
+) -> GreyTable:
     """Compute the grey of every storable value.
 
     Args:
         dataset: Header whose modality and VOI attributes are applied.
         name: Public name of the file, for errors.
-        bits_stored: Bits that hold a pixel's value, 1 to 16.
-        is_signed: Whether stored values are two's complement.
+        form: Bits and sign of the stored values.
+        counted: Stored values (pixel,) of the pixels that show something; never none.
         is_inverted: Whether the presentation stage inverts.
+        padding: The least and the greatest value of pixels that show nothing and are black; None
+            where there are none.
         voi: Position of a VOI LUT or window (LUTs first, then windows), or its explanation in the
             file. Position 0 may be absent.
-
-    Returns:
-        uint8 (2 ** bits_stored,): entry for 0 to the greatest value, then for the negative ones
-        in ascending order, so that a stored value, negative or not, is its index in NumPy.
 
     Raises:
         SourceError: The attributes contradict the standard, or lack the VOI asked for.
     """
-    low, high = storable_range(bits_stored, is_signed=is_signed)
-    stored = np.concatenate([np.arange(high + 1), np.arange(low, 0)]).astype(np.float64)
-    values, limits = _apply_modality(dataset, stored, (low, high), name)
-    grey = _apply_voi(dataset, values, limits, name, voi)
+    stored = form.list_values()
+    values, limits, modality_remark = _apply_modality(dataset, stored, form.limits, name)
+    stage = choose_voi(dataset, name, voi)
+    if stage.apply is not None:
+        grey, remark = stage.apply(values), ""
+    else:
+        low, high, remark = _choose_limits(dataset, form, counted, values, limits)
+        grey = np.clip((values - low) / (high - low), 0, 1)
+        remark = "; ".join(filter(None, [modality_remark, remark]))
     if is_inverted:
         grey = 1 - grey
-    return np.floor(grey * 255 + 0.5).astype(np.uint8)
+    greys = np.floor(grey * 255 + 0.5).astype(np.uint8)
+    if padding is not None:
+        greys[(stored >= padding[0]) & (stored <= padding[1])] = 0
+    return GreyTable(greys, "; ".join(filter(None, [stage.remark, remark])))
 
 
 def _apply_modality(
-    dataset: Dataset, stored: Values, limits: tuple[float, float], name: str
-) -> tuple[Values, tuple[float, float]]:
-    """Apply stage 1; also return the least and greatest value that can come out of it."""
+    dataset: Dataset, stored: NDArray[np.int64], limits: tuple[int, int], name: str
+) -> tuple[Values, tuple[float, float], str]:
+    """Apply stage 1; also return the least and greatest value that can come out, and a remark."""
     if luts := dataset.get("ModalityLUTSequence"):
-        values, top = _apply_lut(dataset, luts[0], stored, name)
-        return values, (0, top)
-    slope = next(iter(_floats(dataset, "RescaleSlope")), 1.0)
-    intercept = next(iter(_floats(dataset, "RescaleIntercept")), 0.0)
+        lut = read_lut(dataset, luts[0], name)
+        return lut.apply(stored.astype(np.float64)), (0, lut.top), lut.remark
+    slope = next(iter(read_floats(dataset, "RescaleSlope")), 1.0)
+    intercept = next(iter(read_floats(dataset, "RescaleIntercept")), 0.0)
     if slope == 0 or not np.isfinite([slope, intercept]).all():
         raise SourceError(name, f"rescale slope {slope}, intercept {intercept}", _REMEDY)
     low, high = sorted(limit * slope + intercept for limit in limits)
-    return stored * slope + intercept, (low, high)
+    return stored.astype(np.float64) * slope + intercept, (low, high), ""
 
 
-def _apply_voi(
-    dataset: Dataset, values: Values, limits: tuple[float, float], name: str, voi: Voi
-) -> Values:
-    """Apply stage 2, into [0, 1]."""
-    luts = list(dataset.get("VOILUTSequence") or ())
-    windows = _read_windows(dataset, name)
-    words = [str(item.get("LUTExplanation") or "") for item in luts]
-    explanations = _list_values(dataset, "WindowCenterWidthExplanation")[: len(windows)]
-    at = _find_voi([*words, *map(str, explanations)], len(luts) + len(windows), name, voi)
-    if at is None:
-        low, high = limits
-        return (values - low) / (high - low)
-    if at < len(luts):
-        grey, top = _apply_lut(dataset, luts[at], values, name)
-        return grey / top
-    return apply_windowing(values, windows[at - len(luts)])
+def _choose_limits(
+    dataset: Dataset,
+    form: StoredForm,
+    counted: NDArray[np.integer[Any]],
+    values: Values,
+    limits: tuple[float, float],
+) -> _Limits:
+    """Choose what is black and white in a file without a VOI: all that its bits can hold.
 
-
-def _find_voi(words: list[str], count: int, name: str, voi: Voi) -> int | None:
-    """Find the position of the VOI asked for; None where the first is, and there is none."""
-    held = f"it has {count} VOI LUTs and windows"
-    if isinstance(voi, int):
-        if voi == 0 and count == 0:
-            return None
-        if not 0 <= voi < count:
-            raise SourceError(name, f"no VOI at position {voi}: {held}", "Choose another `voi`")
-        return voi
-    folded = [word.strip().casefold() for word in words]
-    if voi.strip().casefold() not in folded:
-        raise SourceError(name, f"no VOI called {voi!r}: {held}", "Choose another `voi`")
-    return folded.index(voi.strip().casefold())
-
-
-def _read_windows(dataset: Dataset, name: str) -> list[Dataset]:
-    """Read the windows, each as a dataset from which pydicom maps values into [0, 1]."""
-    centers, widths = _floats(dataset, "WindowCenter"), _floats(dataset, "WindowWidth")
-    function = str(dataset.get("VOILUTFunction") or "LINEAR").strip().upper()
-    if len(centers) != len(widths):
-        raise SourceError(name, f"{len(centers)} window centres, {len(widths)} widths", _REMEDY)
-    if centers and function not in {"LINEAR", "LINEAR_EXACT", "SIGMOID"}:
-        raise SourceError(name, "unknown VOI LUT function", _REMEDY)
-    least = 1.0 if function == "LINEAR" else np.nextafter(0, 1)
-    if not all(least <= width < np.inf for width in widths) or not np.isfinite(centers).all():
-        raise SourceError(name, f"window centres {centers}, widths {widths}", _REMEDY)
-    windows = []
-    for center, width in zip(centers, widths, strict=True):
-        window = Dataset()
-        window.add_new("WindowCenter", "FD", center)
-        window.add_new("WindowWidth", "FD", width)
-        window.VOILUTFunction = function
-        # pydicom maps to the stored values' range: that of one unsigned bit is [0, 1].
-        window.PhotometricInterpretation = "MONOCHROME2"
-        window.BitsStored, window.PixelRepresentation = 1, 0
-        windows.append(window)
-    return windows
-
-
-def _apply_lut(dataset: Dataset, item: Dataset, values: Values, name: str) -> tuple[Values, int]:
-    """Apply a LUT (PS3.3 C.11.1.1); a value outside it gives the first or last entry.
-
-    Returns:
-        The entries, and the greatest value that their bits can hold.
-
-    Raises:
-        SourceError: Its data do not fit its descriptor.
+    Pixels that use a small part of that make a picture which is nearly black. Then Smallest and
+    Largest Image Pixel Value count, if the file gives them and the pixels lie between them.
     """
-    count, first, bits = (int(number) for number in item.LUTDescriptor)
-    count = (count & 0xFFFF) or 65536
-    data = item.LUTData
-    if isinstance(data, bytes):
-        # 8-bit entries may be packed two a word (PS3.3 C.11.1.1.1).
-        syntax = getattr(dataset, "file_meta", {}).get("TransferSyntaxUID")
-        order = ">" if syntax == ExplicitVRBigEndian else "<"
-        entries = np.frombuffer(data, "u1" if len(data) < 2 * count else f"{order}u2")
-    else:
-        entries = np.atleast_1d(np.asarray(data))
-    if not 8 <= bits <= 16 or len(entries) < count or entries[:count].max() >= 2**bits:
-        raise SourceError(
-            name, f"a LUT of {len(entries)} entries, described as {count} of {bits} bits", _REMEDY
-        )
-    # The descriptor's first value may be signed or not, whatever its own type says.
-    first = first - 65536 if first > 32767 and values.min() < 0 else first
-    at = np.floor(values + 0.5).astype(np.int64) - first
-    return entries[np.clip(at, 0, count - 1)].astype(np.float64), 2**bits - 1
-
-
-def _list_values(dataset: Dataset, keyword: str) -> list[Any]:
-    value = dataset.get(keyword)
-    if value is None or value == "":
-        return []
-    return list(value) if isinstance(value, (MultiValue, list, tuple)) else [value]
-
-
-def _floats(dataset: Dataset, keyword: str) -> list[float]:
-    return [float(value) for value in _list_values(dataset, keyword)]
+    used = int(counted.min()), int(counted.max())
+    ends = values[list(used)]
+    if float(np.ptp(ends)) >= _NARROW * (limits[1] - limits[0]):
+        return _Limits(*limits)
+    said = f"no window, and its pixels use {used[0]} to {used[1]} of {2**form.bits} values"
+    stated = [
+        form.read(int(dataset.get(keyword) or 0))
+        for keyword in ("SmallestImagePixelValue", "LargestImagePixelValue")
+    ]
+    low, high = (used[1] if number is None else number for number in stated)
+    if low <= used[0] and used[1] <= high and values[low] != values[high]:
+        black, white = sorted((float(values[low]), float(values[high])))
+        note = f"{said}: black and white are the {low} and {high} that it names"
+        return _Limits(black, white, note)
+    return _Limits(*limits, f"{said}: it may look black")

@@ -7,8 +7,8 @@ are refused; overlays are not drawn; the image is not turned, its orientation is
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import dataclass, replace
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +17,14 @@ from pydicom.encaps import get_frame
 from pydicom.uid import UID
 
 from pipeline.dicom.codecs import check_codestream, find_decoder
-from pipeline.dicom.grey import Voi, make_grey_table, storable_range
+from pipeline.dicom.grey import StoredForm, make_grey_table
+from pipeline.dicom.masks import Mask, draw_shutter, read_padding
 from pipeline.dicom.parse import parse_dicom, refusing
+from pipeline.dicom.voi import Voi
 from pipeline.errors import SourceError
 from pipeline.records import MAX_PIXELS, MIN_SIDE_PX
 
+Stored: TypeAlias = NDArray[np.integer[Any]]
 _REMEDY: Final = "Export it again, or leave it out"
 _GREY: Final = frozenset({"MONOCHROME1", "MONOCHROME2"})
 _COLOUR: Final = frozenset(
@@ -54,7 +57,21 @@ class PixelFacts:
     orientation: str
 
 
-def decode_dicom(data: bytes, name: str, *, voi: Voi = 0) -> NDArray[np.uint8]:
+class Rendered(NamedTuple):
+    """A file's image as meant for display.
+
+    Args:
+        pixels: uint8 (H, W), 0 is black.
+        facts: How the file's pixels were understood.
+        remark: Words for the manifest where the file is odd and was taken all the same; else "".
+    """
+
+    pixels: NDArray[np.uint8]
+    facts: PixelFacts
+    remark: str
+
+
+def decode_dicom(data: bytes, name: str, *, voi: Voi = 0) -> Rendered:
     """Decode a DICOM file to grey.
 
     Args:
@@ -62,19 +79,16 @@ def decode_dicom(data: bytes, name: str, *, voi: Voi = 0) -> NDArray[np.uint8]:
         name: Public name of the file, for errors; a file's own name may hold a person's.
         voi: Position or explanation of a VOI LUT or window, as `render_pixels` takes it.
 
-    Returns:
-        uint8 (H, W); 0 is black.
-
     Raises:
         SourceError: It cannot be parsed or decoded.
     """
-    return render_pixels(parse_dicom(data, name), name, voi=voi)[0]
+    return render_pixels(parse_dicom(data, name), name, voi=voi)
 
 
-def render_pixels(
-    dataset: Dataset, name: str, *, voi: Voi = 0
-) -> tuple[NDArray[np.uint8], PixelFacts]:
+def render_pixels(dataset: Dataset, name: str, *, voi: Voi = 0) -> Rendered:
     """Decode a dataset's frame and bring it to grey by modality, VOI and presentation.
+
+    Padding, and what a display shutter covers, is black.
 
     Args:
         dataset: With `file_meta` and pixel data.
@@ -82,33 +96,54 @@ def render_pixels(
         voi: Position of a VOI LUT or window (LUTs first, then windows), or its explanation in the
             file, in any case of letters. Position 0 may be absent, any other may not.
 
-    Returns:
-        uint8 (H, W), 0 is black, and the facts.
-
     Raises:
         SourceError: The frame is not grey, single, whole, of 8 or 16 bits allocated and between
             `MIN_SIDE_PX` and `MAX_PIXELS`, has no decoder, or lacks the VOI asked for.
     """
     facts = describe_pixels(dataset, name)
+    stored, bits = _decode(dataset, facts, name)
+    remarks = []
+    if bits != facts.bits_stored:
+        remarks.append(f"its pixels have {bits} bits, its header says {facts.bits_stored}")
+        facts = replace(facts, bits_stored=bits)
+    form = StoredForm(bits, facts.is_signed)
+    low, high = form.limits
+    if stored.min() < low or stored.max() > high:
+        raise SourceError(
+            name, f"pixel values {stored.min()} to {stored.max()} exceed {bits} bits", _REMEDY
+        )
     with refusing(name, "the grey-scale attributes are damaged", _REMEDY):
+        visible, shutter_remark = draw_shutter(dataset, facts.shape_yx)
+        padding, counted, padding_remark = _leave_out_padding(dataset, form, stored, visible)
         table = make_grey_table(
             dataset,
             name,
-            bits_stored=facts.bits_stored,
-            is_signed=facts.is_signed,
+            form,
+            counted,
             is_inverted=facts.is_inverted,
+            padding=padding,
             voi=voi,
         )
-    stored = _decode(dataset, facts, name)
     # The table has one entry a storable value, negative ones at its end, as NumPy indexes.
-    low, high = storable_range(facts.bits_stored, is_signed=facts.is_signed)
-    if stored.min() < low or stored.max() > high:
-        raise SourceError(
-            name,
-            f"pixel values {stored.min()} to {stored.max()} exceed {facts.bits_stored} bits stored",
-            _REMEDY,
-        )
-    return np.take(table, stored), facts
+    pixels = np.take(table.greys, stored)
+    if visible is not None:
+        pixels[~visible] = 0
+    remarks += [table.remark, padding_remark, shutter_remark]
+    return Rendered(pixels, facts, "; ".join(filter(None, remarks)))
+
+
+def _leave_out_padding(
+    dataset: Dataset, form: StoredForm, stored: Stored, visible: Mask | None
+) -> tuple[tuple[int, int] | None, Stored, str]:
+    """Values of padding, the stored values (pixel,) that show something, and a remark."""
+    shown = stored.ravel() if visible is None else stored[visible]
+    padding = read_padding(dataset, form)
+    if padding is None:
+        return None, shown, ""
+    counted = shown[(shown < padding[0]) | (shown > padding[1])]
+    if len(counted):
+        return padding, counted, ""
+    return None, shown, "its padding is shown: it would leave nothing of the image"
 
 
 def describe_pixels(dataset: Dataset, name: str) -> PixelFacts:
@@ -211,23 +246,44 @@ def _read_orientation(dataset: Dataset) -> str:
     return "\\".join(words) if is_lawful else ""
 
 
-def _decode(dataset: Dataset, facts: PixelFacts, name: str) -> NDArray[np.integer[Any]]:
-    """Stored values (H, W), the unused high bits cleared."""
+def _decode(dataset: Dataset, facts: PixelFacts, name: str) -> tuple[Stored, int]:
+    """Stored values (H, W), the unused high bits cleared; and the bits that hold them."""
     syntax = UID(facts.transfer_syntax)
-    problem = f"its pixel data cannot be decoded ({syntax.name})"
-    with refusing(name, problem, _REMEDY):
+    bits = facts.bits_stored
+    options: dict[str, Any] = {}
+    with refusing(name, f"its pixel data cannot be decoded ({syntax.name})", _REMEDY):
         data = dataset.get("PixelData")
         if not data:
             raise SourceError(name, "it holds no pixel data", _REMEDY)
         if syntax.is_encapsulated:
             frame = get_frame(data, 0, number_of_frames=1)
-            check_codestream(frame, syntax, *facts.shape_yx, name)
+            stream = check_codestream(frame, syntax, facts.shape_yx, name)
+            if stream is not None:
+                options = _describe_samples(stream.bits, name)
+                bits = stream.bits
         else:
             _check_length(data, dataset, facts, name)
-        pixels = find_decoder(syntax).as_array(dataset, index=0, raw=True)[0]
+        pixels = find_decoder(syntax).as_array(dataset, index=0, raw=True, **options)[0]
     if pixels.shape != facts.shape_yx:
         raise SourceError(name, f"decoded to {pixels.shape}, not {facts.shape_yx}", _REMEDY)
-    return pixels
+    return pixels, _judge_bits(pixels, bits, facts)
+
+
+def _describe_samples(bits: int, name: str) -> dict[str, int]:
+    """What pydicom is told of a frame's samples; the header may say otherwise (PS3.5 8.2)."""
+    if not 1 <= bits <= 16:
+        raise SourceError(name, f"the compressed image has samples of {bits} bits", _REMEDY)
+    return {"bits_allocated": 8 if bits <= 8 else 16, "bits_stored": bits, "high_bit": bits - 1}
+
+
+def _judge_bits(pixels: Stored, bits: int, facts: PixelFacts) -> int:
+    """Bits of the values: the frame's, or fewer by the header where all values fit into them.
+
+    Many encoders write words of 16 bits whatever they hold; then the header is right.
+    """
+    low, high = StoredForm(facts.bits_stored, facts.is_signed).limits
+    fits = facts.bits_stored < bits and low <= pixels.min() and pixels.max() <= high
+    return facts.bits_stored if fits else bits
 
 
 def _check_length(data: bytes, dataset: Dataset, facts: PixelFacts, name: str) -> None:

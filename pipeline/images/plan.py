@@ -19,8 +19,8 @@ from pydantic import (
     model_validator,
 )
 
-from pipeline.dicom.grey import Voi
 from pipeline.dicom.parse import MAX_FILE_BYTES
+from pipeline.dicom.voi import Voi
 from pipeline.errors import AbsentError, SettingsError, SourceError
 from pipeline.images.decode import Resampling, is_grey
 from pipeline.images.reader import MEASURED_COLUMNS, ImageReader, decode_source, read_source

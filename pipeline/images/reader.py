@@ -11,9 +11,9 @@ import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
-from pipeline.dicom.grey import Voi
 from pipeline.dicom.parse import MAX_FILE_BYTES, is_dicom
 from pipeline.dicom.pixels import decode_dicom
+from pipeline.dicom.voi import Voi
 from pipeline.errors import SourceError
 from pipeline.images.decode import Decoded, Resampling, decode_image, prepare_image
 from pipeline.images.duplicates import hash_images, write_hashes
@@ -139,5 +139,6 @@ def decode_source(data: bytes, name: str, *, voi: Voi = 0) -> Decoded:
         SourceError: It is none of them, or cannot be decoded.
     """
     if is_dicom(data):
-        return Decoded(decode_dicom(data, name, voi=voi)[..., None])
+        rendered = decode_dicom(data, name, voi=voi)
+        return Decoded(rendered.pixels[..., None], rendered.remark)
     return decode_image(data, name)

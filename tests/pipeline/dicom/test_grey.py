@@ -27,7 +27,7 @@ def test_stored_bits_span_black_to_white(bits: int, signed: bool) -> None:
     low = -(2 ** (bits - 1)) if signed else 0
     high = low + 2**bits - 1
     stored = ramp(low, high, ("i" if signed else "u") + str(1 if bits == 8 else 2))
-    image, facts = render_pixels(make_dicom(stored, bits_stored=bits), "image")
+    image, facts, _ = render_pixels(make_dicom(stored, bits_stored=bits), "image")
     np.testing.assert_array_equal(image, scale(stored, low, high))
     assert (facts.shape_yx, facts.bits_stored, facts.is_signed) == (SHAPE, bits, signed)
 
@@ -143,7 +143,7 @@ def test_inversion_happens_once(
         **window,
     )
     upright = make_dicom(stored, bits_stored=12, **window)
-    image, facts = render_pixels(dataset, "image")
+    image, facts, _ = render_pixels(dataset, "image")
     assert facts.is_inverted == is_inverted
     np.testing.assert_array_equal(render(upright), scale(stored, 499.5, 2499.5))
     values, ends = (
@@ -174,3 +174,22 @@ def test_made_files_agree_with_a_second_implementation(tmp_path: Path, signed: b
     lut = make_lut(entries, first=-2048 if signed else 0, bits=12)
     dataset = make_dicom(stored, bits_stored=12, VOILUTSequence=[lut])
     assert_agree(render(dataset), render_by_dcmtk(dataset, tmp_path, "+Wl", "1"))
+
+
+@pytest.mark.parametrize("function", ["LINEAR", "SIGMOID"])
+def test_every_voi_that_can_be_chosen_agrees_with_a_second_implementation(
+    tmp_path: Path, function: str
+) -> None:
+    luts = [
+        make_lut([round(255 * (i / 4095) ** power) for i in range(4096)], first=0, bits=8)
+        for power in (0.6, 2.2)
+    ]
+    windows = {"WindowCenter": ["310", "2900.5"], "WindowWidth": ["640", "333.25"]}
+    dataset = make_dicom(
+        ramp(0, 4095), bits_stored=12, VOILUTSequence=luts, VOILUTFunction=function, **windows
+    )
+    options = [("+Wl", "1"), ("+Wl", "2"), ("+Wi", "1"), ("+Wi", "2")]
+    pictures = [render(dataset, voi) for voi in range(4)]
+    for picture, chosen in zip(pictures, options, strict=True):
+        assert_agree(picture, render_by_dcmtk(dataset, tmp_path, *chosen))
+    assert len({picture.tobytes() for picture in pictures}) == 4

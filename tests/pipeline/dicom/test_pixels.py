@@ -51,7 +51,7 @@ def test_every_real_file_ends_in_its_state(shared_data: Path, name: str) -> None
         with pytest.raises(SourceError, match=expected):
             decode_dicom(data, "image")
     else:
-        assert decode_dicom(data, "image").shape == expected
+        assert decode_dicom(data, "image").pixels.shape == expected
 
 
 def test_the_table_names_every_real_file(shared_data: Path) -> None:
@@ -60,7 +60,7 @@ def test_the_table_names_every_real_file(shared_data: Path) -> None:
 
 def test_monochrome1_and_its_monochrome2_twin_are_negatives(shared_data: Path) -> None:
     grey, negative = (
-        decode_dicom((shared_data / "dicom" / name).read_bytes(), name) for name in TWINS
+        decode_dicom((shared_data / "dicom" / name).read_bytes(), name).pixels for name in TWINS
     )
     assert grey.std() > 10
     np.testing.assert_array_equal(grey, 255 - negative)
@@ -77,7 +77,7 @@ def test_real_files_agree_with_a_second_implementation(
     if "J2K" in name:  # DCMTK has no JPEG 2000: it gets the samples, and does the grey scale
         dataset.decompress(generate_instance_uid=False)
     options = ("+Wi", "1") if "WindowCenter" in dataset else ()
-    assert_agree(decode_dicom(data, name), render_by_dcmtk(dataset, tmp_path, *options))
+    assert_agree(decode_dicom(data, name).pixels, render_by_dcmtk(dataset, tmp_path, *options))
 
 
 def test_facts_carry_orientation_in_lawful_words_only() -> None:
@@ -102,8 +102,7 @@ def test_facts_carry_orientation_in_lawful_words_only() -> None:
         ({"BitsAllocated": 32, "BitsStored": 32, "HighBit": 31}, "32 bits stored of 32"),
         ({"HighBit": 15}, "high bit 15"),
         ({"RescaleSlope": "0"}, "rescale slope 0"),
-        ({"WindowCenter": ["1", "2"], "WindowWidth": "3"}, "2 window centres, 1 widths"),
-        ({"WindowCenter": "1", "WindowWidth": "0"}, "widths \\[0.0\\]"),
+        ({"WindowCenter": "1", "WindowWidth": "-3"}, "a window of negative width"),
         ({"WindowCenter": "1", "WindowWidth": "2", "VOILUTFunction": "DOE"}, "unknown VOI LUT"),
         ({"VOILUTSequence": [make_lut([5000, 2], 0, 12)]}, "a LUT of 2 entries"),
         ({"VOILUTSequence": [make_lut([], 0, 12)]}, "grey-scale attributes are damaged|a LUT of 0"),
@@ -133,7 +132,7 @@ def test_no_warning_or_message_quotes_the_file(
     assert data[at : at + 2] == lawful
     planted = data[:at] + b"Qx" + data[at + 2 :]
     if keyword == "Modality":
-        assert decode_dicom(planted, "image").shape == SHAPE
+        assert decode_dicom(planted, "image").pixels.shape == SHAPE
     else:
         with pytest.raises(SourceError, match="damaged") as caught:
             decode_dicom(planted, "image")
