@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import posixpath
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from shlex import quote
 from typing import Final
+from unicodedata import normalize
 
 from pipeline.dicom.header import parse_age
-from pipeline.errors import SourceError
+from pipeline.errors import SourceError, StorageError
 from pipeline.io.storage import ObjectInfo, exists, join, plain_url
-from pipeline.records import SPLITS, ImageListing, Label, Scalar, SourceImage, Split
+from pipeline.records import SPLITS, ImageListing, Label, ManifestEntry, Scalar, SourceImage, Split
+from pipeline.sources.junk import count_unread
 from pipeline.sources.listing import (
     Folder,
     TableMatch,
@@ -22,11 +27,12 @@ from pipeline.sources.listing import (
     relative_path,
 )
 from pipeline.sources.tables import (
+    EMPTY_WORDS,
     IMAGE_COLUMNS,
-    LABEL_WORDS,
     SPLIT_WORDS,
     TUNING_WORDS,
     Table,
+    parse_label,
     parse_name,
     parse_sex,
     read_table,
@@ -44,6 +50,9 @@ _PARSERS: Final[Mapping[str, Callable[[str], Scalar]]] = {
     "scanner": parse_name,
 }
 NO_TABLE: Final = "none"
+_DRIVE: Final = re.compile(r"[A-Za-z]:/")
+_TO_INGEST: Final = "`ingest images` its meaning,"
+_ALONE: Final = "a group of its own, so images of one patient may be in different splits"
 
 
 def list_images(
@@ -71,7 +80,7 @@ def list_images(
             `sex`, `findings`, `site`, `scanner`) -> the table's, where the usual names do not
             fit.
         split_map: The table's word -> split; outweighs the usual words.
-        label_map: The table's word -> 0, 1 or -1; outweighs the usual words.
+        label_map: The table's word or number -> 0, 1 or -1; outweighs the usual words.
         keeps_unlisted: Whether images without a row are kept, their label unknown (scoring),
             or left out (training: they might belong to any patient).
 
@@ -93,28 +102,40 @@ def list_images(
     if not found or found == NO_TABLE:
         base = parent_of(folder.url) if folder.is_single_file else folder.url
         unlabelled = [_unlabelled(info, base or "") for info in files]
-        note = "no label table: labels are unknown"
-        return ImageListing(in_order(unlabelled), folder.refused, (note,))
+        unread = (*folder.refused, *_count_unread(folder, files))
+        return ImageListing(in_order(unlabelled), unread, ("no label table: labels are unknown",))
     table = _read_labels(found, columns or {})
-    words = {key.lower(): Label(value) for key, value in (label_map or {}).items()}
     rows = _LabelRows(
         table,
         _base_of(table, folder),
         folder.url,
-        {**LABEL_WORDS, **words},
+        {word: Label(value) for word, value in (label_map or {}).items()},
         _split_words(table, split_map or {}),
     )
-    matched = rows.match(rows.name_files(folder.files))
-    unlisted = {
-        path: info for path, info in rows.name_files(files).items() if path not in matched.named
-    }
-    kept = [_unlabelled(info, rows.base) for info in unlisted.values() if keeps_unlisted]
+    matched = rows.match(_NamedFiles(folder.files, rows.base))
+    unlisted = [info for info in files if rows.name(info) not in matched.named]
+    kept = [_unlabelled(info, rows.base) for info in unlisted if keeps_unlisted]
     images = in_order([*matched.images.values(), *kept])
     if not images or (not matched.images and labels_url):
         raise _match_nothing(table, matched, folder)
-    left_out = () if keeps_unlisted else list_unlisted(info.url for info in unlisted.values())
-    rejected = (*folder.refused, *matched.rejected, *matched.list_absent(), *left_out)
+    left_out = () if keeps_unlisted else list_unlisted(info.url for info in unlisted)
+    taken = [*files, *(info for info in folder.files if rows.name(info) in matched.named)]
+    rejected = (
+        *folder.refused,
+        *matched.rejected,
+        *matched.list_absent(),
+        *left_out,
+        *_count_unread(folder, taken, found),
+    )
     return ImageListing(images, rejected, rows.explain())
+
+
+def _count_unread(
+    folder: Folder, taken: Iterable[ObjectInfo], table_url: str = ""
+) -> tuple[ManifestEntry, ...]:
+    """Count files that are neither an image nor the table."""
+    known = {info.url for info in taken} | {plain_url(table_url)}
+    return count_unread(info.url for info in folder.files if info.url not in known)
 
 
 def _match_nothing(table: Table, matched: TableMatch, folder: Folder) -> SourceError:
@@ -127,6 +148,36 @@ def _match_nothing(table: Table, matched: TableMatch, folder: Folder) -> SourceE
     )
 
 
+class _NamedFiles:
+    """Files as a table may name them.
+
+    Args:
+        files: Files of the source.
+        base: Folder that the table's paths are relative to.
+    """
+
+    def __init__(self, files: Iterable[ObjectInfo], base: str) -> None:
+        self._exact = {relative_path(info.url, base) or "": info for info in files}
+        self._alike: dict[str, list[ObjectInfo]] = {}
+        for path, info in self._exact.items():
+            self._alike.setdefault(normalize("NFC", path), []).append(info)
+
+    def find(self, cell: str, path: str | None) -> ObjectInfo | None:
+        """Find the file of a cell.
+
+        Composed and decomposed letters are one (Unicode UAX 15), unless files differ by them.
+
+        Args:
+            cell: Cell of the table.
+            path: Path below the base that the cell means; None for one that leads elsewhere.
+        """
+        for name in filter(None, (cell, path)):
+            if name in self._exact:
+                return self._exact[name]
+        alike = self._alike.get(normalize("NFC", path or ""), [])
+        return alike[0] if path and len(alike) == 1 else None
+
+
 @dataclass(frozen=True)
 class _LabelRows:
     """Meaning of a table's rows, given the folder and words.
@@ -135,7 +186,7 @@ class _LabelRows:
         table: Table of labels, with our column names.
         base: Folder that the table's paths are relative to.
         root: Folder or file that was asked for.
-        label_words: Word -> label.
+        label_words: Words -> label, beside the usual ones.
         split_words: Word -> split.
     """
 
@@ -145,37 +196,38 @@ class _LabelRows:
     label_words: Mapping[str, Label]
     split_words: Mapping[str, Split | None]
 
-    def name_files(self, files: Iterable[ObjectInfo]) -> dict[str, ObjectInfo]:
-        """Files by their path as the table would give it."""
-        return {relative_path(info.url, self.base) or "": info for info in files}
+    def name(self, info: ObjectInfo) -> str:
+        """Name a file by its path as the table would give it."""
+        return relative_path(info.url, self.base) or ""
 
-    def match(self, files: Mapping[str, ObjectInfo]) -> TableMatch:
-        """Match every row with its file, of files by path."""
+    def match(self, files: _NamedFiles) -> TableMatch:
+        """Match every row with its file."""
         matched = TableMatch(self.table.url)
         for row in self.table.rows:
-            path = _safe_path(row["path"])
-            if path is None:
+            path = _safe_path(row["path"], self.base)
+            found = files.find(row["path"], path)
+            if found is not None:
+                if _is_within(found.url, self.root):
+                    self._add_row(matched, row, self.name(found), found)
+            elif path is None:
                 matched.refuse(row["path"], "the path leaves the table's folder")
-            elif not _is_within(join(self.base, path), self.root):
-                continue
-            elif path not in files:
+            elif _is_within(join(self.base, path), self.root):
                 matched.absent.append(path)
-            else:
-                self._add_row(matched, row, path, files[path])
         return matched
 
     def _add_row(
         self, matched: TableMatch, row: Mapping[str, str], path: str, info: ObjectInfo
     ) -> None:
-        label = self.label_words.get(row["label"].lower())
+        label = parse_label(row["label"], self.label_words)
         word = row.get("split", "").lower()
+        word = "" if word in EMPTY_WORDS else word
         if label is None:
-            reason = f"unknown label {row['label']!r}: give its meaning in label_map"
-            matched.refuse(path, reason)
+            advice = f"--label-map {quote(row['label'] + '=1')}, or =0, or =-1"
+            matched.refuse(path, f"unknown label {row['label']!r}: give {_TO_INGEST} {advice}")
             return
         if word and word not in self.split_words:
-            reason = f"unknown split {row['split']!r}: give its meaning in split_map"
-            matched.refuse(path, reason)
+            advice = f"--split-map {quote(row['split'] + '=test')}, or =train, or =validation"
+            matched.refuse(path, f"unknown split {row['split']!r}: give {_TO_INGEST} {advice}")
             return
         columns = {name: parse(row[name]) for name, parse in _PARSERS.items() if name in row}
         if columns.get("age_years") == -1 and row["age_years"]:
@@ -187,11 +239,12 @@ class _LabelRows:
     def explain(self) -> tuple[str, ...]:
         """What the user should know of how the table was read."""
         notes = [f"labels from {self.table.url!r}"]
+        nameless = sum(not parse_name(row.get("group_id", "")) for row in self.table.rows)
         if "group_id" not in self.table.columns:
-            notes.append(
-                "no patient or slide column: every image is a group of its own, so images of one "
-                "patient may be in different splits"
-            )
+            notes.append(f"no patient or slide column: every image is {_ALONE}")
+        elif nameless:
+            count = f"{nameless} of {len(self.table.rows)} rows"
+            notes.append(f"{count} name no patient or slide: each of their images is {_ALONE}")
         if "split" in self.table.columns and not any(self.split_words.values()):
             notes.append("the split column says train throughout and is ignored")
         elif self.split_words.get("valid") == "test":
@@ -211,7 +264,7 @@ def _read_labels(url: str, columns: Mapping[str, str]) -> Table:
     remedy = (
         "Name them "
         + " and ".join(f"`{name}`" for name in _NEEDED)
-        + ", or say which columns they are with `columns`"
+        + ", or say which columns they are, to `ingest images` as `--columns.label NAME`"
     )
     return read_table(url, names, needed={*_NEEDED, *columns}, remedy=remedy)
 
@@ -248,11 +301,11 @@ def _base_of(table: Table, folder: Folder) -> str:
     source = (parent_of(folder.url) or "") if folder.is_single_file else folder.url
     if not _is_within(folder.url, home):
         return source
-    paths = {_safe_path(row["path"]) for row in table.rows}
-    fits = [
-        any(relative_path(info.url, base) in paths for info in folder.files)
-        for base in (home, source)
-    ]
+    fits = []
+    for base in (home, source):
+        files = _NamedFiles(folder.files, base)
+        cells = (row["path"] for row in table.rows)
+        fits.append(any(files.find(cell, _safe_path(cell, base)) for cell in cells))
     return source if fits == [False, True] else home
 
 
@@ -260,13 +313,20 @@ def _is_within(url: str, folder: str) -> bool:
     return url == folder or relative_path(url, folder) is not None
 
 
-def _safe_path(cell: str) -> str | None:
-    """A relative path with plain slashes, or None for one that leads elsewhere."""
-    cell = cell.replace("\\", "/")
-    path = PurePosixPath(cell)
-    if not cell or path.is_absolute() or ".." in path.parts or ":" in cell.split("/")[0]:
+def _safe_path(cell: str, base: str) -> str | None:
+    """A path below the base with plain slashes, or None for one that leads elsewhere."""
+    path = cell.replace("\\", "/")
+    if _DRIVE.match(path):
         return None
-    return str(path)
+    if path.startswith("/") or "://" in path:
+        try:
+            plain = plain_url(path)
+        except StorageError:  # a scheme that is none of ours
+            return None
+        path = relative_path(posixpath.normpath(plain) if "://" not in plain else plain, base) or ""
+    if not path or ".." in PurePosixPath(path).parts:
+        return None
+    return str(PurePosixPath(path))
 
 
 def _unlabelled(info: ObjectInfo, base: str) -> SourceImage:

@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from pipeline.errors import AbsentError, StorageError
+from pipeline.io.junk import is_junk
 from pipeline.io.storage import (
     ObjectInfo,
     decode_file_url,
@@ -20,7 +21,7 @@ from pipeline.io.storage import (
 )
 from pipeline.records import ManifestEntry, SourceImage
 
-IMAGE_SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff"})
+IMAGE_SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff"})
 # A table of a hundred thousand rows may lie beside a few hundred images.
 _NAMED: Final = 20
 
@@ -129,10 +130,11 @@ def shorten(entries: Sequence[ManifestEntry], item: str, reason: str) -> tuple[M
 
 
 def list_folder(url: str) -> Folder:
-    """List a folder, a prefix or a single file; raises as `list_source`."""
+    """List a folder, a prefix or a single file, without systems' junk; raises as `list_source`."""
     plain = plain_url(url)
     files, refused = list_source(plain)
-    return Folder(plain, tuple(files), refused)
+    kept = (info for info in files if not is_junk(PurePosixPath(info.url[len(plain) :])))
+    return Folder(plain, tuple(kept), refused)
 
 
 def list_source(url: str) -> tuple[list[ObjectInfo], tuple[ManifestEntry, ...]]:
@@ -205,8 +207,7 @@ def find_beside(folder: Folder, names: Sequence[str]) -> str | None:
 
 def is_image(url: str) -> bool:
     """Whether a file's name is that of an image."""
-    path = PurePosixPath(url)
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    return PurePosixPath(url).suffix.lower() in IMAGE_SUFFIXES
 
 
 def in_order(images: Iterable[SourceImage]) -> tuple[SourceImage, ...]:

@@ -315,7 +315,7 @@ def _parse_label(row: SheetRow, cell: str) -> Label:
 
 
 def _find_label(cell: str) -> Label | None:
-    return parse_label(cell, _LABEL_WORDS)
+    return parse_label(cell) if cell else None
 
 
 def _parse_split(row: SheetRow, cell: str) -> Split:

@@ -9,7 +9,9 @@ import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import lru_cache
 from io import StringIO
+from types import MappingProxyType
 from typing import Final
 
 from pipeline.errors import SourceError
@@ -39,9 +41,6 @@ LABEL_WORDS: Final[Mapping[str, Label]] = {
     **dict.fromkeys(("", "-1", "unknown"), Label.UNKNOWN),
 }
 """Words for a label, of slides, images and radiographs alike; case does not matter."""
-_LABEL_NUMBERS: Final[Mapping[float, Label]] = {
-    0.0: Label.NORMAL, 1.0: Label.ANOMALOUS, -1.0: Label.UNKNOWN
-}  # fmt: skip
 
 # PatchCamelyon's copies name the labelled tumours for tuning `train_tumor_for_cv`.
 TUNING_WORDS: Final = frozenset({"tuning", "tune", "cv", "train_tumor_for_cv"})
@@ -281,24 +280,29 @@ def _fold(title: str) -> str:
     return re.sub(r"[\s_-]+", "_", title.strip().lower())
 
 
-def parse_label(cell: str, words: Mapping[str, Label] = LABEL_WORDS) -> Label | None:
+def parse_label(cell: str, given: Mapping[str, Label] = MappingProxyType({})) -> Label | None:
     """Return the label that a cell means; None for a word that is not known.
 
-    0, 1 and -1 may be written as any program writes numbers: `1.0`, `1,00`, `+1`.
+    Numbers may be written as any program writes them: `1.0`, `1,00` and `+1` are 1.
 
     Args:
         cell: Cell of a table.
-        words: Word in lower case -> label.
+        given: Further words -> label; they outweigh `LABEL_WORDS`.
     """
-    word = cell.lower()
-    if word in words:
-        return words[word]
-    if word in EMPTY_WORDS:
-        return Label.UNKNOWN
+    word = _fold_number(cell.lower())
+    for other, label in given.items():
+        if _fold_number(other.lower()) == word:
+            return label
+    usual = (label for other, label in LABEL_WORDS.items() if _fold_number(other) == word)
+    return Label.UNKNOWN if word in EMPTY_WORDS else next(usual, None)
+
+
+@lru_cache(maxsize=1024)
+def _fold_number(word: str) -> str:
     try:
-        return _LABEL_NUMBERS.get(float(word.replace(",", ".")))
+        return str(float(word.replace(",", ".")) + 0.0)  # which makes -0 0
     except ValueError:
-        return None
+        return word
 
 
 def parse_name(cell: str) -> str:

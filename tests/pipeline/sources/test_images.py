@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from unicodedata import normalize
 
 import pytest
 
 from pipeline.errors import SourceError, StorageError
 from pipeline.io.storage import describe, plain_url, write_bytes
-from pipeline.records import Label
+from pipeline.records import Label, ManifestEntry
 from pipeline.sources.images import list_images
 
 PIXELS = b"listing reads no image"
@@ -26,7 +27,7 @@ def write_folder(root: Path, table: str, *paths: str, name: str = "manifest.csv"
 
 
 def test_a_folder_without_a_table_has_unknown_labels(tmp_path: Path) -> None:
-    url = write_folder(tmp_path, "", "b/two.JPG", "a.png", "notes.txt", ".hidden.png")
+    url = write_folder(tmp_path, "", "b/two.JPG", "a.png", ".hidden.png")
     listing = list_images(url)
     assert [image.image_id for image in listing.images] == ["a.png", "b/two.JPG"]
     assert [image.group_id for image in listing.images] == ["a.png", "b/two.JPG"]
@@ -90,7 +91,8 @@ def test_rows_and_files_without_a_counterpart_are_listed_and_counted(tmp_path: P
         ("a.png", 0),
         ("extra.png", -1),
     ]
-    assert len(kept.rejected) == 21
+    assert len(kept.rejected) == 22
+    assert listing.rejected[-1] == ManifestEntry("*.md", "skipped", "1 file .md: not read")
 
 
 def test_bad_rows_are_refused_and_the_rest_goes_on(tmp_path: Path) -> None:
@@ -158,6 +160,96 @@ def test_maps_outweigh_the_usual_words_and_names(tmp_path: Path) -> None:
     )
     assert [int(image.label) for image in listing.images] == [1, 0, 0]
     assert [image.split for image in listing.images] == ["test", "validation", "train"]
+
+
+def test_junk_is_no_image_and_other_kinds_are_counted(tmp_path: Path) -> None:
+    junk = ("@eaDir/a.png/SYNOPHOTO_THUMB_XL.png", ".ipynb_checkpoints/a-checkpoint.png", "._a.png")
+    others = ("d.webp", "x/e.WEBP", "x/f.pdf", "README")
+    table = "path,label\na.png,0\nb.JFIF,1\nx/f.pdf,0\n"
+    url = write_folder(tmp_path, "", "a.png", "b.JFIF", "x/c.jpe", *junk, *others)
+    listing = list_images(url)
+    assert [image.image_id for image in listing.images] == ["a.png", "b.JFIF", "x/c.jpe"]
+    counts = {entry.item: (entry.state, entry.reason) for entry in listing.rejected}
+    assert counts == {
+        "files without a suffix": ("skipped", "1 file: not read"),
+        "*.webp": ("skipped", "2 files .webp: not read"),
+        "*.pdf": ("skipped", "1 file .pdf: not read"),
+    }
+    (tmp_path / "labels.csv").write_text(table)
+    items = {entry.item for entry in list_images(url).rejected}
+    assert items == {"files without a suffix", "*.webp", f"{url}/x/c.jpe"}
+
+
+def test_a_file_that_is_named_outright_is_taken_whatever_its_name(tmp_path: Path) -> None:
+    write_folder(tmp_path, "", ".cache/.a.dat")
+    listing = list_images(str(tmp_path / ".cache/.a.dat"))
+    assert [image.image_id for image in listing.images] == [".a.dat"]
+
+
+def test_a_path_may_be_spelt_in_any_way_that_names_one_file(tmp_path: Path) -> None:
+    paths = ("scan:1.png", "c:1.png", "x:/y.png", "back\\slash.png", "x/a b.png", "x/n.png")
+    spelt = ("scan:1.png", "c:1.png", "./x:/y.png", "back\\slash.png", ".\\x\\a b.png", "x//n.png")
+    rows = "".join(f"{path},{number % 2}\n" for number, path in enumerate(spelt))
+    url = write_folder(tmp_path / "in", f"path,label\n{rows}", *paths)
+    listing = list_images(url)
+    assert {image.image_id for image in listing.images} == set(paths)
+    assert {image.image_id: int(image.label) for image in listing.images}["c:1.png"] == 1
+    assert listing.rejected == ()
+
+
+@pytest.mark.parametrize(
+    "form", ["{}/x/a.png", "file://{}/x/a.png", "{}/./x//a.png", "{}/y/../x/a.png"]
+)
+@pytest.mark.parametrize("below", ["", "/x"])
+def test_an_absolute_path_into_the_folder_is_that_file(
+    tmp_path: Path, form: str, below: str
+) -> None:
+    url = write_folder(tmp_path / "in", "", "x/a.png", "y/b.png")
+    table = f"path,label\n{form.format(url)},1\n/elsewhere/x/a.png,0\n{url}-too/x/a.png,0\n"
+    write_folder(tmp_path / "in", table)
+    listing = list_images(url + below)
+    assert [(image.image_id, int(image.label)) for image in listing.images] == [("x/a.png", 1)]
+    reasons = {entry.item: entry.reason for entry in listing.rejected if entry.state == "failed"}
+    assert reasons == dict.fromkeys(
+        ("/elsewhere/x/a.png", f"{url}-too/x/a.png"), "the path leaves the table's folder"
+    )
+
+
+def test_composed_and_decomposed_letters_are_one(tmp_path: Path) -> None:
+    composed, decomposed = (normalize(form, "Größe/é.png") for form in ("NFC", "NFD"))
+    for number, (named, written) in enumerate([(composed, decomposed), (decomposed, composed)]):
+        url = write_folder(tmp_path / str(number), f"path,label\n{named},1\n", written)
+        listing = list_images(url)
+        assert [(image.image_id, int(image.label)) for image in listing.images] == [(written, 1)]
+        assert listing.rejected == ()
+    rows = f"path,label\n{decomposed},1\n{composed},0\n"
+    listing = list_images(write_folder(tmp_path / "both", rows, composed, decomposed))
+    assert {image.image_id: int(image.label) for image in listing.images} == {
+        composed: 0,
+        decomposed: 1,
+    }
+
+
+def test_rows_without_a_patient_are_spoken_of(tmp_path: Path) -> None:
+    def read_note(name: str, rows: str) -> list[str]:
+        url = write_folder(tmp_path / name, f"path,label,patient\n{rows}", "a.png", "b.png")
+        return [note for note in list_images(url).notes if "group of its own" in note]
+
+    assert read_note("all", "a.png,0,p\nb.png,1,q\n") == []
+    (some,) = read_note("some", "a.png,0,p\nb.png,1,unknown\n")
+    assert some.startswith("1 of 2 rows name no patient or slide: each of their images is a group")
+    (none,) = read_note("none", "a.png,0,\nb.png,1,\n")
+    assert none.startswith("no patient or slide column: every image is a group of its own")
+
+
+def test_numbers_and_empty_words_of_other_programs_are_understood(tmp_path: Path) -> None:
+    table = "path;label;split\na.png;1,0;NA\nb.png;0,0;test\nc.png;-1,0;train\nd.png;nan;?\n"
+    names = ("a.png", "b.png", "c.png", "d.png")
+    listing = list_images(write_folder(tmp_path, table, *names))
+    assert [int(image.label) for image in listing.images] == [1, 0, -1, -1]
+    assert [image.split for image in listing.images] == [None, "test", "train", None]
+    turned = list_images(str(tmp_path), label_map={"1": 0, "0": 1})
+    assert [int(image.label) for image in turned.images] == [0, 1, -1, -1]
 
 
 def test_what_cannot_be_a_batch_is_one_error(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.errors import AbsentError, SourceError
 from pipeline.records import Label
-from pipeline.sources.tables import LABEL_WORDS, Table, parse_label, parse_sex, read_table
+from pipeline.sources.tables import Table, parse_label, parse_sex, read_table
 
 NAMES = {"path": ("path", "file_name"), "label": ("label", "class"), "sex": ("sex",)}
 
@@ -176,6 +176,7 @@ def test_a_label_is_what_any_program_writes_for_it(
     assert {cell: parse_label(cell) for cell in cells} == dict.fromkeys(cells, label)
 
 
-def test_given_words_for_labels_outweigh_numbers() -> None:
-    words = {**LABEL_WORDS, "1.0": Label.NORMAL, "yes": Label.ANOMALOUS}
-    assert [parse_label(cell, words) for cell in ("1.0", "1", "YES")] == [0, 1, 1]
+def test_given_words_for_labels_outweigh_the_usual_ones() -> None:
+    given = {"1": Label.NORMAL, "0.0": Label.ANOMALOUS, "Yes": Label.ANOMALOUS, "na": Label.NORMAL}
+    cells = ("1.0", "1", "0", "0,00", "YES", "NA", "-1", "normal", "2")
+    assert [parse_label(cell, given) for cell in cells] == [0, 0, 1, 1, 1, 0, -1, 0, None]
