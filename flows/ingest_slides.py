@@ -18,6 +18,7 @@ from flows.shared.tasks import resumable
 from pipeline.ingest.run import IngestReport
 from pipeline.io.scratch import DEFAULT_FOLDER, GIB, Scratch, SizeGib
 from pipeline.slides import ingest as slide_ingest
+from pipeline.slides.annotations import AnnotationOrigin
 from pipeline.slides.settings import (
     AreaUm2,
     Fraction,
@@ -56,6 +57,9 @@ def ingest_slides(
     max_hole_area_um2: AreaUm2 | None = None,
     max_tiles_per_slide: PositiveInt | None = None,
     lesion_groups: list[str] | None = None,
+    excluded_groups: list[str] | None = None,
+    ignored_groups: list[str] | None = None,
+    annotation_origin: AnnotationOrigin | None = None,
     lesion_threshold: Fraction | None = None,
     stain: StainSetting | None = None,
     icc: IccSetting | None = None,
@@ -106,7 +110,15 @@ def ingest_slides(
             16 pixels of the thumbnail by default.
         max_tiles_per_slide: Largest number of tiles per slide, a random sample; all by default.
         lesion_groups: Annotation groups (in QuPath classes) that outline lesions; Camelyon16's
-            Tumor, _0 and _1 by default.
+            Tumor, _0 and _1 by default. A class such as Tumor: Positive is one of Tumor, and so is
+            a group that is part of it; upper and lower case and blanks do not matter.
+        excluded_groups: Annotation groups that outline holes in lesions; Camelyon16's _2 and
+            Exclusion by default.
+        ignored_groups: Annotation groups that say nothing of lesions; none by default. A tile that
+            an outline of any other group touches has no label unless a lesion covers it.
+        annotation_origin: Point that annotations and outlines of tissue count from: `canvas`, the
+            slide's own corner, `bounds`, the corner of the scanned part, which QuPath shows alone,
+            or `auto`, the default: the bounds for GeoJSON, the canvas for XML.
         lesion_threshold: Share of lesion above which a tile is anomalous, 0 to 1; 0.1 by default.
             A tile without any lesion is normal, one in between has no label.
         stain: Stain normalisation: `macenko`, `vahadane` or `none`, the default.
@@ -138,6 +150,9 @@ def ingest_slides(
         max_hole_area_um2=max_hole_area_um2,
         max_tiles_per_slide=max_tiles_per_slide,
         lesion_groups=lesion_groups,
+        excluded_groups=excluded_groups,
+        ignored_groups=ignored_groups,
+        annotation_origin=annotation_origin,
         lesion_threshold=lesion_threshold,
         stain=stain,
         icc=icc,

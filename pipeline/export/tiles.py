@@ -6,6 +6,8 @@
 - `trident`: HDF5 with `coords`, as TRIDENT's does (mahmoodlab/TRIDENT).
 
 Coordinates of `geojson`, `clam` and `trident` are (x, y) in level-0 pixels, as these tools want.
+Those of `geojson` count from the corner of the scanned part, which QuPath shows alone; all others
+from that of the slide.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from numpy.typing import NDArray
 from pipeline.errors import SchemaError, SourceError
 from pipeline.io import storage
 from pipeline.records import ManifestEntry, Progress, ignore_progress
+from pipeline.slides.bounds import find_bounds_yx
 from pipeline.slides.tiling import PairYX, measure_tile_extent_yx
 from pipeline.store.dataset import Dataset, open_dataset
 from pipeline.store.part import OpenPart, Part
@@ -182,10 +185,14 @@ def _encode_parquet(tiles: _Tiles) -> _File:
 def _encode_geojson(tiles: _Tiles) -> _File:
     height, width = tiles.extent_yx
     measures = {name: tiles.opened.column(name) for name in _MEASURES}
+    top, left = find_bounds_yx(tiles.part.facts)
     features = [
         {
             "type": "Feature",
-            "geometry": {"type": "Polygon", "coordinates": [_outline(x, y, height, width)]},
+            "geometry": {
+                "type": "Polygon",
+                "coordinates": [_outline(x - left, y - top, height, width)],
+            },
             "properties": {
                 "objectType": "tile",
                 "name": f"y{y}_x{x}",

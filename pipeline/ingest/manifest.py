@@ -35,8 +35,8 @@ def describe_rows(item: str, reasons: Sequence[str | None]) -> ManifestEntry:
 
 
 def add_remark(entry: ManifestEntry, remarks: Mapping[str, str]) -> ManifestEntry:
-    """Add the remark on an item to its entry, if it is done."""
-    remark = remarks.get(entry.item) if entry.state == "done" else None
+    """Add the remark on an item to its entry, unless it has failed."""
+    remark = remarks.get(entry.item) if entry.state != "failed" else None
     if not remark:
         return entry
     return replace(entry, reason="; ".join(filter(None, [entry.reason, remark])))

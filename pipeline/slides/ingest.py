@@ -21,6 +21,7 @@ from pipeline.records import (
 )
 from pipeline.runtime.engines import DEATH, DEATH_REMEDY, MapWork, describe_workers
 from pipeline.slides.quality import QUALITY_COLUMNS
+from pipeline.slides.resolution import find_odd_scales
 from pipeline.slides.settings import SlideSettings
 from pipeline.slides.visit import SlideItem, SlideVisit, name_review
 from pipeline.splits import SlideFacts, assign_slide_splits, explain_slide_splits
@@ -153,6 +154,9 @@ def _arrange(
     splits = dict(zip([part.name for part in tiled], assigned, strict=True))
     arranged = [_add_listing(part, by_id[part.name], splits.get(part.name, "")) for part in ordered]
     remarks = _find_copies(tiled, by_id)
+    for slide_id, remark in find_odd_scales(_list_scales(ordered)).items():
+        url = by_id[slide_id].url
+        remarks[url] = "; ".join(filter(None, [remark, remarks.get(url)]))
     for slide_id, remark in explain_slide_splits(facts, assigned).items():
         url = by_id[slide_id].url
         remarks[url] = "; ".join(filter(None, [remarks.get(url), remark]))
@@ -175,6 +179,12 @@ def _state_facts(part: Part, slide: Slide) -> SlideFacts:
         label=int(slide.label),
         has_lesion=bool(part.facts["has_lesion"]),
     )
+
+
+def _list_scales(parts: Sequence[Part]) -> dict[str, tuple[float, float]]:
+    return {
+        part.name: (float(part.facts["mpp_y_um"]), float(part.facts["mpp_x_um"])) for part in parts
+    }
 
 
 def _find_copies(parts: Sequence[Part], by_id: Mapping[str, Slide]) -> dict[str, str]:

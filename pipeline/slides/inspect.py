@@ -64,8 +64,8 @@ class Inspection:
         associated: Names of the pictures beside the slide, which may show a patient's name.
         tile_count: Number of tiles that an ingest with the default settings makes; None where
             that is unknown without um/px, or takes long to find.
-        remark: Reason that stands in the way of an ingest, e.g. pixels too coarse for tiles; ""
-            where there is none.
+        remark: Reason that stands in the way of an ingest, e.g. pixels too coarse for tiles, and
+            what the file contradicts itself in; "" where there is none.
     """
 
     item: str
@@ -109,6 +109,7 @@ def inspect_slide(
             tissue = _Tissue(reader, slide, has_mpp=not problem)
             is_wanted = with_picture or tissue.is_cheap
             tile_count, picture, remark = tissue.measure(with_picture) if is_wanted else NOTHING
+            remark = "; ".join(filter(None, (reader.mpp_remark, remark)))
             found = Inspection(
                 item=slide.url,
                 size_bytes=size_bytes,

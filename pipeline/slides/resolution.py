@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isfinite, sqrt
+from statistics import median
 from typing import Final, Literal, TypeAlias
 
 from pipeline.errors import SourceError
@@ -14,6 +16,12 @@ MppSource: TypeAlias = Literal[
 
 # Outside of these no microscope scans: 72 dots per inch, a writer's default, is 352.8 um/px.
 MPP_LIMITS_UM: Final = (0.01, 100.0)
+# An objective of 10x gives about 1 um/px; cameras and adapters make up to three times more or less.
+_UM_AT_1X: Final = 10.0
+_CAMERA_FACTOR: Final = 3.0
+# So much from one slide of a batch to the next is no other objective, or one that nobody mixes in.
+_BATCH_FACTOR: Final = 3.0
+_LEAST_BATCH: Final = 3
 _UM_PER_RESOLUTION_UNIT: Final[Mapping[str, float]] = {"inch": 25_400.0, "centimeter": 10_000.0}
 _MPP_REMEDY: Final = (
     "Give the slide's um/px in a table (`mpp_table`), in `mpp_override_um` that of every slide, or "
@@ -32,12 +40,12 @@ class StatedMpp:
     Args:
         mpp_yx: (y, x) in um/px as stated, possible or not; None where the file says nothing.
         source: Place in the file that says it.
-        hint: Further words for the error where the file says nothing, e.g. its objective power.
+        power: Power of the objective that the file states, e.g. 40; None where it states none.
     """
 
     mpp_yx: tuple[float, float] | None = None
     source: MppSource = "vendor property"
-    hint: str = ""
+    power: float | None = None
 
 
 def find_mpp(
@@ -55,6 +63,7 @@ def find_mpp(
 def read_stated_mpp(properties: Mapping[str, str]) -> StatedMpp:
     """Read what OpenSlide's properties say of the micrometres per pixel."""
     source: MppSource = "vendor property"
+    power = parse_power(properties.get("openslide.objective-power"))
     texts = [properties.get(f"openslide.mpp-{axis}") for axis in "yx"]
     if properties.get("openslide.vendor") == "generic-tiff":
         source = "TIFF resolution tags"  # which is where OpenSlide takes it from
@@ -62,12 +71,19 @@ def read_stated_mpp(properties: Mapping[str, str]) -> StatedMpp:
         tags = [float(properties.get(f"tiff.{axis}Resolution", 0)) for axis in "YX"]
         unit = properties.get("tiff.ResolutionUnit", "")
         if found := convert_resolution((tags[0], tags[1]), unit):
-            return StatedMpp(found, "TIFF resolution tags")
+            return StatedMpp(found, "TIFF resolution tags", power)
     if texts[0] is None or texts[1] is None:
-        power = properties.get("openslide.objective-power")
-        hint = f", only an objective power of {power}, which does not fix it" if power else ""
-        return StatedMpp(hint=hint)
-    return StatedMpp((float(texts[0]), float(texts[1])), source)
+        return StatedMpp(power=power)
+    return StatedMpp((float(texts[0]), float(texts[1])), source, power)
+
+
+def parse_power(text: str | None) -> float | None:
+    """Parse the power of an objective; None where it is absent or says nothing."""
+    try:
+        power = float(text or "")
+    except ValueError:
+        return None
+    return power if isfinite(power) and power > 0 else None
 
 
 def convert_resolution(per_unit_yx: tuple[float, float], unit: str) -> tuple[float, float] | None:
@@ -110,7 +126,58 @@ def choose_mpp(
         return require_possible_mpp(stated.mpp_yx, stated.source, item), stated.source
     if fallback_um is not None:
         return require_possible_mpp((fallback_um, fallback_um), "fallback", item), "fallback"
-    raise SourceError(item, f"no um/px (mpp) in the file{stated.hint}", _ABSENT_REMEDY)
+    power = stated.power
+    hint = f", only an objective power of {power:g}, which does not fix it" if power else ""
+    raise SourceError(item, f"no um/px (mpp) in the file{hint}", _ABSENT_REMEDY)
+
+
+def describe_contradiction(mpp_yx: tuple[float, float], power: float | None) -> str:
+    """Say that um/px and the power of the objective contradict each other; "" where they do not.
+
+    Args:
+        mpp_yx: (y, x) in um/px as the file states them.
+        power: Power of the objective that the file states, or None.
+
+    Examples:
+        >>> describe_contradiction((0.25, 0.25), 40)
+        ''
+    """
+    if power is None:
+        return ""
+    usual = _UM_AT_1X / power
+    if all(usual / _CAMERA_FACTOR <= mpp <= usual * _CAMERA_FACTOR for mpp in mpp_yx):
+        return ""
+    return (
+        f"its objective power of {power:g} and its {_name_mpp(mpp_yx)} contradict each other "
+        f"({power:g}x is about {usual:g} um/px): if the um/px are wrong, give the right ones in "
+        "a table (`--mpp-table`)"
+    )
+
+
+def find_odd_scales(scales: Mapping[str, tuple[float, float]]) -> dict[str, str]:
+    """Find slides whose um/px stand out from those of their batch.
+
+    Args:
+        scales: Name of each slide -> its (y, x) in um/px.
+
+    Returns:
+        Name of each that stands out -> remark for the manifest; empty for fewer than three slides,
+        of which none can be told to be the odd one.
+    """
+    if len(scales) < _LEAST_BATCH:
+        return {}
+    usual = median(sqrt(y * x) for y, x in scales.values())
+    return {
+        name: f"its {_name_mpp(mpp_yx)} stand out from the batch, whose median is {usual:g} um/px: "
+        "if they are wrong, give the right ones in a table (`--mpp-table`)"
+        for name, mpp_yx in scales.items()
+        if not usual / _BATCH_FACTOR <= sqrt(mpp_yx[0] * mpp_yx[1]) <= usual * _BATCH_FACTOR
+    }
+
+
+def _name_mpp(mpp_yx: tuple[float, float]) -> str:
+    y, x = (f"{mpp:g}" for mpp in mpp_yx)
+    return f"{y} um/px" if y == x else f"{y} x {x} um/px (y, x)"
 
 
 def require_possible_mpp(

@@ -15,13 +15,15 @@ normal_056; and slides keep their borders, as a black border is no tissue here.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import combinations
 from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.errors import SettingsError
-from pipeline.slides.outlines.groups import EXCLUDED_GROUPS, LESION_GROUPS
+from pipeline.slides.annotations import AnnotationOrigin
+from pipeline.slides.outlines.groups import EXCLUDED_GROUPS, LESION_GROUPS, fold_group
 from pipeline.slides.resolution import MPP_LIMITS_UM
 from pipeline.slides.stain.normalise import StainMethod
 from pipeline.slides.survey.tissue import TissueMethod
@@ -61,6 +63,11 @@ class SlideSettings(BaseModel):
             normal; one between is mixed, and its label stays unknown.
         lesion_groups: Annotation groups that outline lesions.
         excluded_groups: Annotation groups that outline holes in lesions.
+        ignored_groups: Annotation groups that say nothing of lesions. Tiles that a group of none of
+            these three touches have no label unless a lesion covers them.
+        annotation_origin: Point that files of annotations and outlines of tissue count from:
+            `canvas`, the slide's own corner; `bounds`, the corner of the scanned part, which
+            QuPath shows alone; `auto`, the bounds in GeoJSON and the canvas in XML.
         mpp_override_um: Micrometres per level-0 pixel that replace every slide's own; a table
             of single slides takes precedence.
         mpp_fallback_um: Micrometres per level-0 pixel of slides whose files have none.
@@ -90,6 +97,9 @@ class SlideSettings(BaseModel):
     lesion_threshold: Fraction = 0.1
     lesion_groups: tuple[str, ...] = Field(LESION_GROUPS, min_length=1)
     excluded_groups: tuple[str, ...] = EXCLUDED_GROUPS
+    # At their defaults these leave no trace: a dataset keeps the fingerprint that it had before.
+    ignored_groups: tuple[str, ...] = Field((), exclude_if=lambda groups: not groups)
+    annotation_origin: AnnotationOrigin = Field("auto", exclude_if=lambda origin: origin == "auto")
     mpp_override_um: SlideMppUm | None = None
     mpp_fallback_um: SlideMppUm | None = None
     stain: StainSetting = "none"
@@ -107,17 +117,23 @@ class SlideSettings(BaseModel):
                 f"validation_fraction {self.validation_fraction} and test_fraction "
                 f"{self.test_fraction} leave nothing to train on: lower one"
             )
-        if both := set(self.lesion_groups) & set(self.excluded_groups):
-            raise ValueError(
-                f"lesion_groups and excluded_groups both name {', '.join(sorted(both))}: leave it "
-                "to one of them"
-            )
+        self._require_one_meaning()
         if self.shard_images % self.chunk_images:
             raise ValueError(
                 f"shard_images {self.shard_images} is not a multiple of chunk_images "
                 f"{self.chunk_images}: choose a multiple"
             )
         return self
+
+    def _require_one_meaning(self) -> None:
+        """Refuse a group of two meanings, in whatever letters."""
+        names = ("lesion_groups", "excluded_groups", "ignored_groups")
+        for first, second in combinations(names, 2):
+            others = set(map(fold_group, getattr(self, second)))
+            if both := sorted(n for n in getattr(self, first) if fold_group(n) in others):
+                raise ValueError(
+                    f"{first} and {second} both name {', '.join(both)}: leave it to one of them"
+                )
 
 
 _PRESETS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(

@@ -35,6 +35,7 @@ from pipeline.io.scratch import Scratch
 from pipeline.io.staging import require_unchanged, stage
 from pipeline.records import Array, ManifestEntry, Scalar, Slide
 from pipeline.runtime.engines import engine_of_worker
+from pipeline.slides.bounds import state_bounds
 from pipeline.slides.formats import find_companions, require_whole
 from pipeline.slides.reader import TileReader, name_icc_state, open_tiles
 from pipeline.slides.readers.protocol import SlideReader
@@ -318,6 +319,7 @@ def _state_facts(slide: Slide, survey: SlideSurvey) -> dict[str, Scalar]:
         "stain_state": state,
         "stain_fit": encode_stains(fit),
         "review": name_review(slide.slide_id),
+        **state_bounds(survey.bounds_yx),
     }
 
 
@@ -341,7 +343,7 @@ def _conclude(
     lost_um2 = float(survey.tissue_um2[is_lost].sum())
     areas = {**survey.coverage, "unreadable": lost_um2}
     areas["tiled"] -= lost_um2
-    remarks = [describe_rows(slide.url, reasons).reason]
+    remarks = [describe_rows(slide.url, reasons).reason, *survey.remarks]
     if slide.annotation_url and np.isnan(survey.lesion_fraction).all():
         remarks.append("its annotation outlines no lesion on its tiles: none is known to be normal")
     if survey.stain_fit and survey.stain_fit.is_degenerate:
@@ -361,6 +363,7 @@ def _make_empty(draft: Draft, survey: SlideSurvey) -> Part:
         if tissue_um2
         else "no tissue found"
     )
+    remark = "; ".join([remark, *survey.remarks])
     areas = _name_areas({**survey.coverage, "unreadable": 0.0})
     return Part(
         name=draft.name,

@@ -19,7 +19,7 @@ from pipeline.errors import SettingsError
 
 Kind = Literal["slides", "images"]
 # Raise a number when the same source and settings come to give other pixels or columns.
-FORMATS: Final[Mapping[Kind, int]] = MappingProxyType({"slides": 1, "images": 2})
+FORMATS: Final[Mapping[Kind, int]] = MappingProxyType({"slides": 2, "images": 2})
 _LIBRARIES: Final[Mapping[Kind, tuple[str, ...]]] = MappingProxyType(
     {
         "slides": (

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.slides.bounds import find_bounds_yx
 from pipeline.slides.tiling import measure_tile_extent_yx
 from pipeline.store.dataset import Dataset
 from training.data.part_columns import divide_by_part
@@ -70,7 +71,8 @@ def draw_slides(
 ) -> Iterator[tuple[str, bytes]]:
     """Make the files for slides: a table, and for each a heatmap and its tiles over the threshold.
 
-    Drag the GeoJSON onto the slide in QuPath. Coordinates are (x, y) in level-0 pixels.
+    Drag the GeoJSON onto the slide in QuPath. Coordinates are (x, y) in level-0 pixels, and count
+    from the corner of the scanned part, which QuPath shows alone.
 
     Args:
         dataset: Dataset of tiles, a part for each slide.
@@ -90,7 +92,8 @@ def draw_slides(
         own = scored.rows[inside] - dataset.starts[number]
         origins = dataset.open_part(number).column("origin_yx")[own]
         is_listed = scored.prediction.is_anomalous[inside]
-        pairs = list(zip(origins[is_listed].tolist(), inside[is_listed].tolist(), strict=True))
+        shown = origins[is_listed] - find_bounds_yx(part.facts)
+        pairs = list(zip(shown.tolist(), inside[is_listed].tolist(), strict=True))
         features = [
             _draw_tile(origin, extent, scored, place) for origin, place in pairs[:_LISTED_TILES]
         ]

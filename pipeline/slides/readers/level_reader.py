@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import NormscopeError, SourceError
 from pipeline.slides.readers.protocol import READ_REMEDY
-from pipeline.slides.resolution import StatedMpp, choose_mpp
+from pipeline.slides.resolution import StatedMpp, choose_mpp, describe_contradiction
 
 _FORMATS_REMEDY: Final = "Convert it to a tiled pyramid of 8-bit RGB, or leave it out"
 
@@ -29,6 +29,8 @@ class SlideFacts:
             empty where all are.
         icc_profile: ICC profile of the pixels, or None.
         associated: Names of the pictures beside the slide, e.g. `label`.
+        bounds_yxhw: Corner (y, x), height and width in level-0 pixels of the part that was
+            scanned; None where that is all, or the file does not say.
     """
 
     level_shapes_yx: tuple[tuple[int, int], ...]
@@ -37,6 +39,7 @@ class SlideFacts:
     level_tiles_yx: tuple[tuple[int, int] | None, ...] = ()
     icc_profile: bytes | None = None
     associated: tuple[str, ...] = ()
+    bounds_yxhw: tuple[int, int, int, int] | None = None
 
 
 class LevelReader(ABC):
@@ -76,7 +79,10 @@ class LevelReader(ABC):
             self.close()
             raise
         self.level_shapes_yx = facts.level_shapes_yx
+        is_own = self.mpp_source == facts.mpp.source
+        self.mpp_remark = describe_contradiction(self.mpp_yx, facts.mpp.power) if is_own else ""
         height, width = facts.level_shapes_yx[0]
+        self.bounds_yxhw = facts.bounds_yxhw or (0, 0, height, width)
         self.level_downsamples_yx = tuple((height / h, width / w) for h, w in facts.level_shapes_yx)
         self.level_tiles_yx = facts.level_tiles_yx or (None,) * len(facts.level_shapes_yx)
         self.vendor, self.icc_profile = facts.vendor, facts.icc_profile

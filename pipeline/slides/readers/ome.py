@@ -13,6 +13,8 @@ from xml.etree.ElementTree import Element
 
 import defusedxml.ElementTree as SafeTree
 
+from pipeline.slides.resolution import parse_power
+
 _UM_PER_UNIT: Final[Mapping[str, float]] = {
     "nm": 1e-3,
     "µm": 1.0,  # the micro sign; the next is the Greek letter
@@ -40,6 +42,7 @@ class OmeImage:
         ifd: Number of the TIFF page that holds the first plane.
         file_name: Name of the file that holds it; "" for this one.
         file_uuid: Identifier of that file, "" where none is given.
+        power: Power of the objective that it was taken with; None where none is given.
     """
 
     kind: str
@@ -51,6 +54,7 @@ class OmeImage:
     ifd: int
     file_name: str = ""
     file_uuid: str = ""
+    power: float | None = None
 
 
 def parse_ome(text: str) -> tuple[list[OmeImage], str]:
@@ -63,13 +67,20 @@ def parse_ome(text: str) -> tuple[list[OmeImage], str]:
     root = SafeTree.fromstring(text)
     if _tag(root) != "OME":
         raise ValueError(f"its description is <{_tag(root)}>, not <OME>")
+    powers = {
+        objective.get("ID", ""): parse_power(objective.get("NominalMagnification"))
+        for instrument in _children(root, "Instrument")
+        for objective in _children(instrument, "Objective")
+    }
     images = []
     for image in _children(root, "Image"):
-        images += [_parse_image(image, pixels) for pixels in _children(image, "Pixels")]
+        used = [powers.get(lens.get("ID", "")) for lens in _children(image, "ObjectiveSettings")]
+        power = used[0] if used else None
+        images += [_parse_image(image, pixels, power) for pixels in _children(image, "Pixels")]
     return images, root.get("UUID", "")
 
 
-def _parse_image(image: Element, pixels: Element) -> OmeImage:
+def _parse_image(image: Element, pixels: Element, power: float | None) -> OmeImage:
     size = {axis: int(pixels.attrib[f"Size{axis}"]) for axis in "YXZCT"}
     data = next(iter(_children(pixels, "TiffData")), None)
     uuid = None if data is None else next(iter(_children(data, "UUID")), None)
@@ -84,6 +95,7 @@ def _parse_image(image: Element, pixels: Element) -> OmeImage:
         ifd=0 if data is None else int(data.get("IFD", "0")),
         file_name="" if uuid is None else uuid.get("FileName", ""),
         file_uuid="" if uuid is None else (uuid.text or "").strip(),
+        power=power,
     )
 
 

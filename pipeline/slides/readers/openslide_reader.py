@@ -57,6 +57,7 @@ class OpenSlideReader(LevelReader):
             # It comes with every region, this one of no pixel too.
             icc_profile=self._slide.read_region((0, 0), 0, (0, 0)).info.get("icc_profile"),
             associated=tuple(sorted(self._slide.associated_images)),
+            bounds_yxhw=_find_bounds(properties),
         )
 
     def read(
@@ -102,6 +103,14 @@ class OpenSlideReader(LevelReader):
                 f"OpenSlide cannot open it ({error}): truncated, corrupt or not a slide",
                 READ_REMEDY,
             ) from error
+
+
+def _find_bounds(properties: Mapping[str, str]) -> tuple[int, int, int, int] | None:
+    sides = [properties.get(f"openslide.bounds-{side}") for side in ("y", "x", "height", "width")]
+    if not all(sides):
+        return None
+    y, x, height, width = (int(side or 0) for side in sides)
+    return y, x, height, width
 
 
 def _find_tile_yx(properties: Mapping[str, str], level: int) -> tuple[int, int] | None:

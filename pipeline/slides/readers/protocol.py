@@ -27,10 +27,14 @@ class SlideReader(Protocol):
             None where the format does not say.
         mpp_yx: Micrometres per level-0 pixel.
         mpp_source: Origin of `mpp_yx`.
+        mpp_remark: Remark on um/px that something else in the file contradicts; "" where nothing
+            does.
         vendor: Name of the format or of the scanner's maker, e.g. `aperio` or `ome-tiff`.
         icc_profile: ICC profile of the pixels; None where the file has none.
         associated: Names of the pictures that the file holds beside the slide, e.g. `label` and
             `macro`. They may show a patient's name, and nothing reads their pixels.
+        bounds_yxhw: Corner (y, x), height and width in level-0 pixels of the part that was
+            scanned; the whole slide where the file does not say.
     """
 
     name: ClassVar[str]
@@ -40,9 +44,11 @@ class SlideReader(Protocol):
     level_tiles_yx: tuple[tuple[int, int] | None, ...]
     mpp_yx: tuple[float, float]
     mpp_source: MppSource
+    mpp_remark: str
     vendor: str
     icc_profile: bytes | None
     associated: tuple[str, ...]
+    bounds_yxhw: tuple[int, int, int, int]
 
     @classmethod
     def can_open(cls, path: Path) -> bool:

@@ -7,6 +7,7 @@ are 8-bit RGB of either byte order, classic or BigTIFF.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import ClassVar, Final
@@ -141,6 +142,7 @@ class OmeTiffReader(TiffReader):
         if slide.planes > 1 or describe_refusal(first):
             raise self.refuse(_describe_image(slide, first))
         mpp = StatedMpp(slide.mpp_yx, "OME metadata") if slide.mpp_yx else read_tags(first)
+        mpp = replace(mpp, power=slide.power)
         others = (image for image in images if image is not slide)
         associated = (image.kind or "image without a known name" for image in others)
         return self._make_facts(

@@ -22,10 +22,10 @@ from tifffile import COMPRESSION, PHOTOMETRIC, TiffFile, TiffPage
 from pipeline.errors import NormscopeError, SourceError
 from pipeline.io.scratch import Scratch
 from pipeline.io.staging import stage
-from pipeline.io.storage import describe, join_versions
+from pipeline.io.storage import describe, join_versions, read_range
 from pipeline.records import Slide
-from pipeline.slides.annotations import parse_annotations
-from pipeline.slides.outlines.groups import EXCLUDED_GROUPS
+from pipeline.slides.annotations import choose_corner, parse_annotations
+from pipeline.slides.outlines.groups import EXCLUDED_GROUPS, Groups
 from pipeline.slides.settings import SlideSettings
 from pipeline.slides.survey.thumbnail import Thumbnail
 from pipeline.slides.survey.tissue import LARGEST_HOLE_PX, LEAST_ISLAND_PX, find_tissue
@@ -36,6 +36,7 @@ _Mask: TypeAlias = NDArray[np.bool_]
 _TIFF_STARTS: Final = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PNG_START: Final = b"\x89PNG"
 _TEXT_STARTS: Final = (b"{", b"[", b"<")
+_START_BYTES: Final = 64
 _LOSSY: Final = frozenset({COMPRESSION.OJPEG, COMPRESSION.JPEG})
 # A PNG is decoded whole.
 _PNG_LIMIT_PX: Final = 1 << 28
@@ -51,6 +52,7 @@ def make_mask(
     shape_yx: PairYX,
     mpp_yx: tuple[float, float],
     scratch: Scratch | None = None,
+    corner_yx: PairYX = (0, 0),
 ) -> _Mask:
     """Make a slide's tissue mask: read the user's own, or find the tissue on the thumbnail.
 
@@ -64,6 +66,7 @@ def make_mask(
         shape_yx: Height and width of the slide in level-0 pixels.
         mpp_yx: Micrometres per level-0 pixel, (y, x).
         scratch: Folder where a mask on object storage is staged; None for the default one.
+        corner_yx: Point that the slide's own mask counts from; see `find_corner`.
 
     Returns:
         bool (y, x), over the whole slide at about the thumbnail's resolution.
@@ -80,6 +83,7 @@ def make_mask(
             (height, width),
             excluded_groups=settings.excluded_groups,
             scratch=scratch,
+            corner_yx=corner_yx,
         )
     px_um2 = shape_yx[0] * mpp_yx[0] / height * (shape_yx[1] * mpp_yx[1] / width)
     island_um2, hole_um2 = settings.min_tissue_area_um2, settings.max_hole_area_um2
@@ -92,6 +96,32 @@ def make_mask(
     return found.is_tissue | ~thumbnail.is_readable
 
 
+def find_corner(slide: Slide, bounds_yx: PairYX, settings: SlideSettings) -> PairYX:
+    """Find the point of the slide that its own mask counts from; see `annotations.choose_corner`.
+
+    Args:
+        slide: The slide as listed.
+        bounds_yx: Corner of the part that was scanned, (y, x) in level-0 pixels.
+        settings: Settings of the dataset.
+
+    Returns:
+        (y, x) in level-0 pixels; (0, 0) for a picture, which is of the whole slide.
+
+    Raises:
+        StorageError: The mask cannot be read.
+    """
+    if not slide.mask_url or bounds_yx == (0, 0):
+        return 0, 0
+    start = read_range(slide.mask_url, 0, _START_BYTES)
+    return (
+        choose_corner(start, bounds_yx, settings.annotation_origin) if _is_text(start) else (0, 0)
+    )
+
+
+def _is_text(start: bytes) -> bool:
+    return start.removeprefix(BOM_UTF8).lstrip().startswith(_TEXT_STARTS)
+
+
 def read_mask(
     url: str,
     slide_shape_yx: PairYX,
@@ -99,6 +129,7 @@ def read_mask(
     *,
     excluded_groups: Collection[str] = EXCLUDED_GROUPS,
     scratch: Scratch | None = None,
+    corner_yx: PairYX = (0, 0),
 ) -> _Mask:
     """Read a mask of a whole slide from a picture or from outlines.
 
@@ -111,6 +142,7 @@ def read_mask(
         mask_shape_yx: Wanted height and width of the mask, e.g. the thumbnail's.
         excluded_groups: Annotation groups that outline holes.
         scratch: Folder where a mask on object storage is staged; None for the default one.
+        corner_yx: Point that outlines count from, (y, x) in level-0 pixels.
 
     Returns:
         bool (y, x), True for tissue, of `mask_shape_yx` or, where a picture has fewer pixels, of
@@ -123,7 +155,12 @@ def read_mask(
     """
     with stage(url, join_versions([describe(url)]), scratch=scratch) as path:
         try:
-            mask = _read(path, url, slide_shape_yx, mask_shape_yx, excluded_groups)
+            outlines = _read_outlines(path, url, excluded_groups, corner_yx)
+            if outlines is None:
+                mask = _read_picture(path, url, slide_shape_yx, mask_shape_yx)
+            else:
+                _require_inside(outlines, url, slide_shape_yx)
+                mask = draw_outlines(outlines, slide_shape_yx, mask_shape_yx)
         except NormscopeError:
             raise
         except Exception as error:  # a decoder of foreign bytes may raise anything
@@ -139,31 +176,33 @@ def read_mask(
     return mask
 
 
-def _read(
-    path: Path,
-    item: str,
-    slide_shape_yx: PairYX,
-    mask_shape_yx: PairYX,
-    excluded_groups: Collection[str],
-) -> _Mask:
-    with path.open("rb") as file:
-        start = file.read(64)
+def _read_picture(path: Path, item: str, slide_shape_yx: PairYX, mask_shape_yx: PairYX) -> _Mask:
+    start = _read_start(path)
     if start.startswith(_TIFF_STARTS):
         return _read_tiff(path, item, slide_shape_yx, mask_shape_yx)
     if start.startswith(_PNG_START):
         return _read_png(path, item, slide_shape_yx, mask_shape_yx)
-    if not start.removeprefix(BOM_UTF8).lstrip().startswith(_TEXT_STARTS):
-        raise SourceError(item, "the mask is neither TIFF, PNG, GeoJSON nor ASAP XML", _REMEDY)
-    annotations = parse_annotations(path.read_bytes(), item)
-    tissue, holes = (
-        shapely.union_all(
-            [each.geometry for each in annotations if (each.group in excluded_groups) is is_hole]
-        )
-        for is_hole in (False, True)
-    )
-    outlines = shapely.difference(tissue, holes)
-    _require_inside(outlines, item, slide_shape_yx)
-    return draw_outlines(outlines, slide_shape_yx, mask_shape_yx)
+    raise SourceError(item, "the mask is neither TIFF, PNG, GeoJSON nor ASAP XML", _REMEDY)
+
+
+def _read_outlines(
+    path: Path, item: str, excluded_groups: Collection[str], corner_yx: PairYX
+) -> BaseGeometry | None:
+    """Read the tissue that a file outlines; None where the file is a picture."""
+    if not _is_text(_read_start(path)):
+        return None
+    groups = Groups(lesion=(), excluded=excluded_groups)
+    tissue: list[BaseGeometry] = []
+    holes: list[BaseGeometry] = []
+    for each in parse_annotations(path.read_bytes(), item, corner_yx=corner_yx):
+        is_hole = each.is_hole or groups.find_role(each) == "excluded"
+        (holes if is_hole else tissue).append(each.geometry)
+    return shapely.difference(shapely.union_all(tissue), shapely.union_all(holes))
+
+
+def _read_start(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(_START_BYTES)
 
 
 def _require_inside(outlines: BaseGeometry, item: str, slide_shape_yx: PairYX) -> None:

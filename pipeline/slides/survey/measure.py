@@ -8,15 +8,12 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import shapely
 from numpy.typing import NDArray
-from shapely.geometry.base import BaseGeometry
 
 from pipeline.errors import SourceError
-from pipeline.io import storage
 from pipeline.io.scratch import Scratch
-from pipeline.records import Label, Slide
-from pipeline.slides.annotations import outline_lesions, parse_annotations
+from pipeline.records import Slide
+from pipeline.slides.annotations import find_touched
 from pipeline.slides.colour import convert_to_srgb
 from pipeline.slides.reader import open_tiles
 from pipeline.slides.readers.protocol import SlideReader
@@ -24,10 +21,13 @@ from pipeline.slides.resolution import MppSource
 from pipeline.slides.settings import SlideSettings
 from pipeline.slides.stain.fit import fit_stains
 from pipeline.slides.stain.normalise import StainFit
-from pipeline.slides.survey.masks import make_mask
+from pipeline.slides.survey.marks import Marks, describe_corner, read_marks
+from pipeline.slides.survey.masks import find_corner, make_mask
 from pipeline.slides.survey.review import draw_review
 from pipeline.slides.survey.thumbnail import read_thumbnail
 from pipeline.slides.tiling import (
+    Choice,
+    Grid,
     PairYX,
     account_for_tissue,
     choose_tiles,
@@ -62,6 +62,8 @@ class SlideSurvey:
             `outside_lesions`, `not_sampled`, `outside_tiles`. The fates add up to `tissue`.
         stain_fit: The slide's two stains, or None where stains are left as they are.
         picture: Review picture, a PNG.
+        bounds_yx: Corner of the part that was scanned, (y, x) in level-0 pixels.
+        remarks: Remarks for the manifest on the slide's um/px and annotation.
     """
 
     shape_yx: PairYX
@@ -76,6 +78,8 @@ class SlideSurvey:
     coverage: dict[str, float]
     stain_fit: StainFit | None
     picture: bytes
+    bounds_yx: PairYX
+    remarks: tuple[str, ...] = ()
 
 
 def survey_slide(
@@ -107,15 +111,14 @@ def survey_slide(
     if settings.icc == "srgb":
         pixels = convert_to_srgb(thumbnail.pixels, reader.icc_profile, slide.url)
         thumbnail = replace(thumbnail, pixels=pixels)
-    extent_yx, stride_yx = _measure_grid(slide, mpp_yx, settings)
-    mask = make_mask(slide, settings, thumbnail, shape_yx, mpp_yx, scratch)
-    lesions = _read_lesions(slide, shape_yx, settings)
+    extent_yx, stride_yx = _measure_grid(slide, reader, settings)
+    corner_yx = find_corner(slide, reader.bounds_yxhw[:2], settings)
+    mask = make_mask(slide, settings, thumbnail, shape_yx, mpp_yx, scratch, corner_yx)
+    marked = read_marks(slide, reader, settings)
     grid = make_grid(mask, shape_yx, extent_yx, stride_yx)
+    lesions = marked.lesions
     choice = choose_tiles(slide, grid, lesions, extent_yx, settings, slide.is_partly_annotated)
-    order = order_along_z(grid.origins_yx[choice.chosen], extent_yx)
-    choice = replace(
-        choice, chosen=choice.chosen[order], lesion_fraction=choice.lesion_fraction[order]
-    )
+    choice = _order(choice, grid, marked, extent_yx)
     origins_yx = grid.origins_yx[choice.chosen]
     px_um2 = mpp_yx[0] * mpp_yx[1]
     return SlideSurvey(
@@ -134,7 +137,20 @@ def survey_slide(
         },
         stain_fit=_fit_stains(path, reader, origins_yx, settings),
         picture=draw_review(thumbnail.pixels, mask, shape_yx, origins_yx, extent_yx, lesions),
+        bounds_yx=reader.bounds_yxhw[:2],
+        remarks=tuple(
+            filter(None, (reader.mpp_remark, describe_corner(corner_yx, "mask"), *marked.remarks))
+        ),
     )
+
+
+def _order(choice: Choice, grid: Grid, marked: Marks, extent_yx: PairYX) -> Choice:
+    """Order the chosen tiles, and call none normal that something unclear touches."""
+    order = order_along_z(grid.origins_yx[choice.chosen], extent_yx)
+    chosen, lesion_fraction = choice.chosen[order], choice.lesion_fraction[order]
+    is_unclear = find_touched(marked.unclear, grid.origins_yx[chosen], extent_yx)
+    lesion_fraction[is_unclear & (lesion_fraction == 0.0)] = np.nan
+    return replace(choice, chosen=chosen, lesion_fraction=lesion_fraction)
 
 
 def _mask_side_px(reader: SlideReader, mask_mpp_um: float) -> int:
@@ -143,46 +159,18 @@ def _mask_side_px(reader: SlideReader, mask_mpp_um: float) -> int:
 
 
 def _measure_grid(
-    slide: Slide, mpp_yx: tuple[float, float], settings: SlideSettings
+    slide: Slide, reader: SlideReader, settings: SlideSettings
 ) -> tuple[PairYX, PairYX]:
     """Measure extent and stride in level-0 pixels."""
     stride_px = settings.stride_px or settings.tile_size_px
     try:
         return (
-            measure_tile_extent_yx(mpp_yx, settings.mpp_um, settings.tile_size_px),
-            measure_tile_extent_yx(mpp_yx, settings.mpp_um, stride_px),
+            measure_tile_extent_yx(reader.mpp_yx, settings.mpp_um, settings.tile_size_px),
+            measure_tile_extent_yx(reader.mpp_yx, settings.mpp_um, stride_px),
         )
     except ValueError as error:
-        raise SourceError(slide.url, str(error), "Or leave this slide out") from error
-
-
-def _read_lesions(slide: Slide, shape_yx: PairYX, settings: SlideSettings) -> BaseGeometry | None:
-    """Read a slide's lesions; None where nobody outlined them and it is not labelled normal."""
-    if slide.annotation_url is None:
-        return shapely.Polygon() if slide.label is Label.NORMAL else None
-    lesions = outline_lesions(
-        parse_annotations(storage.read_bytes(slide.annotation_url), slide.annotation_url),
-        lesion_groups=settings.lesion_groups,
-        excluded_groups=settings.excluded_groups,
-        item=slide.annotation_url,
-    )
-    if not lesions.area:
-        return lesions if slide.label is Label.NORMAL else None
-    if slide.label is Label.NORMAL:
-        raise SourceError(
-            slide.annotation_url,
-            f"outlines lesions on {slide.slide_id}, which is labelled normal",
-            "Correct the label or remove the annotation",
-        )
-    if not lesions.intersects(shapely.box(0, 0, shape_yx[1], shape_yx[0])):
-        left, top, right, bottom = lesions.bounds
-        raise SourceError(
-            slide.annotation_url,
-            f"all lesions (y {top:.0f} to {bottom:.0f}, x {left:.0f} to {right:.0f}) lie outside "
-            f"the slide of {shape_yx[0]} x {shape_yx[1]} px (y, x)",
-            "Check that the annotation belongs to this slide",
-        )
-    return lesions
+        problem = "; ".join(filter(None, (reader.mpp_remark, str(error))))
+        raise SourceError(slide.url, problem, "Or leave this slide out") from error
 
 
 def _fit_stains(

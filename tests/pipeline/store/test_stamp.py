@@ -27,7 +27,7 @@ from tests.support.made.slides import SETTINGS, list_slide, paint_tissue, write_
 
 # Digest of the fixture's part, which holds a digest of each image, by kind and format number.
 GOLDEN: Final[Mapping[tuple[Kind, int], str]] = {
-    ("slides", 1): "4829532ab408cec0f7a2131bbd069f378c1c4dcc60fde145d6d203987c13819b",
+    ("slides", 2): "4829532ab408cec0f7a2131bbd069f378c1c4dcc60fde145d6d203987c13819b",
     ("images", 2): "8f3fa0ed22cd74a9cbd1f22b44c3a7d2cdf371cb32639a9ff48d06eb751ddf2d",
 }
 # Versions that the digests were recorded with; of others they are not known.
