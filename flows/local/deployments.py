@@ -13,6 +13,7 @@ from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.local.automations import ship_automations
+from flows.local.redeploy import read_choices, restore_choices
 from flows.local.services import POOL
 from flows.shared.limits import GPU
 from flows.shared.settings import Settings, child_environment
@@ -28,16 +29,20 @@ class Deployed:
     Args:
         deployments: Names of the deployments, as `flow/deployment`.
         automations: Names of the automations.
+        kept: Names of the deployments that keep something which was set on Prefect's page.
         notes: One line for each thing that was left out, and how to have it.
     """
 
     deployments: tuple[str, ...]
     automations: tuple[str, ...]
+    kept: tuple[str, ...]
     notes: tuple[str, ...]
 
 
 def deploy_all() -> Deployed:
     """Create the work pool, if need be; deploy every flow to it, with automations and limits.
+
+    What somebody has set on Prefect's page of a deployment stays.
 
     Raises:
         SettingsError: No Prefect server is named, or it refuses.
@@ -49,19 +54,27 @@ def deploy_all() -> Deployed:
             "it names no Prefect server, and none runs here",
             "Start one with `normscope up`, or set the variable",
         )
-    _prefect(settings, "work-pool", "create", POOL, "--type", "process", "--overwrite")
-    _prefect(settings, "deploy", "--all", "--prefect-file", str(PREFECT_FILE))
     entries = yaml.safe_load(PREFECT_FILE.read_text())["deployments"]
     names = tuple(
         f"{entry['entrypoint'].rpartition('.')[2].replace('_', '-')}/{entry['name']}"
         for entry in entries
     )
-    with temporary_settings({PREFECT_API_URL: settings.prefect_api_url}):
+    triggers = [trigger["name"] for entry in entries for trigger in entry.get("triggers", ())]
+    with (
+        temporary_settings({PREFECT_API_URL: settings.prefect_api_url}),
+        get_client(sync_client=True) as client,
+    ):
+        before = read_choices(client, names, triggers)
+        if POOL not in {pool.name for pool in client.read_work_pools()}:
+            _prefect(settings, "work-pool", "create", POOL, "--type", "process")
+        try:
+            _prefect(settings, "deploy", "--all", "--prefect-file", str(PREFECT_FILE))
+        finally:
+            kept = restore_choices(client, before)
         automations = ship_automations(settings)
         if settings.gpus:
-            with get_client(sync_client=True) as client:
-                client.upsert_global_concurrency_limit_by_name(GPU, settings.gpus)
-    return Deployed(names, automations, tuple(_list_gaps(settings)))
+            client.upsert_global_concurrency_limit_by_name(GPU, settings.gpus)
+    return Deployed(names, automations, kept, tuple(_list_gaps(settings)))
 
 
 def _list_gaps(settings: Settings) -> list[str]:
