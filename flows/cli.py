@@ -26,6 +26,8 @@ from rich.markdown import Markdown
 from flows.local.access import USER, Access, Host, password_path
 from flows.local.loopback import HOST
 from flows.local.stack import (
+    Port,
+    StackPorts,
     find_stack,
     running_prefect_server,
     start_stack,
@@ -47,6 +49,7 @@ _HELP: Final = (
     "The way through: `ingest` scans into a dataset, `train` on it, `promote` the new version, "
     "`score` new images with the champion. `demo` does all of it on synthetic scans."
 )
+_PORTS: Final = StackPorts()
 _NAME_WIDTH: Final = 46  # of the longest option, --train.acceleration.no-uses-channels-last
 # Command -> (flow, what it does, example). The flows are imported when called: they bring Ray.
 _FLOWS: Final[dict[tuple[str, ...], tuple[str, str, str]]] = {
@@ -194,7 +197,15 @@ for _name, (_what, _example) in _COMMANDS.items():
 
 
 @app.command(help_epilogue="Example: normscope up")
-def up(*, host: Host = HOST, passwords: bool | None = None) -> None:
+def up(
+    *,
+    host: Host = HOST,
+    passwords: bool | None = None,
+    prefect_port: Port = _PORTS.prefect,
+    mlflow_port: Port = _PORTS.mlflow,
+    ray_port: Port = _PORTS.ray,
+    ray_dashboard_port: Port = _PORTS.ray_dashboard,
+) -> None:
     """Start Prefect, a worker, MLflow and Ray on this machine, and leave them running.
 
     Args:
@@ -202,9 +213,14 @@ def up(*, host: Host = HOST, passwords: bool | None = None) -> None:
             every network that it is in.
         passwords: Let Prefect and MLflow ask for a password, which commands read from the home
             folder; by default where other machines reach them. Ray always asks for its token.
+        prefect_port: Port of Prefect's server and page; 0 takes a free one.
+        mlflow_port: Port of MLflow's server and page; 0 takes a free one.
+        ray_port: Port of Ray's control store; 0 takes a free one.
+        ray_dashboard_port: Port of Ray's page, which takes jobs too; 0 takes a free one.
     """
     settings = Settings()
-    stack = start_stack(settings, access=Access(host, passwords))
+    ports = StackPorts(prefect_port, mlflow_port, ray_port, ray_dashboard_port)
+    stack = start_stack(settings, ports, Access(host, passwords))
     print(f"Prefect  {stack.prefect_api_url.removesuffix('/api')}")
     print(f"MLflow   {stack.mlflow_tracking_uri}")
     print(f"Ray      {stack.ray_address}")
@@ -244,6 +260,8 @@ def deploy() -> None:
     deployed = deploy_all()
     for name in deployed.deployments:
         print(f"Deployed {name}")
+    for name in deployed.kept:
+        print(f"Kept what was set on Prefect's page of {name}")
     for name in deployed.automations:
         print(f"Automation {name!r}")
     for note in deployed.notes:

@@ -22,6 +22,7 @@ from pipeline.sources.images import list_images
 from pipeline.sources.private_listing import list_privately, name_source
 
 SplitWord: TypeAlias = Annotated[str, Field(pattern="^.+=(train|validation|test)$")]
+LabelWord: TypeAlias = Annotated[str, Field(pattern="^.*=(0|1|-1)$")]
 
 
 @flow(name="ingest-images")
@@ -35,6 +36,8 @@ def ingest_images(
     crop_px: CropPx | None = None,
     colour: Colour = "auto",
     equalize: bool = False,
+    columns: dict[str, str] | None = None,
+    label_map: list[LabelWord] | None = None,
     split_map: list[SplitWord] | None = None,
     seed: NonNegativeInt = 0,
     trust_times: bool = False,
@@ -57,6 +60,11 @@ def ingest_images(
             is cut by default.
         colour: Colour of the dataset's images: `grey` or `rgb`; `auto` decides by a sample.
         equalize: Equalise the histogram, as the reference method does with radiographs.
+        columns: Names of the table's columns, where they are not the usual ones, each after what
+            it holds: `--columns.label "No Finding"`, and so `path`, `split`, `group_id`,
+            `view_position`, `age_years`, `sex`, `findings`, `site` and `scanner`.
+        label_map: Words or numbers for labels in the table and the labels that they stand for,
+            each as WORD=0 (normal), WORD=1 (anomalous) or WORD=-1 (unknown), e.g. benign=0.
         split_map: Names of splits in the table and the splits that they stand for, each as
             NAME=train, NAME=validation or NAME=test, e.g. valid=test.
         seed: Seed of the random division into splits, where the table names none.
@@ -71,9 +79,15 @@ def ingest_images(
     )
     surroundings = load_settings()
     key = open_key(surroundings) if modality == "radiograph" else None
-    words = dict(entry.rsplit("=", 1) for entry in split_map or ())
-    splits = cast("dict[str, Split]", words)  # the pattern allows no others
-    list_them = partial(list_images, source, labels_url=labels, split_map=splits)
+    splits = cast("dict[str, Split]", _read_pairs(split_map))  # the pattern allows no others
+    list_them = partial(
+        list_images,
+        source,
+        labels_url=labels,
+        columns={name.replace("-", "_"): theirs for name, theirs in (columns or {}).items()},
+        label_map={word: int(label) for word, label in _read_pairs(label_map).items()},
+        split_map=splits,
+    )
     listing = list_privately(list_them, source, key)
     name = name_source(name_of(source), key)
     with open_engine(surroundings) as map_work, progress("Images") as advance:
@@ -89,3 +103,7 @@ def ingest_images(
             on_progress=advance,
         )
     return publish(report)
+
+
+def _read_pairs(pairs: list[str] | None) -> dict[str, str]:
+    return dict(pair.rsplit("=", 1) for pair in pairs or ())

@@ -82,7 +82,7 @@ SOLE_IMPORTERS: Final[Mapping[str, tuple[str, ...]]] = {
     "ray": ("training/cluster/*.py",),
     "mlflow": ("training/registry/*.py",),
     "prefect": ("flows/*",),
-    "psutil": ("flows/local/processes.py",),
+    "psutil": ("flows/local/loopback.py", "flows/local/processes.py"),
 }
 """Where each library may be imported, as patterns of file names."""
 

@@ -6,7 +6,10 @@ import http.client
 import json
 import socket
 from base64 import b64encode
+from contextlib import suppress
 from typing import Final
+
+import psutil
 
 from pipeline.errors import NormscopeError
 
@@ -32,9 +35,20 @@ def require_free_port(port: int, name: str) -> None:
         if probe.connect_ex((HOST, port)) == 0:
             raise ServiceError(
                 f"port {port}",
-                f"{name} needs it, but another program listens there",
-                "Stop that program or choose another port",
+                f"{name} needs it, but {_name_listener(port)} listens there",
+                "Stop that program, or name another port: `normscope up --help` shows how",
             )
+
+
+def _name_listener(port: int) -> str:
+    """Name and number of the process that listens on a port, where this user may know it."""
+    with suppress(psutil.Error):
+        for found in psutil.net_connections("tcp"):
+            address = found.laddr
+            is_it = len(address) == 2 and address.port == port
+            if is_it and found.status == psutil.CONN_LISTEN and found.pid:
+                return f"{psutil.Process(found.pid).name()!r} (process {found.pid})"
+    return "another program"
 
 
 def answers(

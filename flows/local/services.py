@@ -13,7 +13,12 @@ from typing import Final
 from flows.local.access import USER, Access, make_password, write_mlflow_settings
 from flows.local.loopback import HOST, ServiceError, answers, find_free_port, require_free_port
 from flows.local.processes import Service
-from flows.shared.settings import Settings, child_environment, prepare_environment
+from flows.shared.settings import (
+    Settings,
+    child_environment,
+    prepare_environment,
+    short_temporary_folder,
+)
 
 POOL: Final = "local"
 """The Prefect work pool whose worker runs deployments on this machine."""
@@ -94,7 +99,7 @@ def ray_head(
     port = _choose_port(port, RAY)
     dashboard_port = _choose_port(dashboard_port, RAY)
     # Not below the home folder: paths of sockets may not exceed 107 characters.
-    scratch = tempfile.mkdtemp(prefix="normscope-ray-")
+    scratch = tempfile.mkdtemp(prefix="nsr-", dir=short_temporary_folder())
     raylet = Path(scratch, "session_latest", "sockets", "raylet")
     return Service(
         name=RAY,

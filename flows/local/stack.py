@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final
+from typing import Annotated, Final, TypeAlias
+
+from pydantic import Field
 
 from flows.local import processes, services
 from flows.local.access import USER, Access, read_password
@@ -20,6 +22,7 @@ from flows.local.services import LOOPBACK, MLFLOW, PREFECT, RAY, WORKER
 from flows.shared.settings import Settings
 
 POOL: Final = services.POOL
+Port: TypeAlias = Annotated[int, Field(ge=0, le=65535)]
 SERVICES: Final = (PREFECT, MLFLOW, RAY, WORKER)
 """In the order of starting; stopping goes backwards."""
 

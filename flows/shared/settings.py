@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 import secrets
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, Literal
@@ -47,6 +49,17 @@ QUIET: Final[Mapping[str, str]] = {
 LOGGING_FILE: Final = Path(__file__).parents[1] / "logging.yaml"
 """Prefect's configuration of logs for lines of JSON."""
 
+_LOOPBACK_NAMES: Final = ("localhost", "127.0.0.1", "::1")
+_PROXIES: Final = (
+    "HTTP_PROXY",
+    "http_proxy",
+    "HTTPS_PROXY",
+    "https_proxy",
+    "ALL_PROXY",
+    "all_proxy",
+)
+# What Ray adds to it are about 77 characters, and a socket's path ends at 107.
+_SOCKETS_FOLDER_LENGTH: Final = 30
 _HERE: Final = {"localhost", "::1", "local", "auto"}
 _SHARED: Final = ("s3://", "file://")
 
@@ -218,6 +231,8 @@ def library_environment(settings: Settings) -> dict[str, str]:
     if settings.log_format == "json":
         variables["PREFECT_LOGGING_SETTINGS_PATH"] = str(LOGGING_FILE)
     variables["NORMSCOPE_HOME"] = str(settings.home)
+    if short_temporary_folder() != tempfile.gettempdir():
+        variables["RAY_TMPDIR"] = short_temporary_folder()
     variables["PREFECT_HOME"] = str(settings.home / "prefect")
     if _has_own_ray_token(settings):
         variables["RAY_AUTH_MODE"] = "token"
@@ -247,7 +262,7 @@ def job_environment(settings: Settings) -> dict[str, str]:
     Args:
         settings: Settings that name servers and state.
     """
-    here = ("NORMSCOPE_HOME", "PREFECT_HOME", "RAY_AUTH_", "_MLFLOW_")
+    here = ("NORMSCOPE_HOME", "PREFECT_HOME", "RAY_AUTH_", "RAY_TMPDIR", "_MLFLOW_")
     variables = {k: v for k, v in library_environment(settings).items() if not k.startswith(here)}
     variables["NORMSCOPE_STATE"] = settings.state_url
     variables["RAY_COLOR_PREFIX"] = "0"  # its log is read by Prefect's page, not by a terminal
@@ -269,6 +284,37 @@ def prepare_environment(settings: Settings) -> None:
     if _has_own_ray_token(settings):
         create_token(settings.home / "ray" / "token")
     adopt_environment(library_environment(settings))
+    adopt_environment(_describe_user(settings))
+    os.environ.update(_spare_loopback())
+
+
+def short_temporary_folder() -> str:
+    """A temporary folder in which Ray's sockets fit: their paths may not exceed 107 characters."""
+    usual = tempfile.gettempdir()
+    return usual if len(usual) <= _SOCKETS_FOLDER_LENGTH else "/tmp"  # noqa: S108 -- Ray's own
+
+
+def _describe_user(settings: Settings) -> dict[str, str]:
+    """Home and name of a user whom the system does not know, as in many containers.
+
+    Prefect and MLflow ask for both when they are imported or used.
+    """
+    try:
+        pwd.getpwuid(os.getuid())
+    except KeyError:
+        return {"HOME": str(settings.home), "LOGNAME": f"uid-{os.getuid()}"}
+    return {}
+
+
+def _spare_loopback() -> dict[str, str]:
+    """`NO_PROXY` with this machine, where a proxy is set: no proxy reaches the servers here."""
+    if not any(os.environ.get(name) for name in _PROXIES):
+        return {}
+    known = os.environ.get("NO_PROXY") or os.environ.get("no_proxy", "")
+    spared = [name.strip() for name in known.split(",")]
+    spared += [name for name in _LOOPBACK_NAMES if name not in spared]
+    text = ",".join(filter(None, spared))
+    return {"NO_PROXY": text, "no_proxy": text}
 
 
 def load_settings() -> Settings:
@@ -301,7 +347,8 @@ def child_environment(settings: Settings, **variables: str) -> dict[str, str]:
         that it finds there.
     """
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    return {**library_environment(settings), **os.environ, "PATH": path, **variables}
+    ours = {"PATH": path, **_spare_loopback()}
+    return {**library_environment(settings), **os.environ, **ours, **variables}
 
 
 def _has_own_ray_token(settings: Settings) -> bool:

@@ -77,7 +77,13 @@ def running_ray(
         return
     if address is None:
         cpus = max(math.ceil(workers * share.cpus), count_cores())
-        ray.init(address="local", num_cpus=cpus, log_to_driver=False, logging_level=logging.WARNING)
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            dashboard_port=_find_free_port(),  # the usual one is for a Ray that lives on
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+        )
     else:
         _connect(address)
     try:
@@ -85,6 +91,13 @@ def running_ray(
         yield
     finally:
         ray.shutdown()
+
+
+def _find_free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+    return port
 
 
 def is_node_of(address: str) -> bool:

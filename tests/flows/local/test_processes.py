@@ -205,7 +205,9 @@ def test_a_taken_port_is_named(made: MakeService, tmp_path: Path) -> None:
     require_free_port(port, "thing")
     with (
         processes.running(service, tmp_path),
-        pytest.raises(ServiceError, match=f"port {port}: thing needs it"),
+        pytest.raises(
+            ServiceError, match=rf"port {port}: thing needs it, but 'python.*\(process \d"
+        ),
     ):
         require_free_port(port, "thing")
     assert answers(port, "/health") is None

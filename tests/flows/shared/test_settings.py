@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import stat
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.request import getproxies_environment
 
 import pytest
 from pydantic import SecretStr, ValidationError
@@ -18,6 +21,7 @@ from flows.shared.settings import (
     job_environment,
     library_environment,
     prepare_environment,
+    short_temporary_folder,
 )
 from pipeline.errors import SettingsError
 
@@ -237,3 +241,35 @@ def test_what_is_set_wins_over_what_is_adopted_and_loses_to_what_is_given(tmp_pa
     assert child["RAY_ADDRESS"] == "given"
     assert child["PREFECT_API_URL"] == "http://new"
     assert child["DO_NOT_TRACK"] == "1"
+
+
+def test_no_proxy_stands_before_the_servers_of_this_machine(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    assert "NO_PROXY" not in child_environment(settings)
+    os.environ["https_proxy"] = "http://proxy.example:3128"
+    os.environ["NO_PROXY"] = "example.org, localhost"
+    child = child_environment(settings)
+    assert child["NO_PROXY"] == child["no_proxy"] == "example.org,localhost,127.0.0.1,::1"
+    prepare_environment(settings)
+    assert getproxies_environment()["no"] == "example.org,localhost,127.0.0.1,::1"
+
+
+def test_sockets_of_ray_fit_however_long_the_temporary_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder, used in (("/scratch/a", "/scratch/a"), ("/scratch/" + "a" * 60, "/tmp")):  # noqa: S108 -- compared
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        assert short_temporary_folder() == used
+        found = library_environment(Settings(home=tmp_path)).get("RAY_TMPDIR")
+        assert found == (None if used == folder else used)
+
+
+def test_a_user_whom_the_system_does_not_know_gets_a_home_and_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "getuid", lambda: 3_999_999)
+    for name in ("HOME", "LOGNAME", "USER"):
+        monkeypatch.delenv(name, raising=False)
+    prepare_environment(Settings(home=tmp_path))
+    assert Path.home() == tmp_path
+    assert getpass.getuser() == "uid-3999999"
