@@ -86,6 +86,8 @@ class Scratch:
                 # The kernel releases the lock in between: the file may be evicted meanwhile.
                 fcntl.flock(lock, fcntl.LOCK_SH)
             os.utime(lock)
+            _require_own(self.folder / key, is_private=True)
+            _require_own(path)
             yield path
 
     def _fill(self, item: str, folder: Path, copy: Copy, companions: Sequence[Copy]) -> None:
@@ -94,6 +96,7 @@ class Scratch:
         copies = {folder / other.name: other for other in companions} | {part: copy}
         try:
             shutil.rmtree(folder, ignore_errors=True)  # what a killed process left
+            folder.mkdir(mode=0o700)
             self._reserve(item, {path: other.size_bytes for path, other in copies.items()})
             for path, other in copies.items():
                 other.fetch(path)
@@ -153,7 +156,7 @@ class Scratch:
     def _open_lock(self, item: str, name: str) -> Iterator[int]:
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._require_own()
+            _require_own(self.folder)
             lock = os.open(self.folder / name, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             raise self._refuse(item, str(error)) from error
@@ -162,23 +165,29 @@ class Scratch:
         finally:
             os.close(lock)
 
-    def _require_own(self) -> None:
-        """Refuse a folder of another user, who could put other files in place of the copies."""
-        # A link of another user's counts too: it may lead anywhere tomorrow.
-        owners = {self.folder.lstat().st_uid, self.folder.stat().st_uid} - {0, os.getuid()}
-        if owners:
-            raise DeniedError(
-                str(self.folder),
-                f"the scratch folder belongs to another user (id {owners.pop()})",
-                "Name another scratch folder",
-            )
-
     def _refuse(self, item: str, problem: str) -> StorageError:
         return StorageError(
             item,
             f"no room in the scratch folder {self.folder} ({problem})",
             "Free space there, or name another scratch folder",
         )
+
+
+def _require_own(path: Path, *, is_private: bool = False) -> None:
+    """Refuse a folder or copy of another user, who could put other bytes in its place.
+
+    The scratch folder itself may be one that all may write to, such as a volume of a container:
+    then its copies tell whose they are.
+    """
+    # A link of another user's counts too: it may lead anywhere tomorrow.
+    found = path.stat()
+    owners = {path.lstat().st_uid, found.st_uid} - {0, os.getuid()}
+    remedy = "Delete it, or name another scratch folder"
+    if owners:
+        raise DeniedError(str(path), f"it belongs to another user (id {owners.pop()})", remedy)
+    if is_private and found.st_mode & 0o022:
+        problem = f"other users may write to it (mode {found.st_mode & 0o777:o})"
+        raise DeniedError(str(path), problem, remedy)
 
 
 def _is_held(path: Path) -> bool:

@@ -184,6 +184,7 @@ def test_the_folder_is_for_its_user_alone(tmp_path: Path) -> None:
     scratch = Scratch(tmp_path / "scratch")
     use(scratch, "a", 5)
     assert scratch.folder.stat().st_mode & 0o777 == 0o700
+    assert (scratch.folder / "a").stat().st_mode & 0o777 == 0o700
     assert DEFAULT_FOLDER.name.endswith(f"-{os.getuid()}")
 
 
@@ -195,7 +196,7 @@ def test_a_folder_of_another_user_is_refused(
     monkeypatch.setattr(os, "getuid", lambda: 4711)
     if tmp_path.stat().st_uid == 0:
         os.chown(scratch.folder, 4712, -1)
-    with pytest.raises(DeniedError, match=r"belongs to another user .* Name another"):
+    with pytest.raises(DeniedError, match=r"belongs to another user .* name another"):
         use(scratch, "a", 5)
 
 
@@ -209,3 +210,21 @@ def test_a_link_of_another_user_is_refused_and_ones_own_is_not(tmp_path: Path) -
     os.chown(tmp_path / "scratch", 4712, -1, follow_symlinks=False)
     with pytest.raises(DeniedError, match="belongs to another user"):
         use(scratch, "a", 5)
+
+
+def test_a_copy_that_another_user_has_planted_is_refused(tmp_path: Path) -> None:
+    scratch = Scratch(tmp_path)  # such as a volume that every container may write to
+    tmp_path.chmod(0o1777)
+    use(scratch, "a", 5)
+    (tmp_path / "a").chmod(0o777)
+    with pytest.raises(DeniedError, match=r"other users may write to it \(mode 777\)\. Delete it"):
+        use(scratch, "a", 5)
+    (tmp_path / "a").chmod(0o755)
+    use(scratch, "a", 5)
+    if os.getuid() != 0:
+        pytest.skip("only root can give a file to another user")
+    for path in (next((tmp_path / "a").iterdir()), tmp_path / "a"):
+        os.chown(path, 4712, -1)
+        with pytest.raises(DeniedError, match=r"a.*: it belongs to another user \(id 4712\)"):
+            use(scratch, "a", 5)
+        os.chown(path, 0, -1)
