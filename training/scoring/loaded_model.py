@@ -23,6 +23,8 @@ _NOT_OF_IMAGES: Final = frozenset(
         "lesion_threshold",
         "lesion_groups",
         "excluded_groups",
+        "ignored_groups",
+        "annotation_origin",
         "mpp_override_um",
         "mpp_fallback_um",
         "validation_fraction",
