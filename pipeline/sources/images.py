@@ -144,7 +144,7 @@ def _match_nothing(table: Table, matched: TableMatch, folder: Folder) -> SourceE
         table.url,
         f"none of its {len(table.rows)} rows gives an image of {folder.url!r}; "
         f"{table.rows[0]['path']!r}: {first}",
-        f"Give paths relative to the table's folder, or the table as `{NO_TABLE}`",
+        f"Give paths relative to the table's folder, or leave it out by `--labels {NO_TABLE}`",
     )
 
 
