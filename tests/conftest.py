@@ -20,6 +20,7 @@ import hypothesis
 import pytest
 
 from flows.shared.settings import Settings, prepare_environment
+from tests.support.skips import register_skips
 
 ROOT = Path(__file__).parents[1]
 HOME = Path(tempfile.mkdtemp(prefix="normscope-tests-"))
@@ -99,6 +100,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("server")
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Fail on skips where every test is meant to run."""
+    register_skips(config)
 
 
 def pytest_unconfigure() -> None:
