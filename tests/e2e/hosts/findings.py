@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from fnmatch import fnmatch
+from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
@@ -38,6 +39,19 @@ def compare_weights(storage_url: str, first: str, second: str) -> float:
     one, other = (_read_last(storage.join(storage_url, name)).networks for name in (first, second))
     assert one.keys() == other.keys()
     return max(float(torch.max(torch.abs(one[name] - other[name]))) for name in one)
+
+
+def digest_weights(storage_url: str, name: str) -> str:
+    """SHA-256 of a training's last weights.
+
+    Args:
+        storage_url: Storage of the training.
+        name: Name of the run.
+    """
+    networks, digest = _read_last(storage.join(storage_url, name)).networks, sha256()
+    for tensor in sorted(networks):
+        digest.update(networks[tensor].numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _read_last(run_url: str) -> Checkpoint:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
@@ -97,6 +98,23 @@ def find_missing_server() -> str | None:
     return f"the hosts' servers need {', '.join(missing)}" if missing else None
 
 
+@dataclass(frozen=True)
+class _Kept:
+    """A program that is to run as long as its host.
+
+    Args:
+        host: Host that it runs on.
+        command: Program and arguments.
+        variables: Environment variables beside the host's own.
+        process: The program as it runs now.
+    """
+
+    host: Host
+    command: tuple[str, ...]
+    variables: Mapping[str, str]
+    process: subprocess.Popen[bytes]
+
+
 @dataclass
 class Servers:
     """Starts each host's servers, again after the host was killed too.
@@ -106,6 +124,7 @@ class Servers:
     """
 
     lan: Lan
+    _kept: list[_Kept] = field(default_factory=list)
     _starters: Mapping[str, Callable[[], None]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -133,8 +152,27 @@ class Servers:
         Args:
             name: Name of the host.
         """
+        self._kept = [each for each in self._kept if each.host.name != name]
         self.lan.hosts[name].boot()
         self.start(name)
+
+    def revive(self) -> list[str]:
+        """Start programs again that have ended on a host which is up, as its supervisor does.
+
+        Returns:
+            Host and program of each.
+        """
+        ended = [each for each in self._kept if each.process.poll() is not None]
+        for each in ended:
+            self._kept.remove(each)
+            self._keep(each.host, *each.command, variables=each.variables)
+        return [f"{each.host.name}'s {Path(each.command[0]).name}" for each in ended]
+
+    def _keep(self, host: Host, *command: str, variables: Mapping[str, str] | None = None) -> None:
+        if command[0] == "ray":
+            shutil.rmtree(host.disk / "ray", ignore_errors=True)
+        process = host.start(*command, variables=variables)
+        self._kept.append(_Kept(host, command, variables or {}, process))
 
     def _start_s3(self) -> None:
         host = self.lan.hosts["s3"]
@@ -163,7 +201,8 @@ class Servers:
             host.run(*as_postgres, str(programs / "initdb"), *options, "/tmp/postgres")  # noqa: S108 -- its own disk
             password.unlink()
         settings = ("-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories=")
-        host.start(*as_postgres, str(programs / "postgres"), "-D", "/tmp/postgres", *settings)  # noqa: S108 -- its own disk
+        (data / "postmaster.pid").unlink(missing_ok=True)  # its numbers are of before the boot
+        self._keep(host, *as_postgres, str(programs / "postgres"), "-D", "/tmp/postgres", *settings)  # noqa: S108 -- its own disk
         asks = (str(programs / "pg_isready"), "-q", "-h", "127.0.0.1")
         wait_until(lambda: _succeeds(host, *asks), "PostgreSQL answers")
         if is_new:
@@ -178,7 +217,8 @@ class Servers:
     def _start_mlflow(self, host: Host) -> None:
         (host.disk / "auth.ini").write_text(_MLFLOW_USERS)
         (host.disk / "auth.ini").chmod(0o600)
-        host.start(
+        self._keep(
+            host,
             *("mlflow", "server", "--app-name=basic-auth", "--host=0.0.0.0", "--port=5000"),
             *("--workers=1", f"--allowed-hosts=control:5000,{host.address}:5000"),
             f"--backend-store-uri=postgresql://{USER}@127.0.0.1/mlflow",
@@ -194,7 +234,8 @@ class Servers:
 
     def _start_prefect(self, host: Host) -> None:
         database = f"postgresql+asyncpg://{USER}@127.0.0.1/prefect"
-        host.start(
+        self._keep(
+            host,
             *("prefect", "server", "start", "--host", "0.0.0.0", "--port", "4200"),  # noqa: S104 -- the same
             variables={
                 "PGPASSWORD": SECRETS["postgres"],
@@ -207,7 +248,7 @@ class Servers:
     def _start_worker(self) -> None:
         host = self.lan.hosts["worker"]
         worker = ("prefect", "worker", "start", "--pool", "local", "--type", "process")
-        host.start(*worker, variables={**_WORKER, **_QUIET})
+        self._keep(host, *worker, variables={**_WORKER, **_QUIET})
 
     def _start_ray_head(self) -> None:
         host = self.lan.hosts["ray-head"]
@@ -218,17 +259,17 @@ class Servers:
         self._start_ray(self.lan.hosts[name], "--address=ray-head:6379", "--num-cpus=1")
 
     def _start_ray(self, host: Host, *role: str) -> None:
-        shutil.rmtree(host.disk / "ray", ignore_errors=True)
         common = (f"--node-ip-address={host.address}", "--object-store-memory=200000000")
         variables = {**S3_CLIENT, **_MLFLOW_CLIENT, **_RAY}
         command = ("ray", "start", "--block", "--disable-usage-stats", *role, *common)
-        host.start(*command, variables=variables)
+        self._keep(host, *command, variables=variables)
 
     def _start_dask(self) -> None:
         host = self.lan.hosts["dask"]
-        host.start("dask", "scheduler", f"--host={host.address}", "--port=8786", "--no-dashboard")
+        scheduler = ("dask", "scheduler", f"--host={host.address}", "--port=8786")
+        self._keep(host, *scheduler, "--no-dashboard")
         workers = ("--nworkers=2", "--nthreads=1", "--memory-limit=2GiB", "--no-dashboard")
-        host.start("dask", "worker", "dask:8786", *workers, variables=S3_CLIENT)
+        self._keep(host, "dask", "worker", "dask:8786", *workers, variables=S3_CLIENT)
 
     def run_command(self, *command: str, limit_s: float = 300) -> str:
         """Run a command on the host of Prefect's worker, with the worker's environment.
