@@ -232,6 +232,35 @@ def prove_disjoint(
     )
 
 
+def join_groups(ties: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Join groups that share something, such as a study or the bytes of a file.
+
+    Args:
+        ties: Pairs of a group and the name of something that it has; an empty name ties nothing.
+
+    Returns:
+        Each group -> the first, by name, of all groups that it is tied to, itself among them.
+
+    Examples:
+        >>> join_groups([("p1", "s1"), ("p2", "s1"), ("p2", "s2"), ("p3", "s3"), ("p4", "")])
+        {'p1': 'p1', 'p2': 'p1', 'p3': 'p3', 'p4': 'p4'}
+    """
+    parent: dict[str, str] = {}
+
+    def find(group: str) -> str:
+        while parent[group] != group:
+            parent[group] = group = parent[parent[group]]
+        return group
+
+    holder: dict[str, str] = {}  # name of a thing -> a group that has it
+    for group, thing in ties:
+        parent.setdefault(group, group)
+        if thing:
+            pair = {find(group), find(holder.setdefault(thing, group))}
+            parent[max(pair)] = min(pair)
+    return {group: find(group) for group in parent}
+
+
 def _official_split_of_each(groups: Sequence[str], named: Sequence[str]) -> dict[str, str]:
     """The official split of each group that has one."""
     unknown = sorted(set(named) - {"", *SPLITS})
@@ -246,19 +275,7 @@ def _official_split_of_each(groups: Sequence[str], named: Sequence[str]) -> dict
 
 def _join_copies(slides: Sequence[SlideFacts]) -> dict[str, str]:
     """Map each group to the first, by name, of all groups that copies of slides tie it to."""
-    parent = {slide.group_id: slide.group_id for slide in slides}
-
-    def find(group: str) -> str:
-        while parent[group] != group:
-            parent[group] = group = parent[parent[group]]
-        return group
-
-    holder: dict[str, str] = {}  # digest -> a group that has it
-    for slide in slides:
-        if slide.digest:
-            pair = {find(slide.group_id), find(holder.setdefault(slide.digest, slide.group_id))}
-            parent[max(pair)] = min(pair)
-    return {group: find(group) for group in parent}
+    return join_groups([(slide.group_id, slide.digest) for slide in slides])
 
 
 def _rank(split: str) -> int:

@@ -12,8 +12,6 @@ from datetime import date
 from typing import Final, Literal, TypeAlias
 
 from pydicom.dataset import Dataset
-from pydicom.sr.codedict import codes
-from pydicom.sr.coding import Code
 from pydicom.tag import Tag
 from pydicom.uid import (
     UID,
@@ -30,12 +28,22 @@ BurnedInText: TypeAlias = Literal["stated", "possible", "denied"]
 OLDEST_YEARS: Final = 90
 # Projections by PS3.3 C.8.1.1.3 (View Position), and `LAT`, which is common.
 _VIEWS: Final = frozenset({"AP", "PA", "LL", "RL", "RLD", "LLD", "RLO", "LLO", "LAT"})
-_VIEW_CODES: Final[tuple[tuple[Code, str], ...]] = (
-    (codes.cid4010.AnteroPosterior, "AP"),
-    (codes.cid4010.PosteroAnterior, "PA"),
-    (codes.cid4010.LeftLateral, "LL"),
-    (codes.cid4010.RightLateral, "RL"),
-)
+# Codes of CID 4010 (PS3.16), today's and those from before SNOMED CT.
+_VIEW_CODES: Final[Mapping[str, str]] = {
+    "399348003": "AP",
+    "R-10206": "AP",
+    "272479007": "PA",
+    "R-10214": "PA",
+    "R-40888": "PA",  # what the tables of SNOMED map the former to
+    "399173006": "LL",
+    "R-10236": "LL",
+    "399198007": "RL",
+    "R-10232": "RL",
+    "399067008": "LAT",
+    "R-102CD": "LAT",
+}
+# Names of one scheme after another; the last three are the same one (PS3.16, 8.1).
+_VIEW_SCHEMES: Final = frozenset({"SCT", "SRT", "SNM3", "99SDM"})
 _RADIOGRAPHS: Final = frozenset(
     {ComputedRadiographyImageStorage, DigitalXRayImageStorageForPresentation}
 )
@@ -45,6 +53,9 @@ SECONDARY_CAPTURES: Final = frozenset(
         MultiFrameGrayscaleByteSecondaryCaptureImageStorage,
         MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
     }
+)
+COLOURS: Final = frozenset(
+    {"RGB", "PALETTE COLOR", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT"}
 )
 _CAPTURED_MODALITIES: Final = frozenset({"", "CR", "DX", "RG", "OT"})
 _MODALITIES: Final = frozenset(
@@ -60,6 +71,7 @@ HEADER_TAGS: Final = [
         "SOPInstanceUID",
         "StudyInstanceUID",
         "PatientID",
+        "IssuerOfPatientID",
         "PatientAge",
         "PatientBirthDate",
         "PatientSex",
@@ -93,12 +105,38 @@ def name_other_kind(header: Dataset) -> str:
         return ""
     if sop_class in SECONDARY_CAPTURES:
         if modality in _CAPTURED_MODALITIES:
-            return ""
+            return "a capture in colour" if _is_single_in_colour(header) else ""
         return f"a capture of modality {modality if modality in _MODALITIES else 'unknown'}"
     if sop_class == DigitalXRayImageStorageForProcessing:
         return "raw detector values, not for presentation"
     # A UID that the standard does not know is not quoted: anything may stand there.
     return "unknown SOP class" if sop_class.name == str(sop_class) else sop_class.name
+
+
+def _is_single_in_colour(header: Dataset) -> bool:
+    """Whether it is one frame in colour: a dose report or a drawing, and no radiograph."""
+    photometric = str(header.get("PhotometricInterpretation") or "").strip().upper()
+    return photometric in COLOURS and int(header.get("NumberOfFrames") or 1) == 1
+
+
+def read_patient_id(header: Dataset) -> tuple[str, bytes]:
+    """Read the patient's number as text and as it stands in the file; a number may be a name.
+
+    The character set that a header names may not be that of its bytes. So of one patient either
+    the texts are equal or the bytes.
+
+    Returns:
+        The text, whatever the bytes can be read as; and the bytes without padding. Both are empty
+        where there is none.
+    """
+    element = header.get_item("PatientID")
+    raw = element.value if element is not None else b""
+    text = str(header.get("PatientID") or "").strip(" \0")
+    if not isinstance(raw, bytes):
+        return text, text.encode("utf-8", "surrogateescape")
+    raw = raw.strip(b" \0")
+    # A text with replacement characters is that of many numbers.
+    return (raw.hex() if "\ufffd" in text else text), raw
 
 
 def read_view(header: Dataset) -> str:
@@ -108,10 +146,12 @@ def read_view(header: Dataset) -> str:
         return word
     with suppress(Exception):  # foreign bytes: a damaged sequence leaves the view unknown
         for item in header.get("ViewCodeSequence") or ():
-            given = Code(str(item.get("CodeValue")), str(item.get("CodingSchemeDesignator")), "")
-            for code, view in _VIEW_CODES:
-                if given == code:
-                    return view
+            scheme, code = (
+                str(item.get(keyword) or "").strip().upper()
+                for keyword in ("CodingSchemeDesignator", "CodeValue")
+            )
+            if scheme in _VIEW_SCHEMES and code in _VIEW_CODES:
+                return _VIEW_CODES[code]
     return ""
 
 

@@ -18,6 +18,7 @@ from pydicom.uid import UID
 
 from pipeline.dicom.codecs import check_codestream, find_decoder
 from pipeline.dicom.grey import StoredForm, make_grey_table
+from pipeline.dicom.header import COLOURS
 from pipeline.dicom.masks import Mask, draw_shutter, read_padding
 from pipeline.dicom.parse import parse_dicom, refusing
 from pipeline.dicom.voi import Voi
@@ -27,9 +28,6 @@ from pipeline.records import MAX_PIXELS, MIN_SIDE_PX
 Stored: TypeAlias = NDArray[np.integer[Any]]
 _REMEDY: Final = "Export it again, or leave it out"
 _GREY: Final = frozenset({"MONOCHROME1", "MONOCHROME2"})
-_COLOUR: Final = frozenset(
-    {"RGB", "PALETTE COLOR", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT"}
-)
 _ORIENTATION: Final = re.compile(r"[APRLHF]{1,3}")
 
 
@@ -194,8 +192,8 @@ def _check_grey(dataset: Dataset, name: str) -> str:
         raise SourceError(name, f"holds {frames} frames", "Give one file a frame")
     photometric = str(dataset.get("PhotometricInterpretation") or "").strip().upper()
     samples = _read_number(dataset, "SamplesPerPixel", name, 1)
-    if photometric in _COLOUR or samples != 1:
-        called = photometric if photometric in _COLOUR else f"{samples} samples a pixel"
+    if photometric in COLOURS or samples != 1:
+        called = photometric if photometric in COLOURS else f"{samples} samples a pixel"
         raise SourceError(
             name, f"a colour image ({called}), no radiograph", "Leave it out, or export it as grey"
         )

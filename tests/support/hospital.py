@@ -36,7 +36,7 @@ def make_film(number: int) -> Dataset:
         paint(number).astype(np.uint16) * 16,
         bits_stored=12,
         SOPInstanceUID=f"{STUDY_UID}.{number}",
-        StudyInstanceUID=STUDY_UID,
+        StudyInstanceUID=f"{STUDY_UID}.{number}.1",
         PatientName=NAME,
         PatientID=f"{NUMBER}-{number}",
         PatientBirthDate=BORN,

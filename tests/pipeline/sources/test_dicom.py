@@ -39,7 +39,7 @@ REAL_STATES = {
     "RG2_JPLY.dcm": None,  # fails when it is read
     "RG2_JPLY_fixed.dcm": None,
     "RG3_J2KI.dcm": None,
-    "SC_rgb_jpeg_dcmtk.dcm": "failed: a colour image (YBR_FULL)",
+    "SC_rgb_jpeg_dcmtk.dcm": "skipped: no radiograph: a capture in colour",
     "SC_rgb_rle_16bit_2frame.dcm": "failed: holds 2 frames",
     "SM_small_wsi.dcm": "skipped: no radiograph: VL Whole Slide Microscopy Image Storage",
     "image_dfl.dcm": None,
@@ -157,7 +157,23 @@ def test_odd_values_become_unknown(
 
 @pytest.mark.parametrize(
     ("value", "scheme", "expected"),
-    [("272479007", "SCT", "PA"), ("R-10206", "SRT", "AP"), (NAME, "99LOCAL", "")],
+    [
+        ("272479007", "SCT", "PA"),
+        ("399348003", "SCT", "AP"),
+        ("399173006", "SCT", "LL"),
+        ("399067008", "SCT", "LAT"),
+        ("R-10206", "SRT", "AP"),
+        ("R-10214", "SRT", "PA"),
+        ("R-40888", "SRT", "PA"),
+        ("R-10206", "SNM3", "AP"),
+        ("r-10214 ", "99SDM", "PA"),
+        ("R-10236", "SNM3", "LL"),
+        ("R-10232", "99SDM", "RL"),
+        ("R-102CD", "SRT", "LAT"),
+        ("R-10214", "99LOCAL", ""),
+        ("R-10999", "SRT", ""),
+        (NAME, "99LOCAL", ""),
+    ],
 )
 def test_a_coded_view_is_understood(tmp_path: Path, value: str, scheme: str, expected: str) -> None:
     code = Dataset()

@@ -7,6 +7,7 @@ import subprocess
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -47,10 +48,11 @@ def make_dicom(
     dataset.file_meta = meta
     bits_allocated = stored.dtype.itemsize * 8
     bits = bits_stored or bits_allocated
+    patient = str(attributes.get("PatientID", "P1"))  # each has a study of its own
     values: dict[str, Any] = {
         "SOPClassUID": ComputedRadiographyImageStorage,
         "SOPInstanceUID": "1.2.3.4.5",
-        "StudyInstanceUID": "1.2.3.4",
+        "StudyInstanceUID": "1.2.3.4" if patient == "P1" else f"1.2.3.4.{crc32(patient.encode())}",
         "Modality": "CR",
         "PatientID": "P1",
         "SamplesPerPixel": 1,
