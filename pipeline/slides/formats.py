@@ -18,6 +18,7 @@ from typing import Final, TypeVar
 
 from pipeline.dicom.parse import DicomSeries, parse_series
 from pipeline.errors import NormscopeError, SourceError
+from pipeline.io.junk import is_junk
 from pipeline.io.storage import name_of, read_bytes, read_range
 from pipeline.records import Slide
 
@@ -63,7 +64,9 @@ def find_companions(path: Path) -> tuple[Path, ...]:
     folder = folder_of_companions(path)
     if folder is None or not folder.is_dir():
         return ()
-    found = [file for file in sorted(folder.iterdir()) if file.is_file() and belongs_to(file, path)]
+    beside = [file for file in sorted(folder.iterdir()) if file.is_file()]
+    beside = [file for file in beside if not is_junk(PurePosixPath(file.name))]
+    found = [file for file in beside if belongs_to(file, path)]
     if is_dicom_part(path) and found:
         own, *others = read_series([str(file) for file in (path, *found)]).values()
         found = [file for file, its in zip(found, others, strict=True) if _may_share(own, its)]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Final, NamedTuple
 
 from pipeline.errors import NormscopeError
+from pipeline.io.junk import is_junk
 from pipeline.io.storage import (
     ObjectInfo,
     decode_file_url,
@@ -27,6 +28,7 @@ from pipeline.slides.formats import (
     is_dicom_part,
     read_series,
 )
+from pipeline.sources.junk import count_unread
 from pipeline.sources.listing import list_source
 
 # What OpenSlide reads, https://openslide.org/formats/, and further suffixes of TIFF. Many pictures
@@ -36,7 +38,11 @@ SLIDE_SUFFIXES: Final = frozenset(
     | {".btf", ".tf8", ".qptiff"}
     | HAMAMATSU_SUFFIXES
 )
-_APPLE_DOUBLE: Final = "._"  # macOS writes such a file beside each on foreign disks
+_OME: Final = ".ome"  # `.ome.tif` is one suffix of two parts
+_MASK_REASON: Final = (
+    "taken for masks by their names (`_mask`, or a folder `masks`) and not read; name those of "
+    "tissue in the column `mask` of a sample sheet"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +63,11 @@ class ListedFile:
     stem: str
     companions: tuple[ObjectInfo, ...] = ()
     series: str = ""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names that tables and annotations may call the slide by: with, or without its suffix."""
+        return tuple(dict.fromkeys((self.stem, self.place.name, strip_ome(self.stem))))
 
     @property
     def place(self) -> PurePosixPath:
@@ -89,6 +100,17 @@ class ListedFile:
     def companion_urls(self) -> tuple[str, ...]:
         """URLs of the slide's other files."""
         return tuple(info.url for info in self.companions)
+
+
+def strip_suffix(name: str) -> str:
+    """Strip the suffix of a slide from a name, all of `.ome.tif`; another suffix stays."""
+    path = PurePosixPath(name)
+    return strip_ome(path.stem) if path.suffix.lower() in SLIDE_SUFFIXES else name
+
+
+def strip_ome(stem: str) -> str:
+    """Strip what is left of `.ome.tif` once the last suffix is gone."""
+    return stem[: -len(_OME)] if stem.lower().endswith(_OME) else stem
 
 
 class SlideFiles(NamedTuple):
@@ -125,7 +147,7 @@ def list_files(url: str) -> SlideFiles:
     slide = _name(replace(infos[0], url=plain), root)
     folder = folder_of_companions(slide.path)
     beside = list_objects(join(root, *folder.parts)) if folder is not None else []
-    named = [_name(info, root) for info in beside]
+    named = drop_junk([_name(info, root) for info in beside])
     if is_dicom_part(slide.path):
         parts = [file for file in named if file.path.parent == slide.path.parent]
         slide = _find_own_series(slide, [file for file in parts if _is_slide(file)])
@@ -140,9 +162,15 @@ def _name(info: ObjectInfo, root: str) -> ListedFile:
     return ListedFile(info, path, folder if is_dicom_part(path) else path.stem)
 
 
+def drop_junk(files: Iterable[ListedFile]) -> list[ListedFile]:
+    """Drop the files that are systems' own; see `pipeline.io.junk`."""
+    return [file for file in files if not is_junk(file.path)]
+
+
 def _find_slides(files: list[ListedFile]) -> SlideFiles:
-    by_folder = _group_by_folder(files)
-    found = [file for file in files if _is_slide(file)]
+    kept = drop_junk(files)
+    by_folder = _group_by_folder(kept)
+    found = [file for file in kept if _is_slide(file)]
     slides = [_complete(file, by_folder) for file in found if not is_dicom_part(file.path)]
     rejected: list[ManifestEntry] = []
     parts = _group_by_folder([file for file in found if is_dicom_part(file.path)])
@@ -221,8 +249,27 @@ def _complete(
 
 
 def _is_slide(file: ListedFile) -> bool:
+    return file.path.suffix.lower() in SLIDE_SUFFIXES and not _is_mask(file)
+
+
+def _is_mask(file: ListedFile) -> bool:
     # The official masks are slide files too: `tumor_001_mask.tif`.
-    if file.path.name.startswith(_APPLE_DOUBLE):
-        return False
-    is_mask = file.stem.lower().endswith("_mask") or "masks" in file.path.parts[:-1]
-    return file.path.suffix.lower() in SLIDE_SUFFIXES and not is_mask
+    folders = map(str.lower, file.path.parts[:-1])
+    return strip_ome(file.path.stem).lower().endswith("_mask") or "masks" in folders
+
+
+def list_unread(files: Iterable[ListedFile], read: Collection[str]) -> tuple[ManifestEntry, ...]:
+    """Count the files that nobody reads, in an entry of the manifest for each suffix.
+
+    DICOM files that belong to no slide are not among them, as `list_files` speaks of them.
+
+    Args:
+        files: All files, of which junk does not count.
+        read: URLs of those that are read: slides, annotations, masks and tables.
+    """
+    known = {plain_url(url) for url in read}
+    no_slides = [file for file in drop_junk(files) if not _is_slide(file)]
+    unread = [file for file in no_slides if plain_url(file.info.url) not in known]
+    masks = [file.info.url for file in unread if _is_mask(file)]
+    others = [file.info.url for file in unread if not _is_mask(file)]
+    return (*count_unread(masks, _MASK_REASON), *count_unread(others))

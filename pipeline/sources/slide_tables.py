@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posixpath
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import takewhile
@@ -12,11 +12,12 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from pipeline.errors import SettingsError, SourceError
+from pipeline.io.names import fold_name
 from pipeline.io.storage import exists, join, plain_url
 from pipeline.slides.formats import is_dicom_part
 from pipeline.sources.listing import parent_of
 from pipeline.sources.sheet import NONE, SheetRow
-from pipeline.sources.slide_files import SLIDE_SUFFIXES, ListedFile
+from pipeline.sources.slide_files import SLIDE_SUFFIXES, ListedFile, strip_suffix
 
 _LOOK_UPS_AT_ONCE: Final = 16  # of files on a server, which answers each in some milliseconds
 
@@ -81,7 +82,8 @@ def match_rows(rows: Iterable[SheetRow], slides: Sequence[ListedFile], root: str
     A row gives an absolute path, a URL, or a path below the folder of its table or else below the
     source. Where no slide has that path to the letter, the row belongs to the only slide whose
     path ends in it or, of several, to the one directly in the source's folder; the suffix may then
-    be missing or different, unless it tells two slides apart. A backslash may stand for a slash.
+    be missing or different, and upper and lower case and Unicode's forms may differ, unless that
+    tells two slides apart. A backslash may stand for a slash.
 
     Args:
         rows: Rows of a table.
@@ -92,7 +94,7 @@ def match_rows(rows: Iterable[SheetRow], slides: Sequence[ListedFile], root: str
         The rows of each slide; a slide is ambiguous if a row fits it and another slide.
     """
     by_place = {str(slide.absolute_place): slide for slide in slides}
-    by_stem = _group_by_stem(slides)
+    by_name = _group_by_name(slides)
     matched: dict[PurePosixPath, list[SheetRow]] = defaultdict(list)
     ambiguous: dict[PurePosixPath, str] = {}
     unmatched = []
@@ -100,7 +102,7 @@ def match_rows(rows: Iterable[SheetRow], slides: Sequence[ListedFile], root: str
         places = _spell(row.path, row.table_url, root)
         found: Sequence[ListedFile] = [by_place[at] for at in places if at in by_place][:1]
         for path in _vary(row.path):
-            found = found or _find_named(PurePosixPath(path), by_stem)
+            found = found or _find_named(PurePosixPath(path), by_name)
         if len(found) > 1:
             remedy = "Give its path below the source"
             reason = _describe_ambiguity(row.table_url, f"row {row.path!r}", found, remedy)
@@ -160,13 +162,17 @@ def find_named_files(
         slides, or None where there is none.
     """
     listed = {_normalise(plain_url(file.info.url)): file.info.url for file in files}
+    alike: dict[str, list[str]] = defaultdict(list)
+    for place, url in listed.items():
+        alike[fold_name(place)].append(url)
     cells = {(row.table_url, cell) for row in rows for cell in (row.mask, row.annotation)}
     wanted = sorted(pair for pair in cells if pair[1] not in {"", NONE})
 
     def find(pair: tuple[str, str]) -> str | None:
         spelt = _spell_urls(pair[1], pair[0], root)
         known = (listed[url] for url in spelt if url in listed)
-        return next(known, None) or next(filter(exists, spelt), None)
+        single = (alike[key][0] for key in map(fold_name, spelt) if len(alike.get(key, ())) == 1)
+        return next(known, None) or next(filter(exists, spelt), None) or next(single, None)
 
     with ThreadPoolExecutor(_LOOK_UPS_AT_ONCE) as pool:
         return dict(zip(wanted, pool.map(find, wanted), strict=True))
@@ -177,6 +183,9 @@ def match_annotations(
 ) -> AnnotationMatches:
     """Find the slide of each annotation: the one of its name that is the fewest folders away.
 
+    An annotation is called as its slide with or without the slide's suffix; of several that are
+    as near the one that it is called by to the letter.
+
     Args:
         annotations: Files of annotations.
         slides: Every slide of the source.
@@ -185,12 +194,12 @@ def match_annotations(
         URLs of annotations. Slides at the same distance from one annotation are ambiguous, and
         so is a slide with two annotations.
     """
-    by_stem = _group_by_stem(slides)
+    by_name = _group_by_name(slides)
     urls: dict[PurePosixPath, list[str]] = defaultdict(list)
     ambiguous: dict[PurePosixPath, str] = {}
     unmatched = []
     for file in annotations:
-        nearest = _find_nearest(file, by_stem.get(file.stem, ()))
+        nearest = _find_nearest(file, _find_called(file.stem, by_name))
         if len(nearest) > 1:
             remedy = "Put each annotation into the folder of its slide"
             reason = _describe_ambiguity(file.info.url, "it", nearest, remedy)
@@ -207,33 +216,54 @@ def match_annotations(
     return AnnotationMatches(firsts, ambiguous, tuple(sorted(unmatched)))
 
 
-def _group_by_stem(slides: Iterable[ListedFile]) -> Mapping[str, list[ListedFile]]:
+def _group_by_name(slides: Iterable[ListedFile]) -> Mapping[str, list[ListedFile]]:
     groups: dict[str, list[ListedFile]] = defaultdict(list)
     for slide in slides:
-        groups[slide.stem].append(slide)
+        for name in dict.fromkeys(map(fold_name, slide.names)):
+            groups[name].append(slide)
     return groups
 
 
+def _find_called(name: str, by_name: Mapping[str, Sequence[ListedFile]]) -> Sequence[ListedFile]:
+    """Find the slides of a name, or else those of that name with another suffix."""
+    return by_name.get(fold_name(name)) or by_name.get(fold_name(strip_suffix(name)), ())
+
+
 def _find_named(
-    named: PurePosixPath, by_stem: Mapping[str, Sequence[ListedFile]]
+    named: PurePosixPath, by_name: Mapping[str, Sequence[ListedFile]]
 ) -> Sequence[ListedFile]:
-    stem = named.stem if named.suffix.lower() in SLIDE_SUFFIXES else named.name
     folders = [part for part in named.parent.parts if part != "/"]
-    found = [slide for slide in by_stem.get(stem, ()) if _lies_in(slide, folders)]
-    # An exact match goes before one that differs in the suffix or in leading folders.
-    found = [slide for slide in found if slide.place.name == named.name] or found
+    called = by_name.get(fold_name(strip_suffix(named.name)), ())
+    found = [slide for slide in called if _lies_in(slide, folders, str)]
+    found = found or [slide for slide in called if _lies_in(slide, folders, fold_name)]
+    # An exact match goes before one that differs in the suffix, in letters or leading folders.
+    found = _prefer_called(named.name, found)
     return [slide for slide in found if slide.place.parent == named.parent] or found
 
 
-def _lies_in(slide: ListedFile, folders: Sequence[str]) -> bool:
+def _lies_in(slide: ListedFile, folders: Sequence[str], fold: Callable[[str], str]) -> bool:
     around = slide.absolute_place.parent.parts
-    return list(around[max(0, len(around) - len(folders)) :]) == folders
+    nearest = around[max(0, len(around) - len(folders)) :]
+    return [*map(fold, nearest)] == [*map(fold, folders)]
+
+
+def _prefer_called(name: str, slides: Sequence[ListedFile]) -> list[ListedFile]:
+    """Choose the slides whose own names are the likest to a name: to the letter, then folded."""
+    found = list(slides)
+    stem = (
+        PurePosixPath(name).stem if PurePosixPath(name).suffix.lower() in SLIDE_SUFFIXES else name
+    )
+    for fold in (str, fold_name):
+        found = [slide for slide in found if fold(slide.place.name) == fold(name)] or found
+        found = [slide for slide in found if fold(slide.stem) == fold(stem)] or found
+    return found
 
 
 def _find_nearest(file: ListedFile, slides: Sequence[ListedFile]) -> list[ListedFile]:
     steps = [_count_steps(file.path.parent, slide.place.parent) for slide in slides]
     fewest = min(steps, default=0)
-    return [slide for slide, count in zip(slides, steps, strict=True) if count == fewest]
+    nearest = [slide for slide, count in zip(slides, steps, strict=True) if count == fewest]
+    return _prefer_called(file.stem, nearest)
 
 
 def _count_steps(folder: PurePosixPath, other: PurePosixPath) -> int:

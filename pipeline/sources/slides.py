@@ -8,7 +8,7 @@ gives it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Final
@@ -27,7 +27,13 @@ from pipeline.sources.camelyon16 import (
 )
 from pipeline.sources.listing import shorten
 from pipeline.sources.sheet import NONE, SheetRow, merge_rows, read_labels, read_mpp, read_sheet
-from pipeline.sources.slide_files import SLIDE_SUFFIXES, ListedFile, list_files
+from pipeline.sources.slide_files import (
+    SLIDE_SUFFIXES,
+    ListedFile,
+    drop_junk,
+    list_files,
+    list_unread,
+)
 from pipeline.sources.slide_tables import (
     AnnotationMatches,
     RowMatches,
@@ -42,6 +48,7 @@ from pipeline.splits import prove_disjoint
 
 logger = logging.getLogger(__name__)
 
+_SEEN: Final = 3  # of what is there in place of slides, for the error
 _ANNOTATION_SUFFIXES: Final = frozenset({".xml", ".geojson"})
 
 
@@ -108,12 +115,10 @@ def list_slides(
     candidates = add_named(listed, files, given["sheet"], root)
     found = [file for file in candidates if file.info.url not in taken]
     if not found:
-        suffixes = ", ".join(sorted(SLIDE_SUFFIXES))
-        seen = "; ".join(["", *(entry.reason for entry in others[:1])])
-        problem = f"no slide among {len(files)} files{seen}"
-        raise SourceError(url, problem, f"Slides end in {suffixes}")
-    beside = [file for file in files if _is_annotation(file) and file.info.url not in taken]
-    reference = [file.info.url for file in files if file.path.name == REFERENCE_NAME]
+        raise _refuse(url, files, others)
+    own = drop_junk(files)
+    beside = [file for file in own if _is_annotation(file) and file.info.url not in taken]
+    reference = [file.info.url for file in own if file.path.name == REFERENCE_NAME]
     official = [row for table in reference if not labels for row in read_labels(table)]
     tables = _Tables(
         users={kind: match_rows(rows, found, root) for kind, rows in given.items()},
@@ -122,6 +127,8 @@ def list_slides(
         annotations=match_annotations(beside, found),
         errata=known,
     )
+    read = {*taken, *reference, *(file.info.url for file in beside), *_list_urls(found)}
+    read |= {table for table in (sheet, labels, errata, mpp_table) if table}
     _require_fit(tables.users["sheet"], url)
     outcomes = [_describe(file, tables) for file in found]
     slides = [outcome for outcome in outcomes if isinstance(outcome, Slide)]
@@ -131,9 +138,22 @@ def list_slides(
     return SlideListing(
         source=_name_source(url, found),
         slides=tuple(sorted(slides, key=lambda slide: slide.slide_id)),
-        rejected=(*rejected, *others, *_list_unmatched(tables)),
+        rejected=(*rejected, *others, *_list_unmatched(tables), *list_unread(files, read)),
         notes=_take_notes(slides, tables, sheet) if sheet else (),
     )
+
+
+def _refuse(url: str, files: Sequence[ListedFile], others: Sequence[ManifestEntry]) -> SourceError:
+    """Make the error for a source without a slide, which says what is there in place of one."""
+    seen = [entry.reason for entry in (*others, *list_unread(files, ()))][:_SEEN]
+    problem = "; ".join([f"no slide among {len(files)} files", *seen])
+    return SourceError(url, problem, f"Slides end in {', '.join(sorted(SLIDE_SUFFIXES))}")
+
+
+def _list_urls(slides: Iterable[ListedFile]) -> Iterator[str]:
+    for slide in slides:
+        yield slide.info.url
+        yield from slide.companion_urls
 
 
 def _find_root(files: Sequence[ListedFile]) -> str:
@@ -145,7 +165,10 @@ def _find_root(files: Sequence[ListedFile]) -> str:
 def _name_source(url: str, found: Sequence[ListedFile]) -> str:
     if any(parse_name(file.stem) for file in found):
         return "camelyon16"
-    return PurePosixPath(name_of(url)).stem or "slides"
+    name = name_of(plain_url(url))
+    is_file = [plain_url(file.info.url) for file in found] == [plain_url(url)]
+    # What follows a dot in a folder's name is part of it.
+    return (PurePosixPath(name).stem if is_file else name) or "slides"
 
 
 def _is_annotation(file: ListedFile) -> bool:

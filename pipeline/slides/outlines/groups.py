@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
-from unicodedata import normalize
 
+from pipeline.io.names import fold_name
 from pipeline.slides.outlines.annotation import Annotation
 
 Role: TypeAlias = Literal["lesion", "excluded", "ignored", "other"]
@@ -25,7 +25,7 @@ def fold_group(name: str) -> str:
         >>> fold_group(" Tumor  edge")
         'tumor edge'
     """
-    return normalize("NFC", " ".join(normalize("NFD", name).casefold().split()))
+    return " ".join(fold_name(name).split())
 
 
 @dataclass(frozen=True, slots=True)
