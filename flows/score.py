@@ -13,6 +13,7 @@ import flows.shared.environment  # noqa: F401 -- sets variables, before the rest
 from flows.shared.driver import drive
 from flows.shared.engine import open_engine, open_key
 from flows.shared.events import alert_of_drift, report_ranking
+from flows.shared.late import cancel_late_runs
 from flows.shared.limits import limited
 from flows.shared.progress import progress
 from flows.shared.reports import publish
@@ -80,6 +81,7 @@ def score(
             `ledgers/` in NORMSCOPE_STATE by default.
     """
     settings, period = load_settings(), ModifiedRange.of(since, until)
+    cancel_late_runs()
     ledgers = settings.place("ledgers", ledgers)
     source, output = make_absolute(source), make_absolute(output)  # workers stand elsewhere
     champion = load_champion(model_name)

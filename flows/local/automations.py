@@ -35,6 +35,9 @@ BLOCK: Final = "normscope-notify"
 SILENCE: Final = timedelta(minutes=10)
 """Time without a sign of life after which a run is lost: three of Prefect's usual heartbeats."""
 
+PATIENCE: Final = timedelta(minutes=30)
+"""Time for a run to begin: a cluster may have to pull an image for it."""
+
 _STARTS: Final = ["1", "2", "3"]
 _OURS: Final = {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{TAG}"}
 _RUN: Final = "{{ flow_run.name }} of {{ flow.name }}: {{ event.resource['prefect.state-name'] }}"
@@ -68,11 +71,15 @@ def ship_automations(settings: Settings) -> tuple[str, ...]:
     return tuple(automation.name for automation in wanted)
 
 
-def make_repairs(silence: timedelta = SILENCE) -> list[AutomationCore]:
+def make_repairs(
+    silence: timedelta = SILENCE, patience: timedelta = PATIENCE
+) -> list[AutomationCore]:
     """Make the automations that mark lost runs as crashed, and run crashed ones again.
 
     Args:
         silence: Time without a sign of life after which a run is lost; at least 10 s.
+        patience: Time after which a run that was handed to a worker and has not begun is handed
+            out again; at least 10 s.
     """
     # From the change of state on, as a run may be killed before its first heartbeat.
     began, alive = "prefect.flow-run.Running", "prefect.flow-run.heartbeat"
@@ -94,6 +101,20 @@ def make_repairs(silence: timedelta = SILENCE) -> list[AutomationCore]:
         match={"prefect.resource.id": "prefect.flow-run.*", "prefect.run-count": _STARTS},
         match_related=_OURS,
     )
+    # Its worker has died between taking the run and starting it; the run holds a slot meanwhile.
+    pending = EventTrigger(
+        after={"prefect.flow-run.Pending"},
+        expect={began, "prefect.flow-run.Scheduled", *(f"prefect.flow-run.{s}" for s in ends)},
+        match={"prefect.resource.id": "prefect.flow-run.*"},
+        match_related=_OURS,
+        for_each={"prefect.resource.id"},
+        posture=Posture.Proactive,
+        threshold=1,
+        within=patience,
+    )
+    restart = ChangeFlowRunState(
+        state=StateType.SCHEDULED, name="AwaitingRetry", message="No worker has begun it"
+    )
     crash = ChangeFlowRunState(state=StateType.CRASHED, message="It gave no sign of life any more")
     again = ChangeFlowRunState(
         state=StateType.SCHEDULED, name="AwaitingRetry", message="It crashed and runs again"
@@ -101,6 +122,7 @@ def make_repairs(silence: timedelta = SILENCE) -> list[AutomationCore]:
     return [
         _automation("mark runs that are lost as crashed", lost, crash),
         _automation("run crashed runs again, three times at most", crashed, again),
+        _automation("hand out runs again that no worker begins", pending, restart),
     ]
 
 

@@ -6,7 +6,8 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from datetime import timedelta
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,13 @@ import psutil
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.context import FlowRunContext
 from prefect.events import emit_event
 from prefect.events.schemas.automations import Automation
-from prefect.states import Failed
+from prefect.exceptions import ObjectAlreadyExists
+from prefect.states import Failed, Pending, Scheduled
 from prefect.types.entrypoint import EntrypointType
 from pydantic import SecretStr
 
@@ -27,6 +31,7 @@ from flows.local import processes, services
 from flows.local.automations import PREFIX, TAG, make_repairs, ship_automations
 from flows.local.services import POOL
 from flows.shared.events import DRIFTED, HELD
+from flows.shared.late import cancel_late_runs
 from flows.shared.settings import Settings
 from tests.support.lost import linger
 from tests.support.notified import Mailbox, listening
@@ -59,7 +64,7 @@ def test_automations_are_made_once_set_right_and_taken_away(mailbox: Mailbox) ->
     names = ship_automations(notifying)
     first = {each.name: each for each in read_ours()}
     assert sorted(first) == sorted(names)
-    assert len(names) == 5
+    assert len(names) == 6
 
     altered, disabled = first[names[0]], first[names[1]]
     with get_client(sync_client=True) as client:
@@ -74,11 +79,13 @@ def test_automations_are_made_once_set_right_and_taken_away(mailbox: Mailbox) ->
     assert second[names[0]] == altered
     assert not second[names[1]].enabled
 
-    assert ship_automations(Settings()) == names[:2]
-    assert sorted(each.name for each in read_ours()) == sorted(names[:2])
+    assert ship_automations(Settings()) == names[:3]
+    assert sorted(each.name for each in read_ours()) == sorted(names[:3])
 
 
 def deploy(folder: Path) -> UUID:
+    with get_client(sync_client=True) as client, suppress(ObjectAlreadyExists):
+        client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
     deployment: Any = linger.to_deployment(
         "lost",
         parameters={"folder": str(folder)},
@@ -153,6 +160,38 @@ def test_a_run_is_found_lost_when_its_worker_has_died_with_it(server: str, tmp_p
     states = name_states(run.id)
     assert states.index("Crashed") < states.index("AwaitingRetry") < states.index("Completed")
     assert ended.run_count == 2
+
+
+def test_a_run_that_its_worker_took_and_never_began_is_handed_out_again(
+    server: str, tmp_path: Path
+) -> None:
+    (tmp_path / "start-0").touch()  # the flow ends at once
+    with get_client(sync_client=True) as client:
+        for automation in make_repairs(patience=timedelta(seconds=10)):
+            client.create_automation(automation)
+        run = client.create_flow_run_from_deployment(deploy(tmp_path))
+        client.set_flow_run_state(run.id, Pending())
+        with worker(tmp_path, server):
+            wait_for_end(run.id)
+    states = name_states(run.id)
+    assert states.index("Pending") < states.index("AwaitingRetry") < states.index("Completed")
+
+
+def test_late_runs_of_the_same_work_collapse_into_one(server: str, tmp_path: Path) -> None:
+    (tmp_path / "start-0").touch()
+    deployment = deploy(tmp_path)
+    with get_client(sync_client=True) as client:
+        early = [client.create_flow_run_from_deployment(deployment) for _ in range(3)]
+        other = client.create_flow_run_from_deployment(deployment, parameters={"folder": "b"})
+        tomorrow: State[Any] = Scheduled(scheduled_time=datetime.now(UTC) + timedelta(days=1))
+        later = client.create_flow_run_from_deployment(deployment, state=tomorrow)
+        run = client.read_flow_run(early[1].id)
+        with FlowRunContext.model_construct(flow_run=run):  # type: ignore[call-arg]  # no more is read
+            assert cancel_late_runs() == 2
+        found = [client.read_flow_run(each.id) for each in (*early, other, later)]
+    cancelled = {each.id for each in found if each.state_type is StateType.CANCELLED}
+    assert cancelled == {early[0].id, early[2].id}
+    assert cancel_late_runs() == 0  # outside a run
 
 
 @flow
