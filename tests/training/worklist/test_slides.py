@@ -99,3 +99,14 @@ def test_the_heatmap_of_a_slide_shows_where_it_is_strange() -> None:
     opacity = drawn[128::256, 128::256, 3]
     assert opacity[0].tolist() == [0, 0, 0, 0]
     assert opacity[1, 3] > opacity[1, 2] > opacity[1, 0] == 0
+
+
+def test_geojson_counts_from_the_scanned_part_as_qupath_does() -> None:
+    columns = {"origin_yx": np.stack([np.arange(250) * 7, np.arange(250) * 100], axis=1)}
+    whole = make_dataset("memory://slides/bounds", columns, mpp_yx_um=(0.25, 0.5))
+    bounds = {"bounds_y_px": 300, "bounds_x_px": 1100}
+    parts = tuple(replace(part, facts={**part.facts, **bounds}) for part in whole.parts)
+    files = dict(draw_slides(replace(whole, parts=parts), make_ranked(), [1.0, 2.0]))
+    (name,) = (name for name in files if re.fullmatch(r"slides/slide_b-.*\.geojson", name))
+    (ring,) = json.loads(files[name])["features"][0]["geometry"]["coordinates"]
+    assert ring[0] == [24900 - 1100, 1743 - 300]  # of the tile at y 1743, x 24900
