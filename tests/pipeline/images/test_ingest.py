@@ -183,8 +183,8 @@ def test_every_real_dicom_file_is_in_the_manifest(tmp_path: Path, shared_data: P
     assert len(report.manifest) == len(list((shared_data / "dicom").iterdir())) == 16
     assert Counter(entry.state for entry in report.manifest) == {
         "done": 7,
-        "failed": 5,
-        "skipped": 4,
+        "failed": 4,
+        "skipped": 5,
     }
     assert all(entry.reason for entry in report.manifest if entry.state != "done")
     dataset = open_dataset(report.url)
