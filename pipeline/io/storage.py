@@ -181,8 +181,9 @@ def choose_version(etag: str | None, size_bytes: int, modified_at: datetime) -> 
 
 
 def raise_refusal(refusal: StorageError) -> None:
-    """Raise what a listing cannot list."""
-    raise refusal
+    """Raise what a listing cannot list, unless nothing is there: a link to nowhere."""
+    if not isinstance(refusal, AbsentError):
+        raise refusal
 
 
 def list_objects(
@@ -194,8 +195,8 @@ def list_objects(
 
     Args:
         url: A folder, a prefix ending at a `/`, or one file, which is then the only entry.
-        on_refusal: Called with the error on each folder below the URL that cannot be read, and on
-            each key that is no path; the others are listed if it returns.
+        on_refusal: Called with the error on each folder below the URL that cannot be read, on each
+            link to nowhere and on each key that is no path; the others are listed if it returns.
 
     Raises:
         StorageError: The bucket, the credentials or the folder itself cannot be read.
@@ -279,11 +280,15 @@ def _walk(url: str, root: Path, on_refusal: Callable[[StorageError], None]) -> I
 
     def refuse(error: OSError) -> None:
         path = Path(error.filename or root)
-        if error.errno in _NO_FILE:
+        if error.errno in _NO_FILE and not path.is_symlink():
             return
         if path == root:
             raise error
         below = join(url, path.relative_to(root).as_posix())
+        if error.errno in _NO_FILE:
+            problem, remedy = "a link to what is not there", "Mend the link, or remove it"
+            on_refusal(AbsentError(below, problem, remedy))
+            return
         problem = f"cannot be read ({error.strerror})"
         on_refusal(DeniedError(below, problem, "Give the right to read it, or leave it out"))
 

@@ -145,7 +145,7 @@ def list_source(url: str) -> tuple[list[ObjectInfo], tuple[ManifestEntry, ...]]:
 
     Returns:
         The files in order of their URLs, and entries of the manifest on folders below the URL that
-        cannot be read and on keys of objects that are no path.
+        cannot be read, on links to nowhere and on keys of objects that are no path.
 
     Raises:
         AbsentError: There is no file.
@@ -157,13 +157,19 @@ def list_source(url: str) -> tuple[list[ObjectInfo], tuple[ManifestEntry, ...]]:
         zarrs = {parent_of(info.url) for info in found if name_of(info.url) == "zarr.json"}
         if zarrs:
             found = [info for info in found if zarrs.isdisjoint(_folders_of(info.url, url))]
-        reasons = [(error.item, f"{error.problem}. {error.remedy}") for error in refusals]
-        return found, tuple(ManifestEntry(item, "failed", said) for item, said in reasons)
+        return found, tuple(_describe_refusals(refusals, url))
     if refusals:
         raise refusals[0]
     raise AbsentError(
         url, "no such folder or file, or nothing in it", "Check the spelling of the path or URL"
     )
+
+
+def _describe_refusals(refusals: Iterable[StorageError], url: str) -> Iterator[ManifestEntry]:
+    for error in refusals:
+        below = relative_path(error.item, url) or error.item
+        if not is_junk(PurePosixPath(below)):
+            yield ManifestEntry(error.item, "failed", f"{error.problem}. {error.remedy}")
 
 
 def _folders_of(found: str, url: str) -> Iterator[str]:

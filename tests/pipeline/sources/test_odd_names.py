@@ -152,3 +152,14 @@ def test_a_dot_in_a_folders_name_is_part_of_it(tmp_path: Path) -> None:
     url = touch(tmp_path, "site.A/one.tif", "site.B/one.tif", "site.A.svs")
     assert [list_slides(f"{url}/{name}").source for name in names] == ["site.A", "site.B", "site.A"]
     assert list_slides(f"{url}/site.B/").source == "site.B"
+
+
+def test_links_to_nowhere_are_spoken_of(tmp_path: Path) -> None:
+    url = touch(tmp_path / "in", "a.svs", "sub/b.svs")
+    for link in ("c.svs", "sub/d.xml", ".#a.svs"):
+        (tmp_path / "in" / link).symlink_to(tmp_path / "gone" / link)
+    listing = list_slides(url)
+    assert [slide.slide_id for slide in listing.slides] == ["a.svs", "sub/b.svs"]
+    said = {entry.item: (entry.state, entry.reason) for entry in listing.rejected}
+    expected = ("failed", "a link to what is not there. Mend the link, or remove it")
+    assert said == {f"{url}/c.svs": expected, f"{url}/sub/d.xml": expected}
