@@ -164,7 +164,7 @@ def _(report: PromotionReport) -> str:
 def _(report: RollbackReport) -> str:
     return (
         f"**Model** `{report.model_name}`: version {report.champion} is champion again, "
-        f"version {report.withdrawn} is not.\n\n- {report.reason}\n"
+        f"version {report.withdrawn or '(deleted)'} is not.\n\n- {report.reason}\n"
         f"- entry {report.entry.sequence} of the ledger, `{report.entry.digest[:16]}`"
     )
 

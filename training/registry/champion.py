@@ -24,6 +24,7 @@ from training.registry.versions import (
     aliases,
     claim_ledger,
     delete_alias,
+    list_versions,
     load_version,
     model_tags,
     read_verified,
@@ -83,7 +84,7 @@ class RollbackReport:
     Args:
         model_name: Name of the registered model.
         champion: The version that is champion again.
-        withdrawn: The version that was champion until now.
+        withdrawn: The version that was champion until now; empty where it was deleted in MLflow.
         reason: The reason that the ledger keeps.
         entry: The ledger's entry of the rollback.
     """
@@ -236,7 +237,7 @@ def update_aliases(name: str, ledger_url: str, change: Entry) -> Entry:
     while True:
         latest = _last_change(read_entries(ledger_url)) or change
         champion, past = _champion_of(latest), _past_of(latest)
-        if past:
+        if past := _keep_versions(name, past):  # others were deleted in MLflow
             set_alias(name, PREVIOUS, past[-1])
         else:
             delete_alias(name, PREVIOUS)
@@ -263,14 +264,17 @@ def rollback(name: str, ledgers_url: str, *, reason: str) -> RollbackReport:
             meanwhile.
     """
     state = reconcile_aliases(name, ledgers_url)
-    if state.champion is None or not state.past:
+    past = _keep_versions(name, state.past)
+    if not past:
         problem = "no version was champion before this one"
+        if state.past:
+            problem = f"those that were champion before, {', '.join(state.past)}, were deleted"
         raise RegistryError(name, problem, "Train and promote a better version instead")
-    champion = load_version(name, state.past[-1]).version
+    champion = load_version(name, past[-1]).version
     content: Mapping[str, JSON] = {"model_name": name, "reason": reason}
-    change = append_change(state, "rolled_back", champion, content, past=state.past[:-1])
+    change = append_change(state, "rolled_back", champion, content, past=past[:-1])
     update_aliases(name, state.ledger_url, change)
-    return RollbackReport(name, champion, state.champion, reason, change)
+    return RollbackReport(name, champion, state.champion or "", reason, change)
 
 
 def record_scoring(name: str, facts: Mapping[str, JSON], *, ledgers_url: str) -> None:
@@ -302,6 +306,12 @@ def _champion_of(change: Entry | None) -> str | None:
 def _past_of(change: Entry | None) -> tuple[str, ...]:
     past = change.content["past"] if change else []
     return tuple(str(version) for version in past) if isinstance(past, list) else ()
+
+
+def _keep_versions(name: str, past: Sequence[str]) -> tuple[str, ...]:
+    """Of some versions those that MLflow still has, in their order."""
+    there = list_versions(name) if past else frozenset()
+    return tuple(version for version in past if version in there)
 
 
 def _past_of_found(name: str, alias: str | None, change: Entry | None) -> list[JSON]:

@@ -54,6 +54,7 @@ _FILES: Final = {
 }
 _RECORDS: Final = ("ingest", "calibration", "threshold")
 # Libraries that the model's code imports where it is loaded without this package.
+_MOST_VERSIONS: Final = 10_000  # of a model, in one answer of MLflow
 _REQUIREMENTS: Final = ("mlflow", "numpy", "torch", "safetensors", "pydantic")
 # The modules that score, which each version keeps a copy of.
 _CODE: Final = (
@@ -259,12 +260,12 @@ def resolve(name: str, version_or_alias: str) -> VersionInfo:
         client, known = MlflowClient(), aliases(name)
         version = known.get(version_or_alias, version_or_alias)
         if not version.isdecimal():
-            remedy = (
-                "Run `normscope promote` first"
-                if version_or_alias == CHAMPION
-                else f"It has {', '.join(sorted(known)) or 'none'}; or give a version's number"
-            )
-            raise RegistryError(name, f"no version has the alias {version_or_alias!r}", remedy)
+            problem = f"no version has the alias {version_or_alias!r}"
+            remedy = f"It has {', '.join(sorted(known)) or 'none'}; or give a version's number"
+            if version_or_alias == CHAMPION:
+                problem += ": none was promoted yet, or the champion was deleted in MLflow"
+                remedy = "Run `normscope promote`, or `normscope rollback` for the one before"
+            raise RegistryError(name, problem, remedy)
         found = client.get_model_version(name, version)
     return VersionInfo(name, str(found.version), str(found.run_id), dict(found.tags))
 
@@ -292,6 +293,17 @@ def recover_version(name: str, run_id: str, *, ledgers_url: str) -> VersionInfo 
         record_files(resolve(name, version), ledgers_url=ledgers_url)
         set_alias(name, CHALLENGER, version)
     return resolve(name, version)
+
+
+def list_versions(name: str) -> frozenset[str]:
+    """List the numbers of all versions of a model that MLflow still has.
+
+    Raises:
+        RegistryError: The server does not answer.
+    """
+    with translated(name):
+        found = MlflowClient().search_model_versions(f"name='{name}'", max_results=_MOST_VERSIONS)
+    return frozenset(str(each.version) for each in found)
 
 
 def aliases(name: str) -> dict[str, str]:
