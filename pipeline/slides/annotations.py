@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from shapely.geometry.base import BaseGeometry
 
 from pipeline.errors import SourceError
+from pipeline.io.stand_ins import require_content
 from pipeline.slides.outlines import asap, imagescope
 from pipeline.slides.outlines.annotation import REMEDY, Annotation, move_annotation
 from pipeline.slides.outlines.geojson import parse_geojson
@@ -52,6 +53,7 @@ def parse_annotations(
         SourceError: It is none of these, it is malformed, it is an XML bomb, or a coordinate is
             not finite or lies beyond any slide.
     """
+    require_content(content, item)
     content = content.removeprefix(BOM_UTF8)
     found = parse_geojson(content, item) if is_geojson(content) else _parse_xml(content, item)
     if corner_yx == (0, 0):
@@ -156,7 +158,7 @@ def sort_outlines(annotations: Sequence[Annotation], groups: Groups, *, item: st
 def _refuse_groups(others: Sequence[Annotation], groups: Groups, item: str) -> SourceError:
     named = sorted({repr(found.group) for found in others if found.group})
     if not all(found.group for found in others):
-        named.append("outlines without a group")
+        named.append("outlines without a group (`''`)")
     wanted = ", ".join(repr(group) for group in groups.lesion)
     return SourceError(
         item,
@@ -199,6 +201,8 @@ def find_touched(
     Returns:
         (n,).
     """
+    if geometry.is_empty:
+        return np.zeros(len(origins_yx), np.bool_)
     parts = shapely.get_parts(geometry)
     has_area = shapely.get_dimensions(parts) == 2
     areas = shapely.GeometryCollection(parts[has_area].tolist())

@@ -33,7 +33,7 @@ class Groups:
     """Groups whose meaning is known.
 
     Args:
-        lesion: Groups that outline lesions.
+        lesion: Groups that outline lesions; in all three "" is for outlines without a group.
         excluded: Groups that outline holes in lesions.
         ignored: Groups that say nothing of lesions.
     """
@@ -49,7 +49,7 @@ class Groups:
             **{fold_group(name): "excluded" for name in self.excluded},
             **{fold_group(name): "lesion" for name in self.lesion},
         }
-        for name in annotation.lineage:
+        for name in annotation.lineage or ("",):
             if role := known.get(fold_group(name)):
                 return "excluded" if role == "lesion" and annotation.is_hole else role
         return "other"

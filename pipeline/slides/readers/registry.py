@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from pipeline.errors import SourceError
+from pipeline.io.stand_ins import require_content
 from pipeline.slides.readers.openslide_reader import OpenSlideReader
 from pipeline.slides.readers.picture_reader import PictureReader
 from pipeline.slides.readers.protocol import READ_REMEDY, SlideReader
@@ -69,6 +70,7 @@ def _refuse(path: Path, item: str) -> SourceError:
             start = file.read(_DICOM_AT + len(_DICOM_MAGIC))
     except OSError as error:
         return SourceError(item, f"cannot be read ({error.strerror})", READ_REMEDY)
+    require_content(start, item)
     if start[_DICOM_AT:] == _DICOM_MAGIC:
         remedy = "`normscope ingest images` reads radiographs"
         return SourceError(item, "a DICOM file, but not of a whole-slide image", remedy)

@@ -211,3 +211,20 @@ def test_ordinary_files_leave_nothing_unclear() -> None:
 def test_numbers_that_nobody_needs_may_be_none() -> None:
     measured = feature(TUMOR, measurements={"Circularity": float("nan"), "Ratio": float("inf")})
     assert find_lesions(geojson(measured)).equals(box(ONE))
+
+
+@pytest.mark.parametrize("classification", [None, {}, {"name": None}, {"names": []}])
+def test_outlines_without_a_group_may_be_given_a_meaning(
+    classification: dict[str, Any] | None,
+) -> None:
+    alone = geojson(feature(classification))
+    assert find_lesions(alone, Groups(lesion=("",))).equals(box(ONE))
+    with pytest.raises(SourceError, match="only in outlines without a group"):
+        find_lesions(alone)
+    assert touched_by(feature(classification), groups=Groups(ignored=("",))) == (set(), "")
+
+
+def test_a_file_that_was_never_fetched_is_called_so() -> None:
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"ab" * 32 + b"\nsize 9\n"
+    with pytest.raises(SourceError, match="LFS"):
+        parse_annotations(pointer, "a.xml")

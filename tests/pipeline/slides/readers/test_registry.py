@@ -63,3 +63,10 @@ def test_what_no_reader_knows_is_refused_by_name(shared_data: Path, tmp_path: Pa
         open_slide(tmp_path / "a.dcm")
     with pytest.raises(SourceError, match="cannot be read"):
         open_slide(tmp_path / "absent.svs")
+
+
+def test_a_slide_that_was_never_fetched_is_called_so(tmp_path: Path) -> None:
+    path = tmp_path / "a.svs"
+    path.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'ab' * 32}\nsize 9\n")
+    with pytest.raises(SourceError, match="LFS"):
+        open_slide(path)
