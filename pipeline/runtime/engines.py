@@ -11,6 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,9 +23,11 @@ import dask
 from dask.utils import funcname
 from distributed import Client, Future, KilledWorker, LocalCluster, worker_client
 from distributed import as_completed as dask_completed
+from distributed.client import ClosedClientError
+from distributed.comm.core import CommClosedError
 from distributed.system import MEMORY_LIMIT
 
-from pipeline.errors import SettingsError
+from pipeline.errors import SettingsError, UnreachableError
 from pipeline.runtime.malloc import set_freed_memory
 
 T = TypeVar("T")
@@ -110,20 +113,38 @@ def dask_engine(
         dask.config.set({"distributed.comm.timeouts.connect": "10s"}),
         _cluster(address, workers, memory_limit) as target,
     ):
+        engine = DaskMap(_Line(_connect(target, str(address)), lambda: _open(target)))
         try:
-            client = Client(target, set_as_default=False)
-        except OSError as error:
-            raise SettingsError(
-                str(address),
-                "no Dask scheduler answers, or not to these certificates",
-                "Start one with `dask scheduler`, or correct DASK_DISTRIBUTED__COMM__TLS__*",
-            ) from error
-        except (TypeError, RuntimeError) as error:  # Dask's for TLS without its certificates
-            problem = f"TLS needs certificates and a tls:// address ({error})"
-            remedy = f"Set {', '.join(_TLS_VARIABLES)}"
-            raise SettingsError(str(address), problem, remedy) from error
-        with client:
-            yield DaskMap(client)
+            yield engine
+        finally:
+            engine.client.close()
+
+
+def _open(target: str | LocalCluster) -> Client:
+    return Client(target, set_as_default=False)
+
+
+def _connect(target: str | LocalCluster, address: str) -> Client:
+    try:
+        return _open(target)
+    except OSError as error:
+        raise SettingsError(
+            address,
+            "no Dask scheduler answers, or not to these certificates",
+            "Start one with `dask scheduler`, or correct DASK_DISTRIBUTED__COMM__TLS__*",
+        ) from error
+    except (TypeError, RuntimeError) as error:  # Dask's for TLS without its certificates
+        problem = f"TLS needs certificates and a tls:// address ({error})"
+        remedy = f"Set {', '.join(_TLS_VARIABLES)}"
+        raise SettingsError(address, problem, remedy) from error
+
+
+@dataclass(slots=True)
+class _Line:
+    """The client in use, and what opens another where that one has given its scheduler up."""
+
+    client: Client
+    reopen: Callable[[], Client] | None = None
 
 
 @dataclass(slots=True)
@@ -136,13 +157,9 @@ class _Window:
 
 @dataclass(frozen=True)
 class DaskMap:
-    """`MapWork` on the workers of a Dask client.
+    """`MapWork` on the workers of a Dask client."""
 
-    Args:
-        client: Client of the cluster.
-    """
-
-    client: Client
+    _line: _Line
     _counted: _Window = field(default_factory=_Window, init=False, repr=False)
 
     def __call__(
@@ -158,7 +175,18 @@ class DaskMap:
 
         Raises:
             SettingsError: An item has killed every worker that tried it, and there is no `give_up`.
+            UnreachableError: The scheduler has restarted or is away, and its tasks are lost. The
+                same call begins anew on the scheduler that answers then.
         """
+        self._require_scheduler()
+        try:
+            yield from self._map(function, items, give_up)
+        except (CancelledError, ClosedClientError, CommClosedError) as error:
+            raise self._make_loss("has lost the tasks that it was given") from error
+
+    def _map(
+        self, function: Callable[[T], R], items: Sequence[T], give_up: Callable[[T], R] | None
+    ) -> Iterator[R]:
         work = partial(_keeping_memory, function)
         waiting = iter(enumerate(items))
         numbers: dict[str, int] = {}  # key of a submitted task -> number of its item
@@ -197,6 +225,31 @@ class DaskMap:
                 again = self(function, [item], give_up=give_up) if len(items) > 1 else None
                 yield from again or [give_up(item)]
 
+    @property
+    def client(self) -> Client:
+        """Client of the cluster."""
+        return self._line.client
+
+    def _require_scheduler(self) -> None:
+        """Open another client if this one has given its scheduler up, which it does in seconds.
+
+        Raises:
+            UnreachableError: The scheduler does not answer yet.
+        """
+        if self._line.reopen is None or self.client.status != "closed":
+            return
+        try:
+            self._line.client = self._line.reopen()
+        except OSError as error:
+            raise self._make_loss("does not answer any more") from error
+
+    def _make_loss(self, problem: str) -> UnreachableError:
+        remedy = "Run it again: what is done already stays. If it stays away, start it"
+        scheduler = self.client.scheduler
+        return UnreachableError(
+            f"Dask scheduler {scheduler.address if scheduler else ''}".strip(), problem, remedy
+        )
+
     def _count_window(self) -> int:
         """Count the tasks that the scheduler is to hold: enough that no worker waits for one."""
         now = time.monotonic()
@@ -207,6 +260,7 @@ class DaskMap:
 
     def describe(self) -> Workers:
         """Count the workers, at least one: the client waits for the first."""
+        self._require_scheduler()
         found: list[Mapping[str, Any]] = []
         while not found:  # the first may have died since
             self.client.wait_for_workers(1)
@@ -223,7 +277,7 @@ def engine_of_worker() -> Iterator[MapWork]:
     its worker dies, the pieces are cancelled, and the task begins anew elsewhere.
     """
     with worker_client() as client:
-        yield DaskMap(client)
+        yield DaskMap(_Line(client))
 
 
 def _keeping_memory(function: Callable[[T], R], item: T) -> R:

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator, Sequence
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Timer
 from typing import overload
 from weakref import WeakSet
 
@@ -15,12 +21,14 @@ import pytest
 from distributed import Client, LocalCluster, Scheduler, Security
 from numpy.typing import NDArray
 
-from pipeline.errors import SettingsError
+from pipeline.errors import SettingsError, UnreachableError
 from pipeline.ingest.sources import SourceRead
 from pipeline.io.storage import read_bytes
 from pipeline.runtime.engines import DaskMap, dask_engine, describe_workers, map_serially
 from pipeline.store.dataset import open_dataset
 from tests.support.made.datasets import MadeReader, MadeSource, ingest_made, write_sources
+
+ROOT = Path(__file__).parents[3]
 
 
 def die_at_one(item: int) -> int:
@@ -147,6 +155,56 @@ def test_a_scheduler_that_is_not_there_is_named() -> None:
         dask_engine(address="tcp://127.0.0.1:9"),
     ):
         pass
+
+
+def wait_for(path: str) -> str:
+    while not Path(path).exists():
+        time.sleep(0.05)
+    return path
+
+
+@contextmanager
+def running_dask(port: int) -> Iterator[Callable[[], None]]:
+    """A scheduler and a worker as programs of their own; yields what kills both."""
+    address, dask = f"tcp://127.0.0.1:{port}", (sys.executable, "-m", "dask")
+    scheduler = ("scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard")
+    worker = ("worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard")
+    programs = [subprocess.Popen([*dask, *command], cwd=ROOT) for command in (scheduler, worker)]
+
+    def kill() -> None:
+        for program in programs:
+            program.kill()
+            program.wait()
+
+    try:
+        with Client(address, timeout=60, set_as_default=False) as client:
+            client.wait_for_workers(1, timeout=60)
+        yield kill
+    finally:
+        kill()
+
+
+def test_a_scheduler_that_restarts_is_used_again(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    gate = tmp_path / "gate"
+    with ExitStack() as stack:
+        with running_dask(port) as kill:
+            engine = stack.enter_context(dask_engine(address=f"tcp://127.0.0.1:{port}"))
+            Timer(1, kill).start()
+            with pytest.raises(UnreachableError, match=r"Dask scheduler .*: has lost the tasks"):
+                list(engine(wait_for, [str(gate)]))
+        gate.touch()
+        with running_dask(port):
+            assert list(engine(wait_for, [str(gate)])) == [str(gate)]
+        assert isinstance(engine, DaskMap)
+        while engine.client.status != "closed":  # as it is when the scheduler stays away
+            time.sleep(0.1)
+        with pytest.raises(UnreachableError, match="does not answer any more"):
+            list(engine(wait_for, [str(gate)]))
+        with running_dask(port):
+            assert list(engine(wait_for, [str(gate)])) == [str(gate)]
 
 
 def test_tls_without_certificates_is_named() -> None:
