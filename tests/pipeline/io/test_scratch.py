@@ -54,8 +54,12 @@ def test_folders_of_others_are_neither_counted_nor_evicted(tmp_path: Path) -> No
     assert held(tmp_path) == {"one", "c"}
 
 
-def test_nothing_in_use_is_evicted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_there", [False, True])
+def test_nothing_in_use_is_evicted(tmp_path: Path, is_there: bool) -> None:
     scratch = Scratch(tmp_path, max_bytes=100, patience_s=0.3)
+    if is_there:  # fetched before, by somebody who is done with it
+        with scratch.hold("a", "a", Copy("a.tif", 60, partial(fill, content=bytes(60)))):
+            pass
     with scratch.hold("a", "a", Copy("a.tif", 60, partial(fill, content=bytes(60)))) as path:
         with pytest.raises(StorageError, match=r"b: no room.*60 bytes needed, 60 of 100 in use"):
             use(scratch, "b", 60)
