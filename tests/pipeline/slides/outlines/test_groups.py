@@ -225,6 +225,8 @@ def test_outlines_without_a_group_may_be_given_a_meaning(
 
 
 def test_a_file_that_was_never_fetched_is_called_so() -> None:
-    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"ab" * 32 + b"\nsize 9\n"
+    pointer = (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"ab" * 32 + b"\nsize 9\n"
+    )
     with pytest.raises(SourceError, match="LFS"):
         parse_annotations(pointer, "a.xml")
