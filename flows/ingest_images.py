@@ -14,6 +14,7 @@ from flows.shared.images import ingest_or_estimate
 from flows.shared.progress import progress
 from flows.shared.reports import EstimateReport, publish
 from flows.shared.settings import load_settings
+from pipeline.grey_range import GreyRange
 from pipeline.images.ingest import ImageIngestReport
 from pipeline.images.plan import Colour, CropPx, SizesPx, make_image_settings
 from pipeline.io.storage import name_of
@@ -35,6 +36,7 @@ def ingest_images(
     size_px: SizesPx = (64,),
     crop_px: CropPx | None = None,
     colour: Colour = "auto",
+    grey_range: GreyRange = "full",
     equalize: bool = False,
     columns: dict[str, str] | None = None,
     label_map: list[LabelWord] | None = None,
@@ -59,6 +61,9 @@ def ingest_images(
         crop_px: Side of the central square to cut out before resizing, in px of the file; nothing
             is cut by default.
         colour: Colour of the dataset's images: `grey` or `rgb`; `auto` decides by a sample.
+        grey_range: Values from black to white in grey files of more than 8 bits: `full`, all that
+            their bits can hold; `percentiles`, from 0.5 to 99.5 % of the file's pixels; or two
+            values as LOW,HIGH, e.g. 0,4095.
         equalize: Equalise the histogram, as the reference method does with radiographs.
         columns: Names of the table's columns, where they are not the usual ones, each after what
             it holds: `--columns.label "No Finding"`, and so `path`, `split`, `group_id`,
@@ -75,7 +80,12 @@ def ingest_images(
             nothing at the destination.
     """
     settings = make_image_settings(
-        modality=modality, crop_px=crop_px, colour=colour, equalize=equalize, seed=seed
+        modality=modality,
+        crop_px=crop_px,
+        colour=colour,
+        grey_range=grey_range,
+        equalize=equalize,
+        seed=seed,
     )
     surroundings = load_settings()
     key = open_key(surroundings) if modality == "radiograph" else None

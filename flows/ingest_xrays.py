@@ -14,6 +14,7 @@ from flows.shared.images import ingest_or_estimate
 from flows.shared.progress import progress
 from flows.shared.reports import EstimateReport, publish
 from flows.shared.settings import load_settings
+from pipeline.grey_range import GreyRange
 from pipeline.images.decode import Resampling
 from pipeline.images.plan import CropPx, SizesPx, make_image_settings
 from pipeline.ingest.run import IngestReport
@@ -35,6 +36,7 @@ def ingest_xrays(
     views: Views = "all",
     findings: list[str] | None = None,
     voi: int | str = 0,
+    grey_range: GreyRange = "full",
     size_px: SizesPx = (64,),
     crop_px: CropPx | None = None,
     equalize: bool = False,
@@ -68,6 +70,9 @@ def ingest_xrays(
         views: View position to use, PA or AP, or all.
         findings: Findings that an anomalous image must have one of; all count by default.
         voi: VOI LUT or window of DICOM files: its position from 0, or its explanation in the file.
+        grey_range: Values from black to white in DICOM files without a VOI LUT or window, and in
+            PNG files of 16 bits: `full`, all that their bits can hold; `percentiles`, from 0.5 to
+            99.5 % of the file's pixels; or two values as LOW,HIGH, e.g. 0,4095.
         size_px: Height and width of the dataset's images in px; several sizes make a dataset each.
         crop_px: Side of the central square to cut out before resizing, in px of the file; nothing
             is cut by default.
@@ -90,6 +95,7 @@ def ingest_xrays(
         equalize=equalize,
         resampling=resampling,
         voi=voi,
+        grey_range=grey_range,
         seed=seed,
     )
     bounded = Scratch(Path(scratch or DEFAULT_FOLDER), int(scratch_gib * GIB))

@@ -29,6 +29,7 @@ ORDER: Final[Mapping[str, tuple[str, ...]]] = {
         "errors",
         "records",
         "splits",
+        "grey_range",
         "io",
         "runtime",
         "store",

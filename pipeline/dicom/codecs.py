@@ -1,7 +1,7 @@
 """Compressed DICOM frames: codecs that pydicom does not bring, and a check of the stream.
 
-imagecodecs decodes 12-bit JPEG and High-Throughput JPEG 2000, which pydicom's own plug-ins refuse,
-and JPEG 2000 faster than they do.
+imagecodecs decodes JPEG, JPEG-LS and JPEG 2000 of every depth. Of pydicom's own plug-ins some
+refuse a part of these, and one ends the whole process on a damaged stream.
 
 A decoder paints what it cannot read: libjpeg fills a cut-off image with grey and only warns. So
 a stream that does not say of itself that it is whole and of the right size is refused.
@@ -10,12 +10,13 @@ a stream that does not say of itself that it is whole and of the right size is r
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import imagecodecs
 import numpy as np
+from numpy.typing import NDArray
 from pydicom import uid
 from pydicom.pixels.decoders.base import Decoder, get_decoder
 from pydicom.uid import UID
@@ -39,8 +40,13 @@ _END_MARKER: Final = b"\xff\xd9"  # EOI or EOC
 _PADDING: Final = b"\x00\xff "
 _MAX_TAIL_BYTES: Final = 6  # of whatever else some writers leave behind the end marker
 
+_DECODERS: Final[Mapping[str, Callable[[bytes], NDArray[Any]]]] = {
+    **dict.fromkeys(uid.JPEGTransferSyntaxes, imagecodecs.jpeg8_decode),
+    **dict.fromkeys(uid.JPEGLSTransferSyntaxes, imagecodecs.jpegls_decode),
+    **dict.fromkeys(_JPEG_2000, imagecodecs.jpeg2k_decode),
+}
 # What pydicom asks a plug-in for.
-DECODER_DEPENDENCIES: Final = dict.fromkeys((uid.JPEGExtended12Bit, *_JPEG_2000), ("imagecodecs",))
+DECODER_DEPENDENCIES: Final = dict.fromkeys(_DECODERS, ("imagecodecs",))
 
 
 def is_available(syntax: str) -> bool:
@@ -49,7 +55,7 @@ def is_available(syntax: str) -> bool:
 
 
 def decode_frame(frame: bytes, runner: DecodeRunner) -> bytearray:
-    """Decode 12-bit JPEG or JPEG 2000; pydicom calls it.
+    """Decode JPEG, JPEG-LS or JPEG 2000; pydicom calls it.
 
     Args:
         frame: The compressed frame.
@@ -58,9 +64,7 @@ def decode_frame(frame: bytes, runner: DecodeRunner) -> bytearray:
     Returns:
         The samples, little-endian.
     """
-    is_jpeg = runner.transfer_syntax == uid.JPEGExtended12Bit
-    decode = imagecodecs.jpeg8_decode if is_jpeg else imagecodecs.jpeg2k_decode
-    pixels: np.ndarray[Any, Any] = decode(frame)
+    pixels = _DECODERS[runner.transfer_syntax](frame)
     runner.set_option("bits_allocated", 8 * pixels.dtype.itemsize)
     return bytearray(np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("<")).tobytes())
 

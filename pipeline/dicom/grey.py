@@ -4,7 +4,7 @@ Three stages in this order, each once:
 
 1. modality: the modality LUT, else rescale slope and intercept, else nothing;
 2. VOI: a VOI LUT or window, as `voi.choose_voi` chooses; a file without any shows the whole range
-   of its stored bits, or a part of it as `_choose_limits` says;
+   of its stored bits, or a part of it as the user or `_choose_limits` says;
 3. presentation: inverted where the photometric interpretation is MONOCHROME1 or the presentation
    LUT shape is INVERSE; both together say the same thing and invert once (PS3.3 C.8.11.3.1.2).
    MONOCHROME1 with the shape IDENTITY contradicts itself; it is inverted, as PS3.3 C.7.6.3.1.2
@@ -28,6 +28,7 @@ from pydicom.dataset import Dataset
 from pipeline.dicom.luts import Values, read_lut
 from pipeline.dicom.voi import Voi, choose_voi, read_floats
 from pipeline.errors import SourceError
+from pipeline.grey_range import GreyRange, find_limits
 
 _REMEDY: Final = "Export it again, or leave it out"
 # A picture whose values span less than this share of what they could looks nearly black.
@@ -99,6 +100,7 @@ def make_grey_table(
     is_inverted: bool,
     padding: tuple[int, int] | None = None,
     voi: Voi = 0,
+    grey_range: GreyRange = "full",
 ) -> GreyTable:
     """Compute the grey of every storable value.
 
@@ -112,6 +114,8 @@ def make_grey_table(
             where there are none.
         voi: Position of a VOI LUT or window (LUTs first, then windows), or its explanation in the
             file. Position 0 may be absent.
+        grey_range: Range of a file without a VOI, as `find_limits` takes it; limits are of the
+            values after the modality stage, which a window is of, too.
 
     Raises:
         SourceError: The attributes contradict the standard, or lack the VOI asked for.
@@ -122,7 +126,8 @@ def make_grey_table(
     if stage.apply is not None:
         grey, remark = stage.apply(values), ""
     else:
-        low, high, remark = _choose_limits(dataset, form, counted, values, limits)
+        given = _find_given(grey_range, counted, values)
+        low, high, remark = given or _choose_limits(dataset, form, counted, values, limits)
         grey = np.clip((values - low) / (high - low), 0, 1)
         remark = "; ".join(filter(None, [modality_remark, remark]))
     if is_inverted:
@@ -146,6 +151,19 @@ def _apply_modality(
         raise SourceError(name, f"rescale slope {slope}, intercept {intercept}", _REMEDY)
     low, high = sorted(limit * slope + intercept for limit in limits)
     return stored.astype(np.float64) * slope + intercept, (low, high), ""
+
+
+def _find_given(
+    grey_range: GreyRange, counted: NDArray[np.integer[Any]], values: Values
+) -> _Limits | None:
+    """Limits that the user wants; None where the whole range is to be shown."""
+    found = find_limits(grey_range, counted)
+    if found is None:
+        return None
+    if grey_range == "percentiles":  # of stored values
+        ends = [float(values[int(limit)]) for limit in found]
+        found = min(ends), max(ends)
+    return _Limits(*found) if found[0] < found[1] else None
 
 
 def _choose_limits(
@@ -174,4 +192,4 @@ def _choose_limits(
         black, white = sorted((float(values[low]), float(values[high])))
         note = f"{said}: black and white are the {low} and {high} that it names"
         return _Limits(black, white, note)
-    return _Limits(*limits, f"{said}: it may look black")
+    return _Limits(*limits, f"{said}: it may look black, `--grey-range` chooses")

@@ -23,6 +23,7 @@ from pipeline.dicom.masks import Mask, draw_shutter, read_padding
 from pipeline.dicom.parse import parse_dicom, refusing
 from pipeline.dicom.voi import Voi
 from pipeline.errors import SourceError
+from pipeline.grey_range import GreyRange
 from pipeline.records import MAX_PIXELS, MIN_SIDE_PX
 
 Stored: TypeAlias = NDArray[np.integer[Any]]
@@ -69,21 +70,26 @@ class Rendered(NamedTuple):
     remark: str
 
 
-def decode_dicom(data: bytes, name: str, *, voi: Voi = 0) -> Rendered:
+def decode_dicom(
+    data: bytes, name: str, *, voi: Voi = 0, grey_range: GreyRange = "full"
+) -> Rendered:
     """Decode a DICOM file to grey.
 
     Args:
         data: The file's bytes.
         name: Public name of the file, for errors; a file's own name may hold a person's.
         voi: Position or explanation of a VOI LUT or window, as `render_pixels` takes it.
+        grey_range: Range of greys where the file has no VOI, as `make_grey_table` takes it.
 
     Raises:
         SourceError: It cannot be parsed or decoded.
     """
-    return render_pixels(parse_dicom(data, name), name, voi=voi)
+    return render_pixels(parse_dicom(data, name), name, voi=voi, grey_range=grey_range)
 
 
-def render_pixels(dataset: Dataset, name: str, *, voi: Voi = 0) -> Rendered:
+def render_pixels(
+    dataset: Dataset, name: str, *, voi: Voi = 0, grey_range: GreyRange = "full"
+) -> Rendered:
     """Decode a dataset's frame and bring it to grey by modality, VOI and presentation.
 
     Padding, and what a display shutter covers, is black.
@@ -93,6 +99,7 @@ def render_pixels(dataset: Dataset, name: str, *, voi: Voi = 0) -> Rendered:
         name: Public name of the file, for errors.
         voi: Position of a VOI LUT or window (LUTs first, then windows), or its explanation in the
             file, in any case of letters. Position 0 may be absent, any other may not.
+        grey_range: Range of greys where the file has no VOI, as `make_grey_table` takes it.
 
     Raises:
         SourceError: The frame is not grey, single, whole, of 8 or 16 bits allocated and between
@@ -121,6 +128,7 @@ def render_pixels(dataset: Dataset, name: str, *, voi: Voi = 0) -> Rendered:
             is_inverted=facts.is_inverted,
             padding=padding,
             voi=voi,
+            grey_range=grey_range,
         )
     # The table has one entry a storable value, negative ones at its end, as NumPy indexes.
     pixels = np.take(table.greys, stored)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from pipeline.errors import NormscopeError, SourceError
+from pipeline.grey_range import GreyRange, find_limits
 from pipeline.images.tiff import TIFF_MAGICS, open_tiff, require_size, scale_to_bytes
 from pipeline.io.stand_ins import require_content
 from pipeline.privacy.redaction import withhold_quotes
@@ -57,15 +58,17 @@ class Decoded(NamedTuple):
     remark: str = ""
 
 
-def decode_image(data: bytes, name: str) -> Decoded:
+def decode_image(data: bytes, name: str, *, grey_range: GreyRange = "full") -> Decoded:
     """Decode a PNG, JPEG or TIFF.
 
     Grey and colour are scaled from the whole range of a sample's bits (65535 of 16 -> 255), with 0
-    as black. A palette is looked up, transparency is laid on black, an EXIF orientation is applied.
+    as black; grey of more than 8 bits from another range, if one is given. A palette is looked up,
+    transparency is laid on black, an EXIF orientation is applied.
 
     Args:
         data: The file's bytes.
         name: Public name of the file, for errors.
+        grey_range: Range of grey of more than 8 bits, as `find_limits` takes it.
 
     Returns:
         One channel where the file is grey, three otherwise.
@@ -83,11 +86,11 @@ def decode_image(data: bytes, name: str) -> Decoded:
     if plain is not None:
         return Decoded(plain)
     try:
-        image, bits = _open(data, name)
+        image, bits = _open(data, name, grey_range)
         with image:
             remark = _check(image, name)
             image.load()
-            pixels = _to_pixels(ImageOps.exif_transpose(image))
+            pixels = _to_pixels(ImageOps.exif_transpose(image), grey_range)
     except UnidentifiedImageError as error:
         raise SourceError(name, "not a PNG, JPEG or TIFF image", _REMEDY) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -97,7 +100,7 @@ def decode_image(data: bytes, name: str) -> Decoded:
     except Exception as error:  # a parser of foreign bytes may raise anything
         problem = f"cut off or damaged ({withhold_quotes(str(error))})"
         raise SourceError(name, problem, _REMEDY) from error
-    return Decoded(pixels, remark or _describe_range(pixels, bits))
+    return Decoded(pixels, remark or _describe_range(pixels, bits, grey_range))
 
 
 def prepare_image(
@@ -147,10 +150,10 @@ def is_grey(pixels: NDArray[np.uint8]) -> bool:
     return bool((pixels == pixels[..., :1]).all())
 
 
-def _open(data: bytes, name: str) -> tuple[Image.Image, int]:
+def _open(data: bytes, name: str, grey_range: GreyRange) -> tuple[Image.Image, int]:
     """Open an image, and tell its bits a sample; of several pictures in a JPEG the first."""
     if data.startswith(TIFF_MAGICS):
-        return open_tiff(data, name)
+        return open_tiff(data, name, grey_range)
     bits = data[24] if data.startswith(_PNG_MAGIC) else 8
     return Image.open(BytesIO(data), formats=("PNG", "JPEG")), bits
 
@@ -213,18 +216,20 @@ def _check(image: Image.Image, name: str) -> str:
     return ""
 
 
-def _describe_range(pixels: NDArray[np.uint8], bits: int) -> str:
+def _describe_range(pixels: NDArray[np.uint8], bits: int, grey_range: GreyRange) -> str:
     """Remark on a deep image that fills little of its range, as values of 12 bits in 16 do."""
     low, high = int(pixels.min()), int(pixels.max())
-    if bits <= 8 or not 0 < high - low <= _NARROW_GREYS:
+    if bits <= 8 or grey_range != "full" or not 0 < high - low <= _NARROW_GREYS:
         return ""
     share = round(255 / (high - low))
-    return f"uses 1/{share} of the range of its {bits} bits: greys {low} to {high} of 255"
+    used = f"uses 1/{share} of the range of its {bits} bits: greys {low} to {high} of 255"
+    return f"{used}; `--grey-range` chooses"
 
 
-def _to_pixels(image: Image.Image) -> NDArray[np.uint8]:
+def _to_pixels(image: Image.Image, grey_range: GreyRange) -> NDArray[np.uint8]:
     if image.mode in _DEEP_GREY or (image.mode == "I" and image.format == "PNG"):
-        return scale_to_bytes(np.asarray(image), 16)[..., None]
+        values = np.asarray(image)
+        return scale_to_bytes(values, 16, find_limits(grey_range, values))[..., None]
     if image.mode == "La":  # alpha has been multiplied in, so it lies on black already
         image = image.getchannel("L")
     if image.mode in _WITH_ALPHA or "transparency" in image.info:

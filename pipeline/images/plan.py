@@ -22,6 +22,7 @@ from pydantic import (
 from pipeline.dicom.parse import MAX_FILE_BYTES
 from pipeline.dicom.voi import Voi
 from pipeline.errors import AbsentError, SettingsError, SourceError
+from pipeline.grey_range import GreyRange
 from pipeline.images.decode import Resampling, is_grey
 from pipeline.images.reader import MEASURED_COLUMNS, ImageReader, decode_source, read_source
 from pipeline.io.scratch import Scratch
@@ -79,6 +80,9 @@ class ImageSettings(BaseModel):
         equalize: Whether to equalise the histogram, grey only.
         resampling: `antialiased` (a triangle) or `area` (the mean).
         voi: VOI LUT or window of DICOM files, by its position or its explanation in the file.
+        grey_range: Values from black to white in DICOM files without a VOI and in other grey files
+            of more than 8 bits: `full`, all that their bits can hold; `percentiles`, from 0.5 to
+            99.5 % of the file's pixels; or `LOW,HIGH`, two values.
         validation_fraction: Share of the groups kept for validation where no official split is.
         test_fraction: Share of the groups kept for testing where no official split is.
         seed: Seed of the random splits.
@@ -93,6 +97,7 @@ class ImageSettings(BaseModel):
     equalize: bool = False
     resampling: Resampling = "antialiased"
     voi: Voi = 0
+    grey_range: GreyRange = "full"
     validation_fraction: Fraction = 0.1
     test_fraction: Fraction = 0.2
     seed: NonNegativeInt = 0
@@ -225,6 +230,7 @@ def make_reader(spec: DatasetSpec, scratch: Scratch | None = None) -> ImageReade
         equalize=settings.equalize,
         resampling=settings.resampling,
         voi=settings.voi,
+        grey_range=settings.grey_range,
         scratch=scratch,
     )
 

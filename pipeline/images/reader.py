@@ -15,6 +15,7 @@ from pipeline.dicom.parse import MAX_FILE_BYTES, is_dicom
 from pipeline.dicom.pixels import decode_dicom
 from pipeline.dicom.voi import Voi
 from pipeline.errors import SourceError
+from pipeline.grey_range import GreyRange
 from pipeline.images.decode import Decoded, Resampling, decode_image, prepare_image
 from pipeline.images.duplicates import hash_images, write_hashes
 from pipeline.ingest.sources import SourceRead
@@ -46,6 +47,7 @@ class ImageReader:
         equalize: Whether to equalise the histogram.
         resampling: Filter of the resizing, as `prepare_image` takes it.
         voi: Position or explanation of a VOI LUT or window, for DICOM files.
+        grey_range: Range of greys of deep files that name none, as `decode_source` takes it.
         scratch: Folder where archives are unpacked; None for the usual one.
     """
 
@@ -55,6 +57,7 @@ class ImageReader:
     equalize: bool = False
     resampling: Resampling = "antialiased"
     voi: Voi = 0
+    grey_range: GreyRange = "full"
     scratch: Scratch | None = field(default=None, repr=False)  # changes no pixel
 
     def read(self, source: SourceImage, images: NDArray[np.uint8]) -> Iterator[SourceRead]:
@@ -72,7 +75,9 @@ class ImageReader:
                 was planned.
         """
         data = read_source(source, self.scratch)
-        pixels, remark = decode_source(data, source.public_name, voi=self.voi)
+        pixels, remark = decode_source(
+            data, source.public_name, voi=self.voi, grey_range=self.grey_range
+        )
         images[0] = prepare_image(
             pixels,
             source.public_name,
@@ -127,18 +132,22 @@ def read_source(
     return data
 
 
-def decode_source(data: bytes, name: str, *, voi: Voi = 0) -> Decoded:
+def decode_source(
+    data: bytes, name: str, *, voi: Voi = 0, grey_range: GreyRange = "full"
+) -> Decoded:
     """Decode a DICOM, PNG, JPEG or TIFF, whichever the bytes are.
 
     Args:
         data: The file's bytes.
         name: Public name of the file, for errors.
         voi: Position or explanation of a VOI LUT or window, for DICOM files.
+        grey_range: Range of greys of DICOM files without a VOI and of other grey files of more
+            than 8 bits: `full`, `percentiles` or `LOW,HIGH`.
 
     Raises:
         SourceError: It is none of them, or cannot be decoded.
     """
     if is_dicom(data):
-        rendered = decode_dicom(data, name, voi=voi)
+        rendered = decode_dicom(data, name, voi=voi, grey_range=grey_range)
         return Decoded(rendered.pixels[..., None], rendered.remark)
-    return decode_image(data, name)
+    return decode_image(data, name, grey_range=grey_range)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from io import BytesIO
 from itertools import islice
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from tifffile import (
 )
 
 from pipeline.errors import SourceError
+from pipeline.grey_range import GreyRange, find_limits
 from pipeline.records import MAX_PIXELS, MIN_SIDE_PX
 
 TIFF_MAGICS: Final = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -47,7 +48,7 @@ _KINDS: Final[Mapping[int, str]] = {
 _REMEDY: Final = "Save it as grey or RGB of 8 or 16 bits a sample, from black to white"
 
 
-def open_tiff(data: bytes, name: str) -> tuple[Image.Image, int]:
+def open_tiff(data: bytes, name: str, grey_range: GreyRange = "full") -> tuple[Image.Image, int]:
     """Open the one picture of a TIFF.
 
     Pages that say they are reduced copies of another, or masks, are none, unless there is no other.
@@ -55,11 +56,12 @@ def open_tiff(data: bytes, name: str) -> tuple[Image.Image, int]:
     Args:
         data: Bytes of the file.
         name: Public name of the file, for errors.
+        grey_range: Range of grey of more than 8 bits, as `find_limits` takes it.
 
     Returns:
         The picture, whose pixels may not have been decoded yet; and its bits a sample in the file.
         Samples of other than 1, 2, 4 and 8 bits have been scaled from the whole range of their
-        bits, and 0 is black.
+        bits, or from another that was given, and 0 is black.
 
     Raises:
         SourceError: It holds several pictures, or samples without an agreed range.
@@ -70,7 +72,7 @@ def open_tiff(data: bytes, name: str) -> tuple[Image.Image, int]:
         bits = _find_bits(page, name)
         require_size(int(page.imagewidth), int(page.imagelength), name)
         if bits not in _PLAIN_BITS:
-            return _decode(page, bits, len(data), name), bits
+            return _decode(page, bits, len(data), name, grey_range), bits
         try:
             image = Image.open(BytesIO(data), formats=("TIFF",))
             image.seek(number)
@@ -121,13 +123,20 @@ def _find_bits(page: TiffPage, name: str) -> int:
     return bits
 
 
-def _decode(page: TiffPage, bits: int, size_bytes: int, name: str) -> Image.Image:
+def _decode(
+    page: TiffPage, bits: int, size_bytes: int, name: str, grey_range: GreyRange
+) -> Image.Image:
     photometric, samples = page.photometric, int(page.samplesperpixel)
     mode = _MODES.get(photometric, "")
     extra = page.extrasamples[0] if samples == len(mode) + 1 and page.extrasamples else None
     if not mode or not len(mode) <= samples <= len(mode) + 1 or page.imagedepth != 1:
         raise _refuse_form(page, bits, name)
-    pixels = scale_to_bytes(_read_samples(page, size_bytes), bits)
+    values = _read_samples(page, size_bytes)
+    is_deep_grey = mode == "L" and bits > 8
+    limits = find_limits(grey_range, values[..., 0]) if is_deep_grey else None
+    pixels = scale_to_bytes(values, bits)
+    if limits is not None:  # not of alpha
+        pixels[..., 0] = scale_to_bytes(values[..., 0], bits, limits)
     if photometric == PHOTOMETRIC.MINISWHITE:
         pixels[..., 0] = 255 - pixels[..., 0]
     if extra == EXTRASAMPLE.UNASSALPHA and mode != "CMYK":
@@ -162,12 +171,19 @@ def _read_samples(page: TiffPage, size_bytes: int) -> NDArray[np.unsignedinteger
     return np.concatenate(list(stored), axis=-1)
 
 
-def scale_to_bytes(values: NDArray[np.unsignedinteger], bits: int) -> NDArray[np.uint8]:
-    """Scale values from the whole range of their bits, so that the greatest becomes 255.
+def scale_to_bytes(
+    values: NDArray[np.integer[Any]], bits: int, limits: tuple[float, float] | None = None
+) -> NDArray[np.uint8]:
+    """Scale values so that the lower limit becomes 0 and the higher 255.
 
     Args:
         values: Unsigned integers of any shape.
         bits: Bits of each value, 1 to 16.
+        limits: Lower and higher limit; None for 0 and the greatest value that the bits can hold.
     """
+    if limits is not None:
+        low, high = limits
+        unit = np.clip((values.astype(np.float64) - low) / (high - low), 0, 1)
+        return np.floor(unit * 255 + 0.5).astype(np.uint8)
     full = (1 << bits) - 1
     return ((values.astype(np.uint32) * 510 + full) // (2 * full)).astype(np.uint8)

@@ -252,6 +252,7 @@ def test_deep_pictures_of_little_range_are_spoken_of(
         write_tiff(np.repeat(values[..., None], 3, axis=2), photometric="rgb"),
     ):
         words = f"uses 1/{share} of the range of its 16 bits: greys {greys} of 255"
+        words += "; `--grey-range` chooses"
         assert re.fullmatch(words, decode_image(data, "odd").remark)
 
 
