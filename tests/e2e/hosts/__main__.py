@@ -63,7 +63,7 @@ def _run(folder: Path, wanted: Sequence[Disturbance]) -> int:
             write_scans()
             say(f"{len(NAMES)} hosts are up, the scans on S3; {time.monotonic() - began:.0f} s")
             run = LongRun(Chain(lan, started))
-            run.run_calm()
+            run.run_calm({each.step for each in wanted})
             run.disturb(wanted)
             planted = find_planted(lan)
     say(f"secrets that were written: {planted or 'none'}")

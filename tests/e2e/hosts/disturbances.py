@@ -41,7 +41,7 @@ DISTURBANCES: Final = (
     Disturbance("ingest", "xrays", "dask", "cut", 20),
     Disturbance("score", "slides", "s3", "killed", 5),
     Disturbance("score", "xrays", "worker", "cut", 30),
-    Disturbance("score", "xrays", "ray-2", "killed", 5),
+    Disturbance("score", "slides", "ray-2", "killed", 5),
     Disturbance("score", "slides", "ray-2", "cut", 30),
     Disturbance("train", "slides", "ray-head", "killed", 5),
     Disturbance("train", "xrays", "control", "killed", 5),
