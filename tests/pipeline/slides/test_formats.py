@@ -324,3 +324,11 @@ def test_pixels_of_both_levels_are_as_written(
         level_1 = slide.read_region_yx((38, 210), 1, (50, 90))
     np.testing.assert_array_equal(level_0, pixels[37:157, 211:301])
     np.testing.assert_array_equal(level_1, pixels[38:138:2, 210:390:2])
+
+
+@pytest.mark.parametrize("junk", ["._Slidedat.ini", ".DS_Store", "Thumbs.db"])
+def test_junk_beside_a_local_slide_is_no_companion(tmp_path: Path, junk: str) -> None:
+    for name in ("m.mrxs", "m/Slidedat.ini", f"m/{junk}"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert find_companions(tmp_path / "m.mrxs") == (tmp_path / "m" / "Slidedat.ini",)
