@@ -90,11 +90,11 @@ def test_a_row_is_called_as_its_slide(tmp_path: Path, name: str, row: str) -> No
 
 
 def test_a_row_to_the_letter_goes_before_one_alike(tmp_path: Path) -> None:
-    url = touch(tmp_path / "in", "a/x.svs", "A/x.svs", "y.tif", "y.ome.tif", "Y.tif")
+    url = touch(tmp_path / "in", "p/a/x.svs", "p/A/x.svs", "y.tif", "y.ome.tif", "Y.tif")
     table = tmp_path / "labels.csv"
     table.write_text("slide,label\na/x,tumor\ny,tumor\nY,normal\n")
     labels = {s.slide_id: s.label for s in list_slides(url, labels=str(table)).slides}
-    assert labels == {"a/x.svs": 1, "A/x.svs": -1, "y.tif": 1, "y.ome.tif": -1, "Y.tif": 0}
+    assert labels == {"p/a/x.svs": 1, "p/A/x.svs": -1, "y.tif": 1, "y.ome.tif": -1, "Y.tif": 0}
 
 
 def test_a_sheet_names_masks_and_annotations_alike(tmp_path: Path) -> None:
