@@ -13,8 +13,7 @@ import flows.shared.environment  # noqa: F401 -- sets variables, before the rest
 from flows.shared.driver import drive
 from flows.shared.engine import open_engine, open_key
 from flows.shared.events import alert_of_drift, report_ranking
-from flows.shared.late import cancel_late_runs
-from flows.shared.limits import limited
+from flows.shared.limits import cancel_late_runs, limited
 from flows.shared.progress import progress
 from flows.shared.reports import publish
 from flows.shared.settings import Settings, load_settings

@@ -38,6 +38,11 @@ SILENCE: Final = timedelta(minutes=10)
 PATIENCE: Final = timedelta(minutes=30)
 """Time for a run to begin: a cluster may have to pull an image for it."""
 
+_BEGAN: Final = "prefect.flow-run.Running"
+_ENDS: Final = [
+    f"prefect.flow-run.{state}"
+    for state in ("Completed", "Failed", "Cancelled", "Crashed", "Suspended")
+]
 _STARTS: Final = ["1", "2", "3"]
 _OURS: Final = {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{TAG}"}
 _RUN: Final = "{{ flow_run.name }} of {{ flow.name }}: {{ event.resource['prefect.state-name'] }}"
@@ -81,19 +86,6 @@ def make_repairs(
         patience: Time after which a run that was handed to a worker and has not begun is handed
             out again; at least 10 s.
     """
-    # From the change of state on, as a run may be killed before its first heartbeat.
-    began, alive = "prefect.flow-run.Running", "prefect.flow-run.heartbeat"
-    ends = ("Completed", "Failed", "Cancelled", "Crashed", "Suspended")
-    lost = EventTrigger(
-        after={began, alive},
-        expect={alive, *(f"prefect.flow-run.{state}" for state in ends)},
-        match={"prefect.resource.id": "prefect.flow-run.*"},
-        match_related=_OURS,
-        for_each={"prefect.resource.id"},
-        posture=Posture.Proactive,
-        threshold=1,
-        within=silence,
-    )
     # The number of starts, so that a run that always crashes comes to an end; and not 0, as a run
     # that could not even be started would be tried for ever.
     crashed = EventTrigger(
@@ -101,29 +93,44 @@ def make_repairs(
         match={"prefect.resource.id": "prefect.flow-run.*", "prefect.run-count": _STARTS},
         match_related=_OURS,
     )
-    # Its worker has died between taking the run and starting it; the run holds a slot meanwhile.
-    pending = EventTrigger(
-        after={"prefect.flow-run.Pending"},
-        expect={began, "prefect.flow-run.Scheduled", *(f"prefect.flow-run.{s}" for s in ends)},
+    # From the change of state on, as a run may be killed before its first heartbeat.
+    alive = "prefect.flow-run.heartbeat"
+    lost = _watch_silence({_BEGAN, alive}, {alive, *_ENDS}, silence)
+    # A worker may die between taking a run and starting it; the run holds a slot meanwhile.
+    not_begun = {_BEGAN, "prefect.flow-run.Scheduled", *_ENDS}
+    pending = _watch_silence({"prefect.flow-run.Pending"}, not_begun, patience)
+    crash = ChangeFlowRunState(state=StateType.CRASHED, message="It gave no sign of life any more")
+    return [
+        _automation("mark runs that are lost as crashed", lost, crash),
+        _automation(
+            "run crashed runs again, three times at most",
+            crashed,
+            _run_again("It crashed and runs again"),
+        ),
+        _automation(
+            "hand out runs again that no worker begins",
+            pending,
+            _run_again("No worker has begun it"),
+        ),
+    ]
+
+
+def _watch_silence(after: set[str], expect: set[str], within: timedelta) -> EventTrigger:
+    """Fire where none of the expected events of a run follows one of the others in time."""
+    return EventTrigger(
+        after=after,
+        expect=expect,
         match={"prefect.resource.id": "prefect.flow-run.*"},
         match_related=_OURS,
         for_each={"prefect.resource.id"},
         posture=Posture.Proactive,
         threshold=1,
-        within=patience,
+        within=within,
     )
-    restart = ChangeFlowRunState(
-        state=StateType.SCHEDULED, name="AwaitingRetry", message="No worker has begun it"
-    )
-    crash = ChangeFlowRunState(state=StateType.CRASHED, message="It gave no sign of life any more")
-    again = ChangeFlowRunState(
-        state=StateType.SCHEDULED, name="AwaitingRetry", message="It crashed and runs again"
-    )
-    return [
-        _automation("mark runs that are lost as crashed", lost, crash),
-        _automation("run crashed runs again, three times at most", crashed, again),
-        _automation("hand out runs again that no worker begins", pending, restart),
-    ]
+
+
+def _run_again(message: str) -> ChangeFlowRunState:
+    return ChangeFlowRunState(state=StateType.SCHEDULED, name="AwaitingRetry", message=message)
 
 
 def _make_notices(block_id: UUID) -> list[AutomationCore]:

@@ -60,7 +60,7 @@ def restore_choices(client: SyncPrefectClient, before: Choices) -> tuple[str, ..
 
     Args:
         client: Client of the Prefect server.
-        before: What `read_choices` has found.
+        before: Deployments and triggers as `read_choices` has found them.
 
     Returns:
         Names of the deployments for which something was set again.

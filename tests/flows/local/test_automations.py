@@ -31,7 +31,7 @@ from flows.local import processes, services
 from flows.local.automations import PREFIX, TAG, make_repairs, ship_automations
 from flows.local.services import POOL
 from flows.shared.events import DRIFTED, HELD
-from flows.shared.late import cancel_late_runs
+from flows.shared.limits import cancel_late_runs
 from flows.shared.settings import Settings
 from tests.support.lost import linger
 from tests.support.notified import Mailbox, listening
