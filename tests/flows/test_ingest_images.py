@@ -45,7 +45,8 @@ def test_what_a_refusal_advises_can_be_given(
     command += [option, "No Finding", "--columns.group-id", "Person No.", "--label-map", "1=0"]
     assert launch(*command) == 1
     reasons = {entry.reason for entry in read_manifest(f"{dataset}/manifest.json")} - {""}
-    (advice,) = re.findall(r"give `ingest images` its meaning, (--label-map '.*'),", *reasons)
+    (reason,) = reasons
+    (advice,) = re.findall(r"give `ingest images` its meaning, (--label-map '.*'),", reason)
     assert launch(*command, *shlex.split(advice)) == 0
     made = open_dataset(dataset)
     labels = dict(zip(made.column("image_id"), made.column("label").tolist(), strict=True))
