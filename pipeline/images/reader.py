@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from pipeline.dicom.parse import MAX_FILE_BYTES, is_dicom
 from pipeline.dicom.pixels import decode_dicom
 from pipeline.dicom.voi import Voi
-from pipeline.errors import SourceError
+from pipeline.errors import DeniedError, SourceError
 from pipeline.grey_range import GreyRange
 from pipeline.images.decode import Decoded, Resampling, decode_image, prepare_image
 from pipeline.images.duplicates import hash_images, write_hashes
 from pipeline.ingest.sources import SourceRead
 from pipeline.io.archives import read_member
 from pipeline.io.scratch import Scratch
-from pipeline.io.storage import describe, read_bytes
+from pipeline.io.storage import describe, parse, read_bytes
 from pipeline.privacy.redaction import named_as
 from pipeline.records import Array, SourceImage
 
@@ -107,12 +107,12 @@ def read_source(
         max_bytes: Refuse a larger file before it is read.
 
     Raises:
-        SourceError: It is too large, or has changed since it was listed; or is gone, where it has
-            a public name.
+        SourceError: It is too large, has changed since it was listed, or is a local file that may
+            not be read; or is gone, where it has a public name.
         AbsentError: It is gone.
         StorageError: It cannot be reached.
     """
-    with named_as(source.name) if source.name else nullcontext():
+    with named_as(source.name) if source.name else _denied_alone(source.url):
         if source.span_bytes is not None:
             size = source.span_bytes[1] - source.span_bytes[0]
             if size > max_bytes:
@@ -130,6 +130,18 @@ def read_source(
             source.public_name, "the file has changed since it was planned", "Run the ingest again"
         )
     return data
+
+
+@contextmanager
+def _denied_alone(url: str) -> Iterator[None]:
+    """Let a local file fail by itself where its rights are at fault, not the storage."""
+    try:
+        yield
+    except DeniedError as error:
+        if parse(url).scheme != "file":
+            raise
+        remedy = "Give the right to read it, or leave it out"
+        raise SourceError(url, error.problem, remedy) from error
 
 
 def decode_source(

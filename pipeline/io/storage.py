@@ -158,8 +158,17 @@ def translated(url: str) -> Iterator[None]:
 
 
 def _local_info(url: str, status: os.stat_result) -> ObjectInfo:
-    modified_at = datetime.fromtimestamp(status.st_mtime, UTC)
-    return ObjectInfo(url, status.st_size, f"{status.st_size}-{status.st_mtime_ns}", modified_at)
+    version = f"{status.st_size}-{status.st_mtime_ns}"
+    return ObjectInfo(url, status.st_size, version, _find_moment(status.st_mtime))
+
+
+def _find_moment(seconds: float) -> datetime:
+    """Find the moment of a time of modification; beyond the calendar, the calendar's end."""
+    try:
+        return datetime.fromtimestamp(seconds, UTC)
+    except (ValueError, OverflowError, OSError):
+        end = datetime.max if seconds > 0 else datetime.min
+        return end.replace(tzinfo=UTC)
 
 
 def _object_info(url: str, meta: ObjectMeta) -> ObjectInfo:

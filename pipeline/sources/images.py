@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from shlex import quote
@@ -25,6 +25,7 @@ from pipeline.sources.listing import (
     list_unlisted,
     parent_of,
     relative_path,
+    split_unnameable,
 )
 from pipeline.sources.tables import (
     EMPTY_WORDS,
@@ -94,16 +95,18 @@ def list_images(
         if folder.is_single_file
         else tuple(info for info in folder.files if is_image(info.url))
     )
+    files, unnameable = split_unnameable(files)
     if not files:
-        raise SourceError(
-            url, f"no image among {len(folder.files)} files", "Images are PNG, JPEG or TIFF files"
-        )
+        first = f"; {unnameable[0].item!r}: {unnameable[0].reason}" if unnameable else ""
+        problem = f"no image among {len(folder.files)} files{first}"
+        raise SourceError(url, problem, "Images are PNG, JPEG or TIFF files")
+    refused = (*folder.refused, *unnameable)
     found = labels_url or _find_table(folder)
     if not found or found == NO_TABLE:
         base = parent_of(folder.url) if folder.is_single_file else folder.url
         unlabelled = [_unlabelled(info, base or "") for info in files]
-        unread = (*folder.refused, *_count_unread(folder, files))
-        return ImageListing(in_order(unlabelled), unread, ("no label table: labels are unknown",))
+        rejected = (*refused, *_count_unread(folder))
+        return ImageListing(in_order(unlabelled), rejected, ("no label table: labels are unknown",))
     table = _read_labels(found, columns or {})
     rows = _LabelRows(
         table,
@@ -119,23 +122,18 @@ def list_images(
     if not images or (not matched.images and labels_url):
         raise _match_nothing(table, matched, folder)
     left_out = () if keeps_unlisted else list_unlisted(info.url for info in unlisted)
-    taken = [*files, *(info for info in folder.files if rows.name(info) in matched.named)]
-    rejected = (
-        *folder.refused,
-        *matched.rejected,
-        *matched.list_absent(),
-        *left_out,
-        *_count_unread(folder, taken, found),
-    )
+    named = {info.url for info in folder.files if rows.name(info) in matched.named}
+    unread = _count_unread(folder, {*named, plain_url(found)})
+    rejected = (*refused, *matched.rejected, *matched.list_absent(), *left_out, *unread)
     return ImageListing(images, rejected, rows.explain())
 
 
-def _count_unread(
-    folder: Folder, taken: Iterable[ObjectInfo], table_url: str = ""
-) -> tuple[ManifestEntry, ...]:
-    """Count files that are neither an image nor the table."""
-    known = {info.url for info in taken} | {plain_url(table_url)}
-    return count_unread(info.url for info in folder.files if info.url not in known)
+def _count_unread(folder: Folder, read: Collection[str] = ()) -> tuple[ManifestEntry, ...]:
+    """Count files that are neither an image nor among those that were read for another reason."""
+    if folder.is_single_file:
+        return ()
+    urls = (info.url for info in folder.files if not is_image(info.url))
+    return count_unread(url for url in urls if url not in read)
 
 
 def _match_nothing(table: Table, matched: TableMatch, folder: Folder) -> SourceError:

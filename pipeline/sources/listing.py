@@ -216,6 +216,28 @@ def is_image(url: str) -> bool:
     return PurePosixPath(url).suffix.lower() in IMAGE_SUFFIXES
 
 
+def split_unnameable(
+    files: Iterable[ObjectInfo],
+) -> tuple[tuple[ObjectInfo, ...], tuple[ManifestEntry, ...]]:
+    """Split files from those whose names are not text in UTF-8, which no dataset can hold.
+
+    Args:
+        files: Files of a listing. Python gives other bytes of a name as lone surrogates.
+
+    Returns:
+        The files that have names, and entries of the manifest on the others, in readable letters.
+    """
+    named, refused = [], []
+    for info in files:
+        readable = info.url.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        if readable == info.url:
+            named.append(info)
+        else:
+            reason = "the file's name is not text in UTF-8. Rename it"
+            refused.append(ManifestEntry(readable, "failed", reason))
+    return tuple(named), tuple(refused)
+
+
 def in_order(images: Iterable[SourceImage]) -> tuple[SourceImage, ...]:
     """Sort images by their id."""
     return tuple(sorted(images, key=lambda image: image.image_id))

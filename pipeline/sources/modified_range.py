@@ -27,7 +27,7 @@ class ModifiedRange:
         """Make a range from times as a user gives them; without a zone they are UTC.
 
         Raises:
-            SettingsError: `since` is not before `until`.
+            SettingsError: `since` is not before `until`, or a time is beyond the calendar in UTC.
         """
         period = cls(_to_utc(since), _to_utc(until))
         if period.since and period.until and period.since >= period.until:
@@ -74,7 +74,13 @@ ALWAYS: Final = ModifiedRange()
 def _to_utc(moment: datetime | None) -> datetime | None:
     if moment is None:
         return None
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    try:
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except OverflowError as error:
+        problem = f"{moment.isoformat()} is beyond the calendar in UTC"
+        raise SettingsError(
+            "since, until", problem, "Give a time of the years 2 to 9998"
+        ) from error
 
 
 def _say(moment: datetime) -> str:

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.errors import SettingsError
+from pipeline.errors import DeniedError, SettingsError, SourceError
 from pipeline.images.ingest import DUPLICATES, ImageIngestReport, ingest_images
 from pipeline.images.plan import ImageSettings, make_reader, plan_images
+from pipeline.images.reader import read_source
 from pipeline.images.visit import ImageVisit
 from pipeline.io.archives import list_members
 from pipeline.io.scratch import Scratch
@@ -190,3 +191,24 @@ def test_no_part_table_or_progress_names_a_person(tmp_path: Path) -> None:
     for folder in (out, out / "parts"):
         assert hospital.find_planted(hospital.read_folder(folder)) == set()
     assert hospital.find_planted(repr(report), repr(open_dataset(str(out)))) == set()
+
+
+def test_a_local_file_that_may_not_be_read_fails_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = write_folder(tmp_path / "in", 3)
+
+    def deny(url: str, **options: int) -> bytes:
+        if url.endswith("01.png"):
+            raise DeniedError(url, "access denied", "Check the credentials and their rights")
+        return read_bytes(url, **options)
+
+    monkeypatch.setattr("pipeline.images.reader.read_bytes", deny)
+    with pytest.raises(SourceError, match=r"01\.png: access denied\. Give the right to read it"):
+        read_source(images[1])
+    report, dataset = run(tmp_path / "out", images)
+    readable = dict(zip(dataset.column("image_id"), dataset.column("readable"), strict=True))
+    assert readable == {"00": True, "01": False, "02": True}
+    assert [entry.item for entry in report.failures] == [images[1].url]
+    with pytest.raises(DeniedError):  # of a bucket the next would fail too
+        read_source(replace(images[1], url="s3://bucket/01.png"))

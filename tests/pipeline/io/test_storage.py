@@ -137,6 +137,19 @@ def test_a_file_of_another_day_says_so(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("seconds", "moment"), [(1e12, datetime.max), (-1e12, datetime.min), (1e300, datetime.max)]
+)
+def test_a_time_beyond_the_calendar_is_the_calendars_end(
+    tmp_path: Path, seconds: float, moment: datetime
+) -> None:
+    storage.write_bytes(str(tmp_path / "far.png"), b"1")
+    values = list((tmp_path / "far.png").stat())
+    status = os.stat_result([*values[:8], seconds, values[9]])
+    info = storage._local_info(str(tmp_path / "far.png"), status)
+    assert info.modified_at == moment.replace(tzinfo=UTC)
+
+
 def test_of_many_creators_one_wins(store_url: str) -> None:
     url = storage.join(store_url, "lock")
     with ThreadPoolExecutor(8) as pool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from pathlib import Path
 from unicodedata import normalize
@@ -184,6 +185,24 @@ def test_a_file_that_is_named_outright_is_taken_whatever_its_name(tmp_path: Path
     write_folder(tmp_path, "", ".cache/.a.dat")
     listing = list_images(str(tmp_path / ".cache/.a.dat"))
     assert [image.image_id for image in listing.images] == [".a.dat"]
+
+
+def test_a_file_whose_name_is_no_text_fails_alone(tmp_path: Path) -> None:
+    url = write_folder(tmp_path / "in", "", "a.png", "x/b.png")
+    for odd in (b"caf\xe9.png", b"not\xe9s.txt", b"\xff/c.png"):
+        path = Path(url, os.fsdecode(odd))
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(PIXELS)
+    for table in ("", "path,label\na.png,0\nx/b.png,1\n"):
+        listing = list_images(write_folder(tmp_path / "in", table))
+        assert [image.image_id for image in listing.images] == ["a.png", "x/b.png"]
+        failed = {entry.item: entry.reason for entry in listing.rejected if entry.state == "failed"}
+        assert failed == dict.fromkeys(
+            (f"{url}/caf\\xe9.png", f"{url}/\\xff/c.png"),
+            "the file's name is not text in UTF-8. Rename it",
+        )
+    with pytest.raises(SourceError, match=r"no image among 1 files; .*c\.png': the file's name is"):
+        list_images(f"{url}/\udcff")
 
 
 def test_a_path_may_be_spelt_in_any_way_that_names_one_file(tmp_path: Path) -> None:

@@ -38,6 +38,14 @@ def test_what_ends_before_it_begins_is_refused(until: datetime) -> None:
         ModifiedRange.of(datetime(2026, 1, 1, tzinfo=UTC), until)
 
 
+@pytest.mark.parametrize("moment", [datetime.max, datetime.min])
+def test_a_time_beyond_the_calendar_is_refused(moment: datetime) -> None:
+    zone = timezone(timedelta(hours=-9 if moment == datetime.max else 9))
+    for ends in ((moment.replace(tzinfo=zone), None), (None, moment.replace(tzinfo=zone))):
+        with pytest.raises(SettingsError, match=r"is beyond the calendar in UTC\. Give a time"):
+            ModifiedRange.of(*ends)
+
+
 def test_what_is_left_out_is_said() -> None:
     (entry,) = JANUARY.leave_out(12)
     assert entry.reason == (
