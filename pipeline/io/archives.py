@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from hashlib import sha256
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import IO, BinaryIO, Final, Literal
 
-from pipeline.errors import SourceError
+from pipeline.errors import NormscopeError, SourceError
 from pipeline.io.ranges import open_by_range
 from pipeline.io.scratch import Copy, Scratch
 from pipeline.io.storage import ObjectInfo, describe, read_range
@@ -31,6 +31,16 @@ _BLOCK_BYTES: Final = 8 * 2**20
 _MAX_EXPANSION: Final = 20
 _MODULUS: Final = 2**32
 _REMEDY: Final = "Fetch the archive again"
+# The last three come from numbers and texts in headers.
+_DAMAGED: Final = (
+    tarfile.TarError,
+    gzip.BadGzipFile,
+    EOFError,
+    zlib.error,
+    ValueError,
+    OverflowError,
+    MemoryError,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +74,8 @@ def list_members(info: ObjectInfo, scratch: Scratch | None = None) -> tuple[Memb
         StorageError: It cannot be read, or the scratch folder has no room for it.
     """
     with (
-        _refusing(info.url),
         _open_tar(info, scratch or Scratch()) as file,
-        tarfile.open(fileobj=file, mode="r:") as archive,
+        reading_tar(info.url, file) as archive,
     ):
         return tuple(
             Member(member.name, (member.offset_data, member.offset_data + member.size))
@@ -97,6 +106,42 @@ def read_member(
         return data
     with _unpacked(url, version, scratch or Scratch()) as path:
         return read_range(str(path), *span_bytes)
+
+
+class _CheckedInfo(tarfile.TarInfo):
+    """A header whose size is not negative: older Pythons would read it for ever (CVE-2025-8194)."""
+
+    def _block(self, count: int) -> int:
+        if count < 0:
+            raise tarfile.ReadError("a member of a negative size")
+        return super()._block(count)  # type: ignore[misc,no-any-return]  # tarfile's own
+
+
+@contextmanager
+def reading_tar(
+    url: str, file: IO[bytes], mode: Literal["r:", "r:*"] = "r:", *, remedy: str = _REMEDY
+) -> Iterator[tarfile.TarFile]:
+    """Open a tar archive, and refuse one that proves damaged when the block has read all of it.
+
+    Args:
+        url: URL of the archive, for errors.
+        file: Content of the archive.
+        mode: `r:` for a plain archive, `r:*` for one that may be compressed.
+        remedy: Remedy that the error gives.
+
+    Raises:
+        SourceError: It is not a complete tar archive.
+    """
+    with (
+        _refusing(url, remedy),
+        tarfile.open(fileobj=file, mode=mode, tarinfo=_CheckedInfo) as archive,
+    ):
+        yield archive
+        # tarfile takes a damaged header behind the first member for the end.
+        if (content := archive.fileobj) is not None:
+            content.seek(archive.offset)
+            if content.read(tarfile.BLOCKSIZE).strip(b"\0"):
+                raise tarfile.ReadError("a damaged header")
 
 
 @contextmanager
@@ -158,11 +203,13 @@ def _inflate(url: str, version: str, path: Path) -> None:
 
 
 @contextmanager
-def _refusing(url: str) -> Iterator[None]:
+def _refusing(url: str, remedy: str = _REMEDY) -> Iterator[None]:
     try:
         yield
-    except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise SourceError(url, f"not a whole tar archive ({error})", _REMEDY) from error
+    except NormscopeError:
+        raise
+    except _DAMAGED as error:
+        raise SourceError(url, f"not a whole tar archive ({error})", remedy) from error
 
 
 def _describe_unchanged(url: str, version: str) -> ObjectInfo:

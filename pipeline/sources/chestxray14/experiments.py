@@ -7,15 +7,15 @@ one view position each, with normals alone in training.
 
 from __future__ import annotations
 
-import tarfile
-import zlib
 from collections.abc import Iterator, Mapping
 from io import BytesIO
 from typing import Final, Literal, TypeAlias
 
 from pipeline.errors import SourceError
+from pipeline.io.archives import reading_tar
 from pipeline.io.storage import list_objects, read_bytes
 from pipeline.records import Label, Split
+from pipeline.sources.tables import decode_text
 
 Experiment: TypeAlias = Literal["subset", "PA", "AP"]
 
@@ -46,7 +46,7 @@ def read_experiment(url: str, experiment: Experiment) -> dict[str, tuple[Label, 
     for part, meaning in _PARTS.items():
         if part not in members:
             raise SourceError(url, f"no list {experiment}/{part}", _REMEDY)
-        names = members[part].decode("utf-8", "replace").split()
+        names = decode_text(f"{url}, {experiment}/{part}", members[part]).split()
         if twice := sorted(set(names) & set(listed)):
             raise SourceError(url, f"{twice[0]!r} is in two lists of {experiment}", _REMEDY)
         listed |= dict.fromkeys(names, meaning)
@@ -62,13 +62,9 @@ def _read_members(url: str, experiment: Experiment) -> Iterator[tuple[str, bytes
                 if info.url.endswith(f"/{end}"):
                     yield part, read_bytes(info.url)
         return
-    data = read_bytes(url)
-    try:
-        with tarfile.open(fileobj=BytesIO(data)) as archive:
-            for member in archive:
-                part = next((part for end, part in ends.items() if member.name.endswith(end)), "")
-                content = archive.extractfile(member) if part else None
-                if content is not None:
-                    yield part, content.read()
-    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        raise SourceError(url, f"not a whole tar archive ({error})", _REMEDY) from error
+    with reading_tar(url, BytesIO(read_bytes(url)), "r:*", remedy=_REMEDY) as archive:
+        for member in archive:
+            part = next((part for end, part in ends.items() if member.name.endswith(end)), "")
+            content = archive.extractfile(member) if part else None
+            if content is not None:
+                yield part, content.read()

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import PurePosixPath
 from typing import Final
 
 from pipeline.errors import SourceError
@@ -25,6 +26,7 @@ from pipeline.records import ImageListing, Label, ManifestEntry, Split
 from pipeline.runtime.engines import MapWork, map_serially
 from pipeline.sources.chestxray14.boxes import read_boxes
 from pipeline.sources.chestxray14.table import COLUMNS, RadiographRows, Views, check_findings
+from pipeline.sources.junk import is_junk
 from pipeline.sources.listing import (
     Folder,
     ImageFile,
@@ -35,7 +37,7 @@ from pipeline.sources.listing import (
     list_unlisted,
     parent_of,
 )
-from pipeline.sources.tables import read_table
+from pipeline.sources.tables import decode_text, read_table
 
 # Of two tables side by side the later is taken: it corrected ages and views.
 TABLE_NAMES: Final = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
@@ -182,7 +184,7 @@ def _list_archive(
     return info, [
         ImageFile(info.url, info.version, f"{info.url}/{member.name}", member.span_bytes)
         for member in members
-        if is_image(member.name)
+        if is_image(member.name) and not is_junk(PurePosixPath(member.name))
     ]
 
 
@@ -211,7 +213,7 @@ def _read_lists(folder: Folder, table_url: str) -> dict[str, Split]:
         if not urls and home and exists(join(home, name)):
             urls = [join(home, name)]
         for url in urls[:1]:
-            names = set(read_bytes(url).decode("utf-8", "replace").split())
+            names = set(decode_text(url, read_bytes(url)).split())
             if twice := sorted(names & set(splits)):
                 raise SourceError(
                     url,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -104,7 +105,7 @@ class RadiographRows:
         if "age" in row and parse_age(age) < 0:
             matched.ignore_cell(name, "Patient Age", age)
         found = _split_findings(row["findings"])
-        if not found:
+        if not found or not _KNOWN.union({NO_FINDING}).issuperset(found):
             matched.ignore_cell(name, "Finding Labels", row["findings"])
         columns: dict[str, Scalar] = {
             "view_position": view if view in VIEW_POSITIONS else "",
@@ -140,20 +141,35 @@ def check_findings(findings: Sequence[str]) -> frozenset[str]:
     Raises:
         SettingsError: There is no such finding.
     """
-    by_folded = {name.lower(): name for name in FINDINGS}
+    by_folded = {folded: name for folded, name in _OFFICIAL.items() if name != NO_FINDING}
     for name in findings:
-        if name.lower() not in by_folded:
+        if _fold(name) not in by_folded:
             raise SettingsError(
                 "findings", f"no finding {name!r} in ChestX-ray14", f"Use {', '.join(FINDINGS)}"
             )
-    return frozenset(by_folded[name.lower()] for name in findings)
+    return frozenset(by_folded[_fold(name)] for name in findings)
 
 
 def _split_findings(cell: str) -> list[str]:
-    return [finding for part in cell.split("|") if (finding := part.strip())]
+    """Findings of a cell by their official names; words that are none stay as they are."""
+    parts = [part.strip() for part in cell.split("|")]
+    return [_OFFICIAL.get(_fold(part), part) for part in parts if part]
+
+
+def _fold(word: str) -> str:
+    return re.sub(r"[\s_-]+", " ", word.strip()).casefold()
 
 
 def _label_of(findings: Sequence[str]) -> Label:
-    if not findings:
-        return Label.UNKNOWN
-    return Label.NORMAL if list(findings) == [NO_FINDING] else Label.ANOMALOUS
+    """Normal for no finding alone, anomalous for any that is known, else unknown."""
+    if list(findings) == [NO_FINDING]:
+        return Label.NORMAL
+    return Label.ANOMALOUS if _KNOWN.intersection(findings) else Label.UNKNOWN
+
+
+# The later releases of the data set say `Infiltrate` in their boxes.
+_OFFICIAL: Final = {
+    **{_fold(name): name for name in (NO_FINDING, *FINDINGS)},
+    "infiltrate": "Infiltration",
+}
+_KNOWN: Final = frozenset(FINDINGS)

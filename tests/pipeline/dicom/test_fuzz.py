@@ -1,7 +1,7 @@
 """Damaged bytes: whatever stands in a file, it is decoded or refused in one line.
 
-`NORMSCOPE_FUZZ_S=300 pytest tests/pipeline/dicom/test_fuzz.py` looks for five minutes; another
-`NORMSCOPE_FUZZ_SEED` tries other damage. The work is done in a process of its own, so that a
+`NORMSCOPE_TEST_FUZZ_S=300 pytest tests/pipeline/dicom/test_fuzz.py` looks for five minutes; another
+`NORMSCOPE_TEST_FUZZ_SEED` tries other damage. The work is done in a process of its own, so that a
 decoder that aborts is seen, and the damaged file is kept where it can be looked at.
 """
 
@@ -41,8 +41,8 @@ from pipeline.errors import SourceError
 from pipeline.images.reader import decode_source
 from tests.support.made.dicom import make_dicom, make_lut, ramp, write_dicom
 
-SECONDS: Final = float(os.environ.get("NORMSCOPE_FUZZ_S", "1.5"))
-SEED: Final = int(os.environ.get("NORMSCOPE_FUZZ_SEED", "7"))
+SECONDS: Final = float(os.environ.get("NORMSCOPE_TEST_FUZZ_S", "1.5"))
+SEED: Final = int(os.environ.get("NORMSCOPE_TEST_FUZZ_SEED", "7"))
 # Of many damaged files some must be decoded all the same, and some refused: else nothing is tried.
 LEAST_OF_EACH: Final = 10
 
