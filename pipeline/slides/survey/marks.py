@@ -75,7 +75,7 @@ def describe_corner(corner_yx: PairYX, what: str = "annotation") -> str:
 
     Args:
         corner_yx: Point that the file counts from, (y, x) in level-0 pixels.
-        what: What the file is to the slide.
+        what: Role of the file for the slide, `annotation` or `mask`.
     """
     if corner_yx == (0, 0):
         return ""
