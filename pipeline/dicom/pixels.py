@@ -61,7 +61,7 @@ class Rendered(NamedTuple):
 
     Args:
         pixels: uint8 (H, W), 0 is black.
-        facts: How the file's pixels were understood.
+        facts: Shape, bits, transfer syntax and orientation by which the pixels were read.
         remark: Words for the manifest where the file is odd and was taken all the same; else "".
     """
 
