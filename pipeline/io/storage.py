@@ -29,7 +29,6 @@ from zarr.storage import ObjectStore, StorePath
 from pipeline.errors import AbsentError, DeniedError, SourceError, StorageError
 from pipeline.io.atomic_files import Part, written_beside
 from pipeline.io.refusals import CREDENTIALS_REMEDY, find_refusal
-from pipeline.io.s3_client import list_keys
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
@@ -239,6 +238,9 @@ def _list_store(place: Place, on_refusal: Callable[[StorageError], None]) -> lis
 
 
 def _list_keys(place: Place, on_refusal: Callable[[StorageError], None]) -> Iterator[ObjectInfo]:
+    # Slow to import, and hardly ever needed; a version that only scores has no boto3.
+    from pipeline.io.s3_client import list_keys  # noqa: PLC0415
+
     for key, size_bytes, etag, modified_at in list_keys(place.root, place.key):
         url = f"{place.scheme}://{place.root}/{key}"
         if {"", ".", ".."} & set(key.removesuffix("/").split("/")):
