@@ -113,7 +113,7 @@ def dask_engine(
         dask.config.set({"distributed.comm.timeouts.connect": "10s"}),
         _cluster(address, workers, memory_limit) as target,
     ):
-        engine = DaskMap(_Line(_connect(target, str(address)), lambda: _open(target)))
+        engine = DaskMap(DaskLine(_connect(target, str(address)), lambda: _open(target)))
         try:
             yield engine
         finally:
@@ -140,8 +140,13 @@ def _connect(target: str | LocalCluster, address: str) -> Client:
 
 
 @dataclass(slots=True)
-class _Line:
-    """The client in use, and what opens another where that one has given its scheduler up."""
+class DaskLine:
+    """The client in use, and what opens another where that one has given its scheduler up.
+
+    Args:
+        client: Client of the cluster.
+        reopen: Function that opens another client; None where the client is the caller's to keep.
+    """
 
     client: Client
     reopen: Callable[[], Client] | None = None
@@ -159,7 +164,7 @@ class _Window:
 class DaskMap:
     """`MapWork` on the workers of a Dask client."""
 
-    _line: _Line
+    _line: DaskLine
     _counted: _Window = field(default_factory=_Window, init=False, repr=False)
 
     def __call__(
@@ -277,7 +282,7 @@ def engine_of_worker() -> Iterator[MapWork]:
     its worker dies, the pieces are cancelled, and the task begins anew elsewhere.
     """
     with worker_client() as client:
-        yield DaskMap(_Line(client))
+        yield DaskMap(DaskLine(client))
 
 
 def _keeping_memory(function: Callable[[T], R], item: T) -> R:

@@ -19,7 +19,7 @@ import dask
 from distributed import Client, LocalCluster
 
 from pipeline.io import storage
-from pipeline.runtime.engines import DaskMap, MapWork
+from pipeline.runtime.engines import DaskLine, DaskMap, MapWork
 from pipeline.store.part import PARTS
 from pipeline.store.spec import ROOT
 
@@ -116,7 +116,7 @@ def drive(
         parts: Held back from so many on.
     """
     with Client(address, set_as_default=False) as client:
-        run(source, dataset, HeldBack(client, dataset, int(parts)))
+        run(source, dataset, HeldBack(DaskLine(client), dataset, int(parts)))
         os._exit(0)  # a client whose workers are killed under it need not say farewell
 
 
