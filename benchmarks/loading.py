@@ -39,7 +39,7 @@ from benchmarks.harness import (
 )
 from benchmarks.painted import paint_shard, read_centre
 from benchmarks.scoring import JpegFolder
-from flows.local.loopback import HOST, answers, find_free_port
+from flows.local.loopback import HOST, answers
 from infra.s3 import server as s3_server
 from pipeline.images.ingest import ingest_images
 from pipeline.images.plan import ImageSettings
@@ -47,6 +47,7 @@ from pipeline.io.storage import describe
 from pipeline.records import ImageListing, Label, SourceImage
 from pipeline.runtime.engines import map_serially
 from pipeline.runtime.malloc import set_freed_memory
+from pipeline.runtime.ports import find_free_port
 from pipeline.store.dataset import open_dataset
 from training.data.batches import TrainingImages
 from training.networks.inputs import to_tensor

@@ -20,14 +20,6 @@ class ServiceError(NormscopeError):
     """A server that does not start, or whose port belongs to somebody else."""
 
 
-def find_free_port() -> int:
-    """A TCP port of loopback that nobody listens on at this moment."""
-    with socket.socket() as listener:
-        listener.bind((HOST, 0))
-        port: int = listener.getsockname()[1]
-    return port
-
-
 def require_free_port(port: int, name: str) -> None:
     """Raise ServiceError where somebody else listens on a port that a service needs."""
     with socket.socket() as probe:

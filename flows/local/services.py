@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from flows.local.access import USER, Access, make_password, write_mlflow_settings
-from flows.local.loopback import HOST, ServiceError, answers, find_free_port, require_free_port
+from flows.local.loopback import HOST, ServiceError, answers, require_free_port
 from flows.local.processes import Service
 from flows.shared.settings import (
     Settings,
@@ -19,6 +19,7 @@ from flows.shared.settings import (
     prepare_environment,
     short_temporary_folder,
 )
+from pipeline.runtime.ports import find_free_port
 
 POOL: Final = "local"
 """The Prefect work pool whose worker runs deployments on this machine."""

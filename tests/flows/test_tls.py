@@ -17,9 +17,10 @@ import trustme
 
 from flows.local import processes, services
 from flows.local.access import Access, read_password
-from flows.local.loopback import HOST, find_free_port
+from flows.local.loopback import HOST
 from flows.local.processes import Service
 from flows.shared.settings import Settings, child_environment
+from pipeline.runtime.ports import find_free_port
 
 pytestmark = pytest.mark.slow
 

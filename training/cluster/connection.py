@@ -17,6 +17,7 @@ from ray.autoscaler.sdk import request_resources
 
 from pipeline.errors import NormscopeError
 from pipeline.runtime.cores import count_cores
+from pipeline.runtime.ports import find_free_port
 
 Placement: TypeAlias = Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"]
 _ANSWER_S: Final = 10  # time limit of a cluster's answer
@@ -80,7 +81,7 @@ def running_ray(
         ray.init(
             address="local",
             num_cpus=cpus,
-            dashboard_port=_find_free_port(),  # the usual one is for a Ray that lives on
+            dashboard_port=find_free_port(),  # the usual one is for a Ray that lives on
             log_to_driver=False,
             logging_level=logging.WARNING,
         )
@@ -91,13 +92,6 @@ def running_ray(
         yield
     finally:
         ray.shutdown()
-
-
-def _find_free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-    return port
 
 
 def is_node_of(address: str) -> bool:

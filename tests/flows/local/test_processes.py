@@ -17,8 +17,9 @@ import psutil
 import pytest
 
 from flows.local import processes
-from flows.local.loopback import ServiceError, answers, find_free_port, require_free_port
+from flows.local.loopback import ServiceError, answers, require_free_port
 from flows.local.processes import Service
+from pipeline.runtime.ports import find_free_port
 
 # Serves a folder, with a child in a session of its own that shrugs off SIGTERM.
 SERVER = """
