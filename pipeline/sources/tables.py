@@ -173,12 +173,12 @@ def _find_delimiter(first: str, names: Mapping[str, Collection[str]]) -> tuple[s
     """Find what separates cells from the first line, and whether that line says nothing else."""
     if hint := _HINT.fullmatch(first):
         return hint[1], True
-    known = {_fold(other) for others in names.values() for other in others}
+    known = {fold_title(other) for others in names.values() for other in others}
     unquoted = re.sub('"[^"]*"', "", first)
 
     def rank(mark: str) -> tuple[int, bool]:
         cells = next(csv.reader([first], delimiter=mark, skipinitialspace=True), [])
-        return len({_fold(cell) for cell in cells} & known), mark in unquoted
+        return len({fold_title(cell) for cell in cells} & known), mark in unquoted
 
     return max(_DELIMITERS, key=rank), False
 
@@ -222,15 +222,15 @@ def _find_columns(
     """Our name -> index of the first column of one of its names, if possible one with content."""
     positions: dict[str, list[int]] = {}
     for at, title in enumerate(titles):
-        positions.setdefault(_fold(title), []).append(at)
+        positions.setdefault(fold_title(title), []).append(at)
     found = {}
     for name, candidates in names.items():
-        places = [at for other in candidates for at in positions.get(_fold(other), ())]
+        places = [at for other in candidates for at in positions.get(fold_title(other), ())]
         if places:
             filled = (at for at in places if any(_cell(row, at) for _, row in lines))
             found[name] = next(filled, places[0])
             title = titles[found[name]]
-            _require_agreement(url, title, positions[_fold(title)], lines)
+            _require_agreement(url, title, positions[fold_title(title)], lines)
     return found
 
 
@@ -256,12 +256,12 @@ def _require_closed(
     remedy: str,
 ) -> None:
     """Refuse a table of which something would be left out."""
-    meaning = {_fold(other): name for name, others in names.items() for other in others}
+    meaning = {fold_title(other): name for name, others in names.items() for other in others}
     seen: dict[str, str] = {}
     for title in titles:
-        name = meaning.get(_fold(title))
+        name = meaning.get(fold_title(title))
         if name is None and title:
-            near = get_close_matches(_fold(title), meaning, 1, _NEAR)
+            near = get_close_matches(fold_title(title), meaning, 1, _NEAR)
             hint = f"; the nearest known one is `{meaning[near[0]]}`" if near else ""
             raise SourceError(url, f"unknown column {title!r}{hint}", remedy)
         if name in seen:
@@ -276,7 +276,13 @@ def _require_closed(
             raise SourceError(url, problem, "Name the column, or quote cells that hold a comma")
 
 
-def _fold(title: str) -> str:
+def fold_title(title: str) -> str:
+    """Fold a title or word: case of letters, and blanks, hyphens or underscores, do not matter.
+
+    Examples:
+        >>> fold_title(" Pleural-thickening")
+        'pleural_thickening'
+    """
     return re.sub(r"[\s_-]+", "_", title.strip().lower())
 
 
@@ -293,8 +299,7 @@ def parse_label(cell: str, given: Mapping[str, Label] = MappingProxyType({})) ->
     for other, label in given.items():
         if _fold_number(other.lower()) == word:
             return label
-    usual = (label for other, label in LABEL_WORDS.items() if _fold_number(other) == word)
-    return Label.UNKNOWN if word in EMPTY_WORDS else next(usual, None)
+    return Label.UNKNOWN if word in EMPTY_WORDS else _USUAL_LABELS.get(word)
 
 
 @lru_cache(maxsize=1024)
@@ -303,6 +308,9 @@ def _fold_number(word: str) -> str:
         return str(float(word.replace(",", ".")) + 0.0)  # which makes -0 0
     except ValueError:
         return word
+
+
+_USUAL_LABELS: Final = {_fold_number(word): label for word, label in LABEL_WORDS.items()}
 
 
 def parse_name(cell: str) -> str:

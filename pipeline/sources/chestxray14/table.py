@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from pipeline.dicom.header import parse_age
 from pipeline.errors import SettingsError
 from pipeline.records import Label, ManifestEntry, Scalar, SourceImage, Split
 from pipeline.sources.listing import ImageFile, TableMatch
-from pipeline.sources.tables import parse_sex
+from pipeline.sources.tables import fold_title, parse_sex
 
 Views: TypeAlias = Literal["PA", "AP", "all"]
 VIEW_POSITIONS: Final = frozenset({"PA", "AP"})
@@ -33,6 +32,13 @@ FINDINGS: Final = (
     "Pneumonia",
     "Pneumothorax",
 )
+# The later releases of the data set say `Infiltrate` in their boxes.
+_OFFICIAL: Final = {
+    **{fold_title(name): name for name in (NO_FINDING, *FINDINGS)},
+    "infiltrate": "Infiltration",
+}
+_WORDS: Final = frozenset(_OFFICIAL.values())
+_KNOWN: Final = frozenset(FINDINGS)
 
 COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
     "image": ("Image Index",),
@@ -105,7 +111,7 @@ class RadiographRows:
         if "age" in row and parse_age(age) < 0:
             matched.ignore_cell(name, "Patient Age", age)
         found = _split_findings(row["findings"])
-        if not found or not _KNOWN.union({NO_FINDING}).issuperset(found):
+        if not found or not _WORDS.issuperset(found):
             matched.ignore_cell(name, "Finding Labels", row["findings"])
         columns: dict[str, Scalar] = {
             "view_position": view if view in VIEW_POSITIONS else "",
@@ -143,21 +149,17 @@ def check_findings(findings: Sequence[str]) -> frozenset[str]:
     """
     by_folded = {folded: name for folded, name in _OFFICIAL.items() if name != NO_FINDING}
     for name in findings:
-        if _fold(name) not in by_folded:
+        if fold_title(name) not in by_folded:
             raise SettingsError(
                 "findings", f"no finding {name!r} in ChestX-ray14", f"Use {', '.join(FINDINGS)}"
             )
-    return frozenset(by_folded[_fold(name)] for name in findings)
+    return frozenset(by_folded[fold_title(name)] for name in findings)
 
 
 def _split_findings(cell: str) -> list[str]:
     """Findings of a cell by their official names; words that are none stay as they are."""
     parts = [part.strip() for part in cell.split("|")]
-    return [_OFFICIAL.get(_fold(part), part) for part in parts if part]
-
-
-def _fold(word: str) -> str:
-    return re.sub(r"[\s_-]+", " ", word.strip()).casefold()
+    return [_OFFICIAL.get(fold_title(part), part) for part in parts if part]
 
 
 def _label_of(findings: Sequence[str]) -> Label:
@@ -165,11 +167,3 @@ def _label_of(findings: Sequence[str]) -> Label:
     if list(findings) == [NO_FINDING]:
         return Label.NORMAL
     return Label.ANOMALOUS if _KNOWN.intersection(findings) else Label.UNKNOWN
-
-
-# The later releases of the data set say `Infiltrate` in their boxes.
-_OFFICIAL: Final = {
-    **{_fold(name): name for name in (NO_FINDING, *FINDINGS)},
-    "infiltrate": "Infiltration",
-}
-_KNOWN: Final = frozenset(FINDINGS)
