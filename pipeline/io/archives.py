@@ -20,7 +20,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import IO, BinaryIO, Final, Literal
 
-from pipeline.errors import NormscopeError, SourceError
+from pipeline.errors import SourceError
 from pipeline.io.ranges import open_by_range
 from pipeline.io.scratch import Copy, Scratch
 from pipeline.io.storage import ObjectInfo, describe, read_range
@@ -206,8 +206,6 @@ def _inflate(url: str, version: str, path: Path) -> None:
 def _refusing(url: str, remedy: str = _REMEDY) -> Iterator[None]:
     try:
         yield
-    except NormscopeError:
-        raise
     except _DAMAGED as error:
         raise SourceError(url, f"not a whole tar archive ({error})", remedy) from error
 

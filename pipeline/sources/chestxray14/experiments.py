@@ -62,9 +62,13 @@ def _read_members(url: str, experiment: Experiment) -> Iterator[tuple[str, bytes
                 if info.url.endswith(f"/{end}"):
                     yield part, read_bytes(info.url)
         return
-    with reading_tar(url, BytesIO(read_bytes(url)), "r:*", remedy=_REMEDY) as archive:
-        for member in archive:
-            part = next((part for end, part in ends.items() if member.name.endswith(end)), "")
-            content = archive.extractfile(member) if part else None
-            if content is not None:
-                yield part, content.read()
+    data = read_bytes(url)
+    try:
+        with reading_tar(url, BytesIO(data), "r:*", remedy=_REMEDY) as archive:
+            for member in archive:
+                part = next((part for end, part in ends.items() if member.name.endswith(end)), "")
+                content = archive.extractfile(member) if part else None
+                if content is not None:
+                    yield part, content.read()
+    except OSError as error:  # of a decompressor, as the bytes are in memory
+        raise SourceError(url, f"not a whole tar archive ({error})", _REMEDY) from error
