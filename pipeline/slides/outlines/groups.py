@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final, Literal, TypeAlias
 
 from pipeline.io.names import fold_name
@@ -28,7 +29,7 @@ def fold_group(name: str) -> str:
     return " ".join(fold_name(name).split())
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Groups:
     """Groups whose meaning is known.
 
@@ -42,15 +43,18 @@ class Groups:
     excluded: Collection[str] = EXCLUDED_GROUPS
     ignored: Collection[str] = ()
 
-    def find_role(self, annotation: Annotation) -> Role:
-        """Tell what an outline says: the nearest of its groups that is known decides."""
-        known: dict[str, Role] = {
+    @cached_property
+    def _roles(self) -> Mapping[str, Role]:
+        return {
             **{fold_group(name): "ignored" for name in self.ignored},
             **{fold_group(name): "excluded" for name in self.excluded},
             **{fold_group(name): "lesion" for name in self.lesion},
         }
+
+    def find_role(self, annotation: Annotation) -> Role:
+        """Tell what an outline says: the nearest of its groups that is known decides."""
         for name in annotation.lineage or ("",):
-            if role := known.get(fold_group(name)):
+            if role := self._roles.get(fold_group(name)):
                 return "excluded" if role == "lesion" and annotation.is_hole else role
         return "other"
 
