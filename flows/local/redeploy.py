@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import DeploymentScheduleUpdate, DeploymentUpdate
@@ -16,7 +16,10 @@ from prefect.client.schemas.responses import DeploymentResponse
 from prefect.events.schemas.automations import Automation, AutomationCore
 from prefect.exceptions import ObjectNotFound
 
-_TAKEN: tuple[str, ...] = ("paused", "concurrency_options", "work_pool_name", "work_queue_name")
+_TAKEN: Final = (
+    *("parameters", "job_variables", "tags", "paused", "concurrency_options"),
+    *("work_pool_name", "work_queue_name"),
+)
 
 
 @dataclass(frozen=True)
@@ -88,20 +91,21 @@ def _writable(automation: Automation) -> AutomationCore:
 
 def _list_changes(old: DeploymentResponse, new: DeploymentResponse) -> dict[str, Any]:
     """What differs from before, as fields of an update."""
-    wanted: dict[str, Any] = {name: getattr(old, name) for name in _TAKEN}
-    wanted["parameters"] = {**new.parameters, **old.parameters}
-    wanted["job_variables"] = _merge(new.job_variables, old.job_variables)
-    wanted["tags"] = [*old.tags, *(tag for tag in new.tags if tag not in old.tags)]
-    limit = old.global_concurrency_limit
-    wanted["concurrency_limit"] = limit.limit if limit is not None else None
-    now = {name: getattr(new, name) for name in wanted if name != "concurrency_limit"}
-    limit = new.global_concurrency_limit
-    now["concurrency_limit"] = limit.limit if limit is not None else None
-    changes = {name: value for name, value in wanted.items() if value != now[name]}
-    schedules = _merge_schedules(old, new)
-    if schedules != _describe_schedules(new):
-        changes["schedules"] = schedules
-    return changes
+    now = {**_describe(new), "schedules": _describe_schedules(new)}
+    wanted = {
+        **_describe(old),
+        "parameters": {**new.parameters, **old.parameters},
+        "job_variables": _merge(new.job_variables, old.job_variables),
+        "tags": [*old.tags, *(tag for tag in new.tags if tag not in old.tags)],
+        "schedules": _merge_schedules(old, new),
+    }
+    return {name: value for name, value in wanted.items() if value != now[name]}
+
+
+def _describe(deployment: DeploymentResponse) -> dict[str, Any]:
+    limit = deployment.global_concurrency_limit
+    known = {name: getattr(deployment, name) for name in _TAKEN}
+    return {**known, "concurrency_limit": limit.limit if limit is not None else None}
 
 
 def _merge(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
