@@ -60,7 +60,7 @@ _PROXIES: Final = (
 )
 # What Ray adds to it are about 77 characters, and a socket's path ends at 107.
 _SOCKETS_FOLDER_LENGTH: Final = 30
-_HERE: Final = {"localhost", "::1", "local", "auto"}
+_HERE: Final = {*_LOOPBACK_NAMES, "local", "auto"}
 _SHARED: Final = ("s3://", "file://")
 
 

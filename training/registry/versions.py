@@ -53,8 +53,8 @@ _FILES: Final = {
     "threshold": "threshold.json",
 }
 _RECORDS: Final = ("ingest", "calibration", "threshold")
-# Libraries that the model's code imports where it is loaded without this package.
 _MOST_VERSIONS: Final = 10_000  # of a model, in one answer of MLflow
+# Libraries that the model's code imports where it is loaded without this package.
 _REQUIREMENTS: Final = ("mlflow", "numpy", "torch", "safetensors", "pydantic")
 # The modules that score, which each version keeps a copy of.
 _CODE: Final = (
