@@ -7,9 +7,8 @@ another `NORMSCOPE_TEST_FUZZ_SEED` tries other damage. `tests/pipeline/dicom` do
 from __future__ import annotations
 
 import json
-import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
@@ -28,11 +27,11 @@ from pipeline.io.archives import list_members
 from pipeline.io.storage import describe, write_bytes
 from pipeline.slides.annotations import parse_annotations
 from pipeline.sources.images import list_images
+from tests.support.damaged import damage, read_seconds
 from tests.support.made.archives import pack
 from tests.support.made.slides import make_pixels, write_asap
 
-SECONDS: Final = float(os.environ.get("NORMSCOPE_TEST_FUZZ_S", "1"))
-SEED: Final = int(os.environ.get("NORMSCOPE_TEST_FUZZ_SEED", "7"))
+SECONDS: Final = read_seconds(1.0)
 FEWEST: Final = 20
 """Of the damaged files so many are tried at least, however busy the machine."""
 LONGEST_S: Final = 20
@@ -81,29 +80,6 @@ def make_annotations(folder: Path) -> list[bytes]:
     return [asap.read_bytes(), json.dumps(collection).encode()]
 
 
-def damage(whole: list[bytes], seed: int) -> Iterator[bytes]:
-    """Endless contents with bytes changed, cut out, doubled or cut off."""
-    random = np.random.default_rng(seed)
-    while True:
-        data = bytearray(whole[random.integers(len(whole))])
-        for _ in range(int(random.integers(1, 6))):
-            at, size = int(random.integers(len(data))), int(random.integers(1, 9))
-            kind = random.integers(10)
-            if kind < 5:
-                data[at] = random.integers(256)
-            elif kind < 7:
-                data[at] = random.choice((0, 1, 0x22, 0x7F, 0x80, 0xFF))
-            elif kind == 7:
-                del data[at : at + size]
-            elif kind == 8:
-                data[at:at] = data[at : at + size]
-            elif random.random() < 0.2:
-                del data[at:]
-            if len(data) < 16:
-                break
-        yield bytes(data)
-
-
 def hang(signum: int, frame: FrameType | None) -> None:
     raise TimeoutError(f"no end after {LONGEST_S} s")
 
@@ -115,7 +91,7 @@ def look(whole: list[bytes], parse: Callable[[bytes], object], kept: Path) -> No
     count, end = 0, monotonic() + SECONDS
     before = signal.signal(signal.SIGALRM, hang)
     try:
-        for data in damage(whole, SEED):
+        for data in damage(whole):
             kept.write_bytes(data)
             signal.alarm(LONGEST_S)
             with suppress(NormscopeError):

@@ -7,10 +7,8 @@ decoder that aborts is seen, and the damaged file is kept where it can be looked
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from time import monotonic
@@ -39,10 +37,10 @@ from pipeline.dicom.header import HEADER_TAGS
 from pipeline.dicom.parse import parse_header
 from pipeline.errors import SourceError
 from pipeline.images.reader import decode_source
+from tests.support.damaged import damage, read_seconds
 from tests.support.made.dicom import make_dicom, make_lut, ramp, write_dicom
 
-SECONDS: Final = float(os.environ.get("NORMSCOPE_TEST_FUZZ_S", "1.5"))
-SEED: Final = int(os.environ.get("NORMSCOPE_TEST_FUZZ_SEED", "7"))
+SECONDS: Final = read_seconds(1.5)
 # Of many damaged files some must be decoded all the same, and some refused: else nothing is tried.
 LEAST_OF_EACH: Final = 10
 
@@ -108,34 +106,11 @@ def compress(stored: NDArray[Any], syntax: UID) -> Dataset:
     return film
 
 
-def damage(films: list[bytes], seed: int) -> Iterator[bytes]:
-    """Endless files with bytes changed, cut out, doubled or cut off."""
-    random = np.random.default_rng(seed)
-    while True:
-        data = bytearray(films[random.integers(len(films))])
-        for _ in range(int(random.integers(1, 6))):
-            at = int(random.integers(132, len(data)))
-            kind = random.integers(10)
-            if kind < 5:
-                data[at] = random.integers(256)
-            elif kind < 7:
-                data[at] = random.choice((0, 1, 0x7F, 0x80, 0xFF))
-            elif kind == 7:
-                del data[at : at + int(random.integers(1, 9))]
-            elif kind == 8:
-                data[at:at] = data[at : at + int(random.integers(1, 9))]
-            elif random.random() < 0.2:
-                del data[at:]
-            if len(data) < 140:
-                break
-        yield bytes(data)
-
-
 def look(kept: Path) -> tuple[int, int]:
     """Decode damaged files for some seconds; how many were decoded, and how many refused."""
     decoded = refused = 0
     end = monotonic() + SECONDS
-    for data in damage(make_films(), SEED):
+    for data in damage(make_films(), kept_bytes=132):
         kept.write_bytes(data)
         try:
             parse_header(BytesIO(data), "film", HEADER_TAGS)

@@ -12,15 +12,9 @@ from mlflow import MlflowClient
 from pipeline.errors import RegistryError
 from pipeline.store.dataset import Dataset
 from tests.support.registered import NAME, own_mlflow, register
-from tests.support.toys import make_dataset
 from training.registry.champion import read_ledger, rollback
 from training.registry.promotion import promote
 from training.registry.versions import load_champion, load_version, resolve, set_alias
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return make_dataset(str(tmp_path_factory.mktemp("dataset")), normals=8)
 
 
 @pytest.fixture
@@ -32,8 +26,7 @@ def ledgers(tmp_path: Path, dataset: Dataset) -> Iterator[str]:
         promote(NAME, dataset.url, ledgers_url=place)
         register(dataset, seed=5)
         set_alias(NAME, "champion", "2")
-        rollback_state = read_ledger(NAME, place)
-        assert rollback_state.champion == "2"
+        assert read_ledger(NAME, place).champion == "2"
         register(dataset, seed=7)
         yield place
 

@@ -13,18 +13,12 @@ from pipeline.errors import RegistryError
 from pipeline.io import storage
 from pipeline.store.dataset import Dataset
 from tests.support.registered import NAME, own_mlflow, register
-from tests.support.toys import make_dataset
 from training.registry import versions
 from training.registry.champion import read_ledger
 from training.registry.promotion import check_reproduction, promote
 from training.registry.versions import load_version, record_files, resolve
 
 EVIL = "from pathlib import Path\nPath({trace!r}).touch()\n"
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return make_dataset(str(tmp_path_factory.mktemp("dataset")), normals=8)
 
 
 @pytest.fixture
